@@ -1,0 +1,316 @@
+"""Settings: hosts.yml, group_data and the built-in defaults become one validated, typed object.
+
+Precedence, lowest first: the defaults below, `group_data/all.py`, `group_data/<group>.py` in the order in which
+hosts.yml lists the groups, the host's own `settings` in hosts.yml. Mappings are merged key by key, everything else is
+replaced. docs/configuration.md is generated from the field descriptions here.
+"""
+
+import difflib
+import ipaddress
+import re
+import runpy
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from atelier.errors import AtelierError
+
+SERVICES = ("comfyui", "forge")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]$")]
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts:
+        raise ValueError("must be an absolute path on the host, without '..', for example /srv/atelier")
+    if re.search(r"[^A-Za-z0-9._/+-]", path):
+        raise ValueError("may hold letters, digits and . _ + - / only, so that every tool on the host reads it alike")
+    return str(PurePosixPath(path))
+
+
+HostPath = Annotated[str, AfterValidator(_absolute)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServiceSettings(_Model):
+    """What both applications have in common."""
+
+    enabled: bool = Field(True, description="Whether this service is deployed on the host.")
+    container: ContainerName = Field(description="Name of the container and of its compose project.")
+    port: Port = Field(description="Port that the gateway publishes for this service.")
+    gpu: str | None = Field(
+        None, description="Which GPU: an index, a UUID or a part of the name. Unset: the only one there is."
+    )
+    memory_limit: Size | None = Field(
+        None, description="Upper bound on memory, for example `48g`; used where the host has the controller."
+    )
+    cpu_limit: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Upper bound on CPUs, for example 8; used where the host has the controller."
+    )
+    shm_size: Size = Field("2g", description="Size of /dev/shm in the container (Docker's default of 64 MB is too small).")
+
+
+class ComfyUISettings(ServiceSettings):
+    """ComfyUI with ComfyUI-Login."""
+
+    container: ContainerName = Field("comfyui-qwen", description="Name of the container and of its compose project.")
+    port: Port = Field(8188, description="Port that the gateway publishes for ComfyUI.")
+
+
+class ForgeSettings(ServiceSettings):
+    """Stable Diffusion WebUI Forge."""
+
+    container: ContainerName = Field("forge-turbo", description="Name of the container and of its compose project.")
+    port: Port = Field(7860, description="Port that the gateway publishes for Forge.")
+
+
+class ServicesSettings(_Model):
+    """The applications."""
+
+    comfyui: ComfyUISettings = ComfyUISettings()
+    forge: ForgeSettings = ForgeSettings()
+
+
+class TlsSettings(_Model):
+    """Transport security of the gateway."""
+
+    mode: Literal["off", "internal", "files"] = Field(
+        "off",
+        description="`off`; `internal`: a CA of the gateway's own; `files`: your certificate and key on the host.",
+    )
+    certificate: HostPath | None = Field(None, description="Path on the host of the certificate chain (mode `files`).")
+    key: HostPath | None = Field(None, description="Path on the host of the private key (mode `files`).")
+
+
+class ModelsSettings(_Model):
+    """Weights."""
+
+    lock: str = Field("locks/models.yml", description="The lock file that names every weight with its sha256.")
+    sets: list[str] = Field(["qwen-edit-2509", "sdxl-turbo"], description="Which sets of the lock file this host needs.")
+    mirrors: list[Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]] = Field(
+        [], description="Base URLs tried before the hub, each laid out as the store is: `<mirror>/<directory>/<file>`."
+    )
+
+
+class ImagesSettings(_Model):
+    """Container images."""
+
+    base: Annotated[str, Field(pattern=r"^\S+@sha256:[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="A registry image to use as base, pinned by digest. Unset: made on the host from Debian's archive.",
+    )
+    archive_dir: HostPath | None = Field(
+        None, description="Directory on the host where built images are kept as archives and looked for before building."
+    )
+
+
+class DockerSettings(_Model):
+    """Docker's daemon."""
+
+    log_max_size: Size = Field("10m", description="A container's log is rotated at this size.")
+    log_max_file: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Rotated logs kept for each container.")
+
+
+class TimeoutSettings(_Model):
+    """Seconds that slow steps may take; a time-out is a failure named as one, never a measurement."""
+
+    build: Annotated[int, Field(ge=60)] = Field(3600, description="Building one image.")
+    start: Annotated[int, Field(ge=10)] = Field(300, description="From starting a container to healthy.")
+    generation: Annotated[int, Field(ge=10)] = Field(900, description="One generation, a cold model load included.")
+
+
+class Settings(_Model):
+    """Everything that can be chosen for one host."""
+
+    profile: Literal["gpu", "cpu"] = Field("gpu", description="`gpu`, or `cpu` for a machine without one (the sandbox).")
+    config_root: HostPath = Field("/opt/atelier", description="Directory on the host for everything rendered.")
+    data_root: HostPath = Field("/srv/atelier", description="Directory on the host for weights, outputs and state.")
+    service_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")] = Field(
+        "atelier", description="System user without login that the containers run as."
+    )
+    service_uid: Annotated[int, Field(ge=200, le=60000)] = Field(
+        10001, description="Its user and group id, the same in every image."
+    )
+    bind_address: str = Field("127.0.0.1", description="Address that the gateway publishes the ports on.")
+    allow_plaintext: bool = Field(False, description="Allow an address other than loopback without TLS.")
+    allow_query_token: bool = Field(False, description="Accept `?token=` in a URL (it ends up in logs and histories).")
+    gateway_container: ContainerName = Field("gateway", description="Name of the gateway's container.")
+    max_upload_mb: Annotated[int, Field(ge=1, le=100000)] = Field(500, description="Largest request body in MB.")
+    services: ServicesSettings = ServicesSettings()
+    tls: TlsSettings = TlsSettings()
+    models: ModelsSettings = ModelsSettings()
+    images: ImagesSettings = ImagesSettings()
+    docker: DockerSettings = DockerSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    minimum_disk_gb: Annotated[int, Field(ge=1)] = Field(
+        90, description="Free space that preflight asks for before a first deploy (weights, images, build)."
+    )
+    minimum_memory_gb: Annotated[int, Field(ge=1)] = Field(30, description="Memory that preflight asks for.")
+
+    @model_validator(mode="after")
+    def _possible_together(self) -> "Settings":
+        try:
+            address = ipaddress.ip_address(self.bind_address)
+        except ValueError:
+            raise ValueError(
+                f"bind_address: {self.bind_address!r} is not an IP address; use 127.0.0.1, or 0.0.0.0 with tls.mode set"
+            ) from None
+        if not address.is_loopback and self.tls.mode == "off" and not self.allow_plaintext:
+            raise ValueError(
+                f"bind_address: {address} is reachable from outside and tls.mode is off, so passwords would travel in the "
+                "clear; set tls.mode, or bind 127.0.0.1 and use `make tunnel`, or set allow_plaintext: true"
+            )
+        enabled = self.enabled()
+        if not enabled:
+            raise ValueError("services: every service is disabled; enable at least one")
+        ports = [service.port for service in enabled.values()]
+        if len(set(ports)) < len(ports):
+            raise ValueError(
+                f"services: comfyui.port and forge.port are both {ports[0]}; give each service a port of its own"
+            )
+        names = [service.container for service in enabled.values()] + [self.gateway_container]
+        if len(set(names)) < len(names):
+            raise ValueError(f"services: container names clash ({', '.join(names)}); give each its own")
+        nested = [PurePosixPath(self.config_root), PurePosixPath(self.data_root)]
+        if nested[0] == nested[1] or nested[0] in nested[1].parents or nested[1] in nested[0].parents:
+            raise ValueError("config_root and data_root: one lies inside the other; use two separate directories")
+        if (self.tls.mode == "files") != bool(self.tls.certificate and self.tls.key):
+            raise ValueError("tls: mode `files` needs certificate and key, and they need mode `files`")
+        return self
+
+    def enabled(self) -> dict[str, ServiceSettings]:
+        """The services deployed on this host, by name (`comfyui`, `forge`)."""
+        everything: dict[str, ServiceSettings] = {"comfyui": self.services.comfyui, "forge": self.services.forge}
+        return {name: service for name, service in everything.items() if service.enabled}
+
+
+Layer = tuple[str, Mapping[str, Any]]
+"""Where the values come from (file and place in it, as a message names it), and the values."""
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key; any other value of `over` replaces that of `base`."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def build_settings(layers: Iterable[Layer]) -> Settings:
+    """Merge the layers, lowest precedence first, and validate the whole.
+
+    Raises AtelierError with one line for each problem: origin, key, what is wrong, what would be right.
+    """
+    layers = list(layers)
+    merged: dict[str, Any] = {}
+    for _, values in layers:
+        merged = merge(merged, values)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        problems = [_explain(details, layers) for details in error.errors()]
+        raise AtelierError("\n".join(problems), "nothing was touched; mend the settings and run the command again") from None
+
+
+def _origin(location: tuple[str, ...], layers: list[Layer]) -> str:
+    """The layer of highest precedence that holds the longest part of the key."""
+    best, depth = "settings", 0
+    for name, values in layers:
+        here: Any = values
+        reached = 0
+        for part in location:
+            if not isinstance(here, Mapping) or part not in here:
+                break
+            here = here[part]
+            reached += 1
+        if reached >= max(depth, 1):
+            best, depth = name, reached
+    return best
+
+
+def _explain(details: ErrorDetails, layers: list[Layer]) -> str:
+    location = tuple(str(part) for part in details["loc"])
+    message = details["msg"].removeprefix("Value error, ")
+    if not location:
+        location = (message.partition(":")[0],)
+        return f"{_origin(location, layers)}: {message}"
+    key = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(sorted(known))}"
+        return f"{_origin(location, layers)}: {key}: unknown key; {remedy}"
+    return f"{_origin(location, layers)}: {key}: {details['input']!r}: {message}"
+
+
+def _known_keys(path: tuple[str, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+class HostEntry(_Model):
+    """One host of hosts.yml."""
+
+    address: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+@)?[A-Za-z0-9._:\[\]-]+$")]
+    groups: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]] = []
+    settings: dict[str, Any] = {}
+
+
+def read_hosts(path: Path) -> dict[str, HostEntry]:
+    """The hosts of a hosts.yml by name. Raises AtelierError naming file, key, problem and remedy."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AtelierError(f"{path.name}: not readable as YAML: {error}", "see hosts.example.yml") from None
+    if not isinstance(document, dict) or set(document) != {"hosts"} or not isinstance(document["hosts"], dict):
+        raise AtelierError(f"{path.name}: expected one key, `hosts`, with a name for each host", "see hosts.example.yml")
+    hosts: dict[str, HostEntry] = {}
+    for name, entry in document["hosts"].items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("sandbox", "all"):
+            raise AtelierError(
+                f"{path.name}: hosts.{name}: not a usable name",
+                "use letters, digits, `.`, `_`, `-`; `sandbox` and `all` are taken",
+            )
+        try:
+            hosts[name] = HostEntry.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(["hosts", name, *(str(part) for part in first["loc"])])
+            raise AtelierError(f"{path.name}: {key}: {first['msg']}", "see hosts.example.yml") from None
+    return hosts
+
+
+def read_group(directory: Path, group: str, required: bool) -> Layer:
+    """The public lower-case names of `group_data/<group>.py`, as pyinfra reads such a file."""
+    path = directory / f"{group}.py"
+    origin = f"group_data/{group}.py"
+    if not path.exists():
+        if required:
+            known = ", ".join(sorted(file.stem for file in directory.glob("*.py"))) or "none"
+            raise AtelierError(f"hosts.yml: group `{group}` has no {origin}", f"make that file, or use one of: {known}")
+        return origin, {}
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:
+        raise AtelierError(f"{origin}: {type(error).__name__}: {error}", "group data is plain Python assignments") from None
+    values = {name: value for name, value in names.items() if not name.startswith("_") and name.islower()}
+    return origin, {name: value for name, value in values.items() if not callable(value) and not _is_module(value)}
+
+
+def _is_module(value: object) -> bool:
+    return type(value).__name__ == "module"

@@ -1,0 +1,161 @@
+"""What this computer is configured to fetch packages from: pure parsers, and two functions that read the files.
+
+No host name of an archive is written here: the sandbox may reach what its computer was told to use, and nothing else.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEBIAN_SUITES = frozenset(
+    "bullseye bookworm trixie forky sid oldoldstable oldstable stable testing unstable".split()
+)
+
+
+@dataclass(frozen=True)
+class AptSource:
+    """One ``deb`` archive: an address, a suite, its components and the key ring named for it."""
+
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+    signed_by: str = ""
+
+
+@dataclass(frozen=True)
+class DebianArchive:
+    """Where Debian comes from; ``security`` is empty when the computer names no security archive."""
+
+    main: str
+    security: str
+
+
+def parse_one_line(text: str) -> Iterator[AptSource]:
+    """The entries of a ``sources.list``: ``deb [options] uri suite component...``."""
+    for line in text.splitlines():
+        found = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*([^#]*)", line)
+        if not found:
+            continue
+        options, uri, suite, components = found.groups()
+        signed_by = re.search(r"signed-by=(\S+)", options or "", re.IGNORECASE)
+        yield AptSource(uri, suite, tuple(components.split()), signed_by.group(1) if signed_by else "")
+
+
+def parse_deb822(text: str) -> Iterator[AptSource]:
+    """The entries of a ``*.sources`` file (deb822), one for each address and suite."""
+    uncommented = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    for stanza in re.split(r"\n\s*\n", uncommented):
+        fields: dict[str, str] = {}
+        key = ""
+        for line in stanza.splitlines():
+            if line[:1].isspace():
+                fields[key] = f"{fields.get(key, '')} {line.strip()}"
+            elif ":" in line:
+                key, value = line.split(":", 1)
+                key = key.strip().lower()
+                fields[key] = value.strip()
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false"):
+            continue
+        for uri in fields.get("uris", "").split():
+            for suite in fields.get("suites", "").split():
+                yield AptSource(uri, suite, tuple(fields.get("components", "").split()), fields.get("signed-by", ""))
+
+
+def debian_archive(sources: Iterable[AptSource]) -> DebianArchive | None:
+    """The Debian archive among the computer's sources, or None (Ubuntu, or only third parties).
+
+    Third parties use Debian's suite names too, so the entry that looks most like Debian's own wins: its key ring,
+    its path, and ``-updates`` beside it.
+    """
+    known = [source for source in sources if urlsplit(source.uri).scheme in ("http", "https")]
+
+    def likeness(source: AptSource) -> int:
+        updates = any(other.uri == source.uri and other.suite == f"{source.suite}-updates" for other in known)
+        path = urlsplit(source.uri).path.rstrip("/")
+        return 2 * ("debian-archive" in source.signed_by) + (path.endswith("/debian")) + 2 * updates
+
+    candidates = [source for source in known if source.suite in DEBIAN_SUITES and "main" in source.components]
+    best = max(candidates, key=likeness, default=None)
+    if best is None or likeness(best) == 0:
+        return None
+    security = (source.uri for source in known if source.suite.removesuffix("-security") in DEBIAN_SUITES
+                and source.suite.endswith("-security") and "main" in source.components)
+    return DebianArchive(best.uri.rstrip("/"), next(security, "").rstrip("/"))
+
+
+def apt_sources(root: Path = Path("/etc/apt")) -> list[AptSource]:
+    """Every archive that apt on this computer is configured for."""
+    found: list[AptSource] = []
+    lists = [root / "sources.list", *sorted((root / "sources.list.d").glob("*.list"))]
+    for path in lists:
+        if path.is_file():
+            found += parse_one_line(path.read_text(errors="replace"))
+    for path in sorted((root / "sources.list.d").glob("*.sources")):
+        found += parse_deb822(path.read_text(errors="replace"))
+    return found
+
+
+def pip_index_urls(environment: Mapping[str, str], files: Iterable[str]) -> tuple[str, list[str]]:
+    """``(index, extra indexes)`` as pip would read them: the environment over the files, later files over earlier ones.
+
+    ``index`` is empty where nothing is configured: pip then uses its own default. ``files`` are the texts of pip.conf.
+    """
+    index, extra = "", ""
+    for text in files:
+        parser = configparser.RawConfigParser()
+        parser.read_string(text)
+        for section in ("global", "install", "download"):
+            index = parser.get(section, "index-url", fallback=index)
+            extra = parser.get(section, "extra-index-url", fallback=extra)
+    index = environment.get("PIP_INDEX_URL", index)
+    extra = environment.get("PIP_EXTRA_INDEX_URL", extra)
+    return index.strip(), extra.split()
+
+
+def pip_configuration_files(environment: Mapping[str, str], home: Path) -> list[Path]:
+    """The pip.conf files of this computer, lowest priority first (pip's documented order)."""
+    if environment.get("PIP_CONFIG_FILE") == os.devnull:
+        return []
+    config_home = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+    paths = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf"), home / ".pip/pip.conf", config_home / "pip/pip.conf",
+             Path(sys.prefix) / "pip.conf"]
+    if environment.get("PIP_CONFIG_FILE"):
+        paths.append(Path(environment["PIP_CONFIG_FILE"]))
+    return [path for path in paths if path.is_file()]
+
+
+def pip_default_hosts() -> set[str]:
+    """The hosts pip uses when no index is configured, asked from the nearest pip itself (installed or bundled)."""
+    bundled = [*Path("/usr/share/python-wheels").glob("pip-*.whl")]
+    for folder in {Path(os.__file__).parent, Path("/usr/lib/python3")}:
+        bundled += (folder / "ensurepip/_bundled").glob("pip-*.whl")
+    question = "from pip._internal.models.index import PyPI as i; print(i.netloc, i.file_storage_domain)"
+    for interpreter in (sys.executable, "/usr/bin/python3"):
+        for path in ["", *map(str, bundled)]:
+            environment = {**os.environ, "PYTHONPATH": path} if path else dict(os.environ)
+            answer = subprocess.run([interpreter, "-c", question], env=environment, capture_output=True, text=True)
+            if answer.returncode == 0:
+                return set(answer.stdout.split())
+    return set()
+
+
+def hosts_of(urls: Iterable[str]) -> set[str]:
+    """The host names in the addresses; local folders have none."""
+    return {host for host in (urlsplit(url).hostname for url in urls) if host}
+
+
+def allowed_hosts(environment: Mapping[str, str], home: Path) -> frozenset[str]:
+    """Every host that the sandbox's proxy may connect to: this computer's apt archives and package indexes."""
+    index, extra = pip_index_urls(environment, [path.read_text() for path in pip_configuration_files(environment, home)])
+    hosts = hosts_of(source.uri for source in apt_sources()) | hosts_of(extra)
+    # An index may keep its files elsewhere; only pip's default one is known to (its own code names both hosts).
+    hosts |= hosts_of([index]) if index else pip_default_hosts()
+    return frozenset(hosts)
