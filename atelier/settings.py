@@ -144,6 +144,9 @@ class Settings(_Model):
     allow_plaintext: bool = Field(False, description="Allow an address other than loopback without TLS.")
     allow_query_token: bool = Field(False, description="Accept `?token=` in a URL (it ends up in logs and histories).")
     gateway_container: ContainerName = Field("gateway", description="Name of the gateway's container.")
+    proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
+        None, description="HTTP proxy through which the host reaches package indexes and weights. apt keeps its own settings."
+    )
     max_upload_mb: Annotated[int, Field(ge=1, le=100000)] = Field(500, description="Largest request body in MB.")
     services: ServicesSettings = ServicesSettings()
     tls: TlsSettings = TlsSettings()

@@ -1,0 +1,135 @@
+"""Facts about the host, gathered by one shell script in one round trip before anything is changed."""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from atelier.settings import Settings
+
+SECTION = "::atelier::"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening TCP socket. `process` is empty when the owner could not be seen."""
+
+    address: str
+    port: int
+    process: str
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What decisions rest on. Sizes in bytes, times in seconds since the epoch."""
+
+    os_id: str = ""
+    os_codename: str = ""
+    os_name: str = ""
+    architecture: str = ""
+    kernel: str = ""
+    memory: int = 0
+    clock: int = 0
+    disk_free: dict[str, int] = field(default_factory=dict)
+    controllers: frozenset[str] = frozenset()
+    listeners: tuple[Listener, ...] = ()
+    packages: dict[str, str] = field(default_factory=dict)
+    containers: frozenset[str] = frozenset()
+    snap_docker: bool = False
+    lock_holder: str = ""
+    uid_owner: str = ""
+    service_user_uid: str = ""
+    instance: str = ""
+    schema: str = ""
+    deployed: bool = False
+    broken_packages: bool = False
+    unreachable: dict[str, str] = field(default_factory=dict)
+
+
+def script(settings: Settings, urls: Iterable[str]) -> str:
+    """A POSIX shell script that prints sections `::atelier::<name>` with one fact a line; it changes nothing."""
+    proxy = settings.proxy or ""
+    options = f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}" if proxy else ""
+    probes = "\n".join(
+        f"( timeout 30 /usr/lib/apt/apt-helper {options} -o Acquire::Retries=1 download-file {shlex.quote(url)} \"$t/{index}\" "
+        f">\"$t/{index}.log\" 2>&1 || printf '%s\\t%s\\n' {shlex.quote(url)} "
+        f"\"$(grep -m1 -E '^(E:|Err)' \"$t/{index}.log\" | tr '\\t' ' ')\" >>\"$t/unreachable\" ) &"
+        for index, url in enumerate(urls)
+    )
+    state = f"{settings.data_root}/state"
+    return f"""
+t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
+{probes}
+s() {{ echo "{SECTION}$1"; }}
+nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail "$p" | tail -n 1 | tr -d ' '; }}
+s os; cat /etc/os-release
+s uname; dpkg --print-architecture; uname -r
+s memory; awk '/^MemTotal/ {{print $2 * 1024}}' /proc/meminfo
+s clock; date +%s
+s disk; for p in {shlex.quote(settings.data_root)} /var/lib/docker; do printf '%s\\t%s\\n' "$p" "$(nearest "$p")"; done
+s controllers; cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null
+s listeners; ss -Hltnp 2>/dev/null
+s packages; dpkg-query -W -f '${{db:Status-Status}}\\t${{Package}}\\t${{Version}}\\n' \\
+  'docker*' 'containerd*' podman-docker runc mmdebstrap 2>/dev/null
+s containers; command -v docker >/dev/null && timeout 20 docker ps --format '{{{{.Names}}}}' 2>/dev/null
+s snap; [ -d /snap/docker ] && echo yes
+s lock; for f in /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock; do
+  p=$(command -v fuser >/dev/null && fuser "$f" 2>/dev/null | tr -d ' '); [ -n "$p" ] && tr '\\0' ' ' < "/proc/$p/cmdline"; done
+s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
+s instance; cat {shlex.quote(state)}/instance 2>/dev/null
+s schema; cat {shlex.quote(state)}/schema 2>/dev/null
+s deployed; [ -e {shlex.quote(state)}/deployed.json ] && echo yes
+s broken; dpkg --audit 2>/dev/null | head -n 1
+wait
+s unreachable; cat "$t/unreachable" 2>/dev/null
+:
+"""
+
+
+def parse(output: str) -> HostFacts:
+    """The facts from the script's output."""
+    sections: dict[str, list[str]] = {}
+    for line in output.splitlines():
+        if line.startswith(SECTION):
+            current = sections.setdefault(line.removeprefix(SECTION), [])
+        elif line.strip() and sections:
+            current.append(line)
+
+    def one(name: str, index: int = 0) -> str:
+        lines = sections.get(name, [])
+        return lines[index].strip() if len(lines) > index else ""
+
+    def pairs(name: str) -> dict[str, str]:
+        return {key: value for key, _, value in (line.partition("\t") for line in sections.get(name, []))}
+
+    release = {key: value.strip('"') for key, _, value in (line.partition("=") for line in sections.get("os", []))}
+    packages = [line.split("\t") for line in sections.get("packages", [])]
+    return HostFacts(
+        os_id=release.get("ID", ""),
+        os_codename=release.get("VERSION_CODENAME", ""),
+        os_name=release.get("PRETTY_NAME", ""),
+        architecture=one("uname"),
+        kernel=one("uname", 1),
+        memory=int(float(one("memory") or 0)),
+        clock=int(one("clock") or 0),
+        disk_free={path: int(free or 0) for path, free in pairs("disk").items()},
+        controllers=frozenset(one("controllers").split()),
+        listeners=tuple(_listener(line) for line in sections.get("listeners", [])),
+        packages={package[1]: package[2] for package in packages if package[0] == "installed"},
+        containers=frozenset(sections.get("containers", [])),
+        snap_docker=bool(one("snap")),
+        lock_holder=one("lock"),
+        uid_owner=one("uid"),
+        service_user_uid=one("user"),
+        instance=one("instance"),
+        schema=one("schema"),
+        deployed=bool(one("deployed")),
+        broken_packages=bool(one("broken")),
+        unreachable=pairs("unreachable"),
+    )
+
+
+def _listener(line: str) -> Listener:
+    fields = line.split()
+    address, _, port = fields[3].rpartition(":")
+    process = fields[5].split('"')[1] if len(fields) > 5 and '"' in fields[5] else ""
+    return Listener(address.partition("%")[0].strip("[]"), int(port), process)
