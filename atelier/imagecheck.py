@@ -1,0 +1,89 @@
+"""Whether some bytes are an image that a model could have made. Pure functions, no network, no files.
+
+What can be asked depends on the weights. Trained ones make pictures: not flat, not noise. Random ones (and the
+doubles) make something that decodes, has the right size and is not one single colour; more cannot be asked of them.
+"""
+
+import hashlib
+import io
+
+from PIL import Image, ImageChops, ImageStat
+
+from atelier.errors import AtelierError
+
+FLAT_DEVIATION = 2.0
+"""Standard deviation, in steps of 255, below which every channel counts as one colour."""
+
+NOISE_ROUGHNESS = 0.8
+"""White noise has 1.0, photographs below 0.5 (see `roughness`)."""
+
+LATENT_SCALE = 8
+"""Pixels for one latent value: noise that was decoded without being denoised is smooth below this scale."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """The whole image as RGB. Raises AtelierError where the bytes are no image or end too early."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            whole: Image.Image = image.convert("RGB")
+            return whole
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise AtelierError(f"not a whole image ({len(data)} bytes): {error}") from None
+
+
+def roughness(image: Image.Image) -> float:
+    """Mean squared difference of neighbouring pixels over twice the variance: 1 minus their correlation."""
+    grey = image.convert("L")
+    variance = ImageStat.Stat(grey).var[0]
+    if variance == 0:
+        return 0.0
+    width, height = grey.size
+    squares = []
+    for dx, dy in ((1, 0), (0, 1)):
+        if dx < width and dy < height:
+            neighbours = grey.crop((dx, dy, width, height)), grey.crop((0, 0, width - dx, height - dy))
+            squares.append(ImageStat.Stat(ImageChops.difference(*neighbours)).sum2[0] / ((width - dx) * (height - dy)))
+    return sum(squares) / len(squares) / (2 * variance) if squares else 0.0
+
+
+def problems(data: bytes, size: tuple[int, int], *, trained: bool) -> list[str]:
+    """What is wrong with an image; empty when nothing is.
+
+    size: width and height in pixels. trained: whether the weights were, so that it must be a picture.
+    """
+    try:
+        image = decode(data)
+    except AtelierError as error:
+        return [error.message]
+    found = []
+    if image.size != size:
+        found.append(f"is {image.width}x{image.height} instead of {size[0]}x{size[1]}")
+    deviation = max(ImageStat.Stat(image).stddev)
+    if deviation < FLAT_DEVIATION if trained else deviation == 0:
+        found.append(f"is flat: standard deviation {deviation:.2f} of 255")
+    if trained and not found:
+        if roughness(image) > NOISE_ROUGHNESS:
+            found.append(f"is noise: roughness {roughness(image):.2f}, pictures stay below {NOISE_ROUGHNESS}")
+        elif min(image.size) >= 16 * LATENT_SCALE:
+            small = image.reduce(LATENT_SCALE)
+            if roughness(small) > NOISE_ROUGHNESS:
+                found.append(f"is decoded noise: roughness {roughness(small):.2f} at the scale of the latents")
+    return found
+
+
+def filled_with(data: bytes, colour: tuple[int, int, int]) -> bool:
+    """Whether every pixel has this colour, give or take 1 for rounding."""
+    image = decode(data)
+    difference = ImageChops.difference(image, Image.new("RGB", image.size, colour))
+    return all(most <= 1 for _, most in ImageStat.Stat(difference).extrema)
+
+
+def pixel_hash(data: bytes) -> str:
+    """sha256 of size and pixels; a file's own hash would cover its metadata (prompt, seed) as well."""
+    image = decode(data)
+    return hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
+
+
+def pixels_equal(one: bytes, other: bytes) -> bool:
+    """Whether two files show the same picture."""
+    return pixel_hash(one) == pixel_hash(other)
