@@ -77,4 +77,4 @@ def sandbox_target(name: str, project: Path) -> Target:
         read_group(project / "group_data", SANDBOX, required=True),
     ]
     state = paths.cache_dir() / "sandbox" / name
-    return Target(name, "sandbox", Destination(name, config=state / "ssh_config"), build_settings(layers))
+    return Target(name, "sandbox", Destination(name, config=state / "ssh" / "config"), build_settings(layers))

@@ -4,11 +4,14 @@ pyinfra's own SSH connector speaks through paramiko, which knows a part of ssh_c
 (no TCP_NODELAY) and leaves uploads world-readable in /tmp for a moment (pyinfra #1085).
 """
 
+import base64
+import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import IOBase
-from typing import Any
+from typing import Any, ClassVar
 
+import gevent
 from gevent import subprocess
 from pyinfra.api.command import StringCommand
 from pyinfra.api.exceptions import ConnectError
@@ -28,12 +31,13 @@ class OpenSSHData(ConnectorData):
 
 
 class OpenSSHConnector(BaseConnector):
-    """Runs every command as root over `atelier.ssh.Ssh`; `commands` counts the round trips."""
+    """Runs every command as root over `atelier.ssh.Ssh`; `commands` counts the round trips, `watch` sees each output line."""
 
     handles_execution = True
     data_cls = OpenSSHData
     data_meta = {"ssh": DataMeta("An atelier.ssh.Ssh")}  # noqa: RUF012 - pyinfra reads it from the class
     commands = 0
+    watch: ClassVar[Callable[[str], None] | None] = None
 
     @property
     def ssh(self) -> Ssh:
@@ -72,13 +76,25 @@ class OpenSSHConnector(BaseConnector):
         data = stdin if isinstance(stdin, bytes) else "\n".join([stdin] if isinstance(stdin, str) else stdin).encode()
         arguments, prefix = self.ssh.root_command(script)
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        lines: list[OutputLine] = []
+        readers = [gevent.spawn(self._collect, name, getattr(process, name), lines) for name in ("stdout", "stderr")]
         try:
-            stdout, stderr = process.communicate(prefix + data, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise TimeoutError(f"no answer within {timeout} s") from None
-        lines = [OutputLine("stdout", line) for line in stdout.decode(errors="replace").splitlines()]
-        return process.returncode, lines + [OutputLine("stderr", line) for line in stderr.decode(errors="replace").splitlines()]
+            with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout} s")):
+                with contextlib.suppress(BrokenPipeError):  # the command ended without reading; its status says why
+                    process.stdin.write(prefix + data)
+                    process.stdin.close()
+                gevent.joinall(readers)
+                return process.wait(), lines
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+    def _collect(self, name: str, stream: Any, lines: list[OutputLine]) -> None:
+        for raw in stream:
+            line = raw.decode(errors="replace").rstrip("\r\n")
+            lines.append(OutputLine(name, line))
+            if self.watch:
+                self.watch(line)
 
     @override
     def put_file(
@@ -117,9 +133,8 @@ class OpenSSHConnector(BaseConnector):
         print_input: bool = False,
         **arguments: Any,
     ) -> bool:
-        result = self.ssh.run(f"cat {shlex.quote(remote_filename)}")
-        if result.status != 0:
-            return False
-        with get_file_io(filename_or_io, "wb") as stream:
-            stream.write(result.stdout.encode())
-        return True
+        status, lines = self._execute(f"base64 {shlex.quote(remote_filename)}", b"", None)
+        if status == 0:
+            with get_file_io(filename_or_io, "wb") as stream:
+                stream.write(base64.b64decode("".join(line.line for line in lines)))
+        return status == 0

@@ -1,0 +1,81 @@
+"""What a person reads: stages and steps with their time, a live line on a terminal, plain lines without one."""
+
+import sys
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.text import Text
+
+HEARTBEAT = 30  # seconds after which a step without a terminal says that it is still at work
+
+
+class Narrator:
+    """Tells a run as it happens. Steps that changed something get a line; the others count."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._live = self.console.status("") if self.console.is_terminal else None
+        self._stage = self._step = self._output = ""
+        self._started = 0.0
+        self._silent_since = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Narrator":
+        if self._live:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopped.set()
+        self._thread.join()
+        if self._live:
+            self._live.stop()
+
+    def begin(self, stage: str, step: str) -> None:
+        """A step begins."""
+        if stage != self._stage:
+            self._stage = stage
+            self.console.print(Text(stage, style="bold"))
+        self._step, self._output = step, ""
+        self._started = self._silent_since = time.monotonic()
+
+    def output(self, line: str) -> None:
+        """A line that the current step printed; a terminal shows the last one."""
+        if line.strip():
+            self._output = line.strip()
+
+    def end(self, *, changed: bool) -> None:
+        """The current step is done."""
+        if changed:
+            self.done(self._step, time.monotonic() - self._started)
+        self._step = ""
+
+    def done(self, what: str, seconds: float) -> None:
+        """Something was done."""
+        self.console.print(Text.assemble(("  + ", "green"), what, (f"  ({seconds:.1f} s)", "dim")))
+
+    def say(self, line: str = "", style: str = "") -> None:
+        """A line of its own."""
+        self.console.print(Text(line, style=style), soft_wrap=True)
+
+    def _tick(self) -> None:
+        while not self._stopped.wait(0.2):
+            step, now = self._step, time.monotonic()
+            if not step:
+                continue
+            if self._live:
+                room = max(self.console.width - len(step) - 20, 0)
+                self._live.update(Text(f"{step} ({now - self._started:.0f} s) {self._output[:room]}"))
+            elif now - self._silent_since >= HEARTBEAT:
+                self._silent_since = now
+                self.console.print(f"    ... {step}: {now - self._started:.0f} s so far", style="dim")
+
+
+def fail(message: str) -> None:
+    """The one message of a command that could not do its work."""
+    Console(stderr=True, highlight=False).print(Text(f"Error: {message}", style="red"), soft_wrap=True)
+    sys.stderr.flush()

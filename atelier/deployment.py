@@ -1,0 +1,154 @@
+"""What a deploy will bring about on one host: everything the stages need, decided before the first change."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from atelier import SCHEMA, render
+from atelier.credentials import Credentials
+from atelier.hostfacts import HostFacts
+from atelier.images import ImageBuild
+from atelier.models import DIRECTORIES, Weight
+from atelier.settings import Settings
+from atelier.tree import Directory, Entry, File
+
+DOCKER_CE = ("docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin")
+DOCKER_DEBIAN = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
+DOCKER_CONFLICTS = ("docker.io", "docker-doc", "docker-compose", "docker-compose-v2", "podman-docker", "containerd", "runc")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One deploy of one host."""
+
+    settings: Settings
+    facts: HostFacts
+    credentials: Credentials
+    builds: tuple[ImageBuild, ...]
+    weights: tuple[Weight, ...]
+    sources: str
+
+    def image_tags(self) -> dict[str, str]:
+        """Tag by image name."""
+        return {build.name: build.tag for build in self.builds}
+
+    def projects(self) -> tuple[render.Project, ...]:
+        """The compose projects, the gateway last."""
+        return render.projects(self.settings, self.credentials, self.image_tags(), self.facts.controllers, {})
+
+    def state_dir(self) -> str:
+        """Where the host records what it carries."""
+        return f"{self.settings.data_root}/state"
+
+    def directories(self) -> tuple[Directory, ...]:
+        """The skeleton under both roots."""
+        settings, owner = self.settings, self.settings.service_user
+        config, data = settings.config_root, settings.data_root
+        roots = [Directory(path) for path in (config, f"{config}/services", f"{config}/secrets", data, self.state_dir())]
+        weights = [Directory(f"{data}/models")] + [Directory(f"{data}/models/{name}") for name in DIRECTORIES]
+        shared = [Directory(f"{data}/outputs"), Directory(f"{data}/users")]
+        owned = [
+            Directory(f"{data}/{kind}/{name}", mode, owner)
+            for name in settings.enabled()
+            for kind, mode in (("outputs", 0o755), ("users", 0o700))
+        ]
+        return (*roots, *weights, *shared, *owned)
+
+    def identity(self) -> tuple[Entry, ...]:
+        """The files that tie the host to its operator's store and to this release's layout."""
+        return (
+            File(f"{self.state_dir()}/instance", f"{self.credentials.instance}\n".encode()),
+            File(f"{self.state_dir()}/schema", f"{SCHEMA}\n".encode()),
+        )
+
+    def secrets(self) -> tuple[Entry, ...]:
+        """Every container's secret files."""
+        return tuple(entry for entries in render.secret_files(self.settings, self.credentials).values() for entry in entries)
+
+
+def host_packages(facts: HostFacts) -> tuple[str, ...]:
+    """Packages of the distribution that every host needs."""
+    common = ("ca-certificates", "curl", "iptables", "mmdebstrap", "unattended-upgrades")
+    return (*common, "debian-archive-keyring") if facts.os_id == "ubuntu" else common
+
+
+def uses_docker_ce(facts: HostFacts) -> bool:
+    """Debian 13's own Docker 26 does; elsewhere the archive's is too old or lacks compose v2 (facts: nvidia.md).
+
+    A docker-ce that is already there is kept.
+    """
+    return (facts.os_id, facts.os_codename) != ("debian", "trixie") or "docker-ce" in facts.packages
+
+
+def docker_packages(facts: HostFacts) -> tuple[str, ...]:
+    """The engine, compose and buildx, from one origin."""
+    return DOCKER_CE if uses_docker_ce(facts) else DOCKER_DEBIAN
+
+
+def daemon_settings(settings: Settings) -> dict[str, object]:
+    """What daemon.json must hold; everything else in it is the host's own."""
+    return {
+        "features": {"cdi": True},
+        "live-restore": True,
+        "log-driver": "json-file",
+        "log-opts": {"max-size": settings.docker.log_max_size, "max-file": str(settings.docker.log_max_file)},
+    }
+
+
+def merged_json(current: str, values: Mapping[str, object]) -> str:
+    """A JSON document that holds these values; mappings are merged one level deep, what else it holds is kept.
+
+    Raises ValueError when the current document is not a JSON object.
+    """
+    document: Any = json.loads(current) if current.strip() else {}
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(document.get(key), dict)
+        document[key] = {**document[key], **value} if both else value
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def declared(deployment: Deployment) -> dict[str, list[str]]:
+    """Everything that a deploy creates on the host, by kind: what the manifest records before it is created."""
+    projects = deployment.projects()
+    entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets(), render.loopback_guard()]
+    entries += [entry for project in projects for entry in project.entries]
+    return {
+        "files": sorted(entry.path for entry in entries if isinstance(entry, File)),
+        "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
+        "units": ["atelier-loopback-guard.service"],
+        "containers": sorted(project.container for project in projects),
+        "networks": sorted(network.name for network in render.networks(deployment.settings)),
+        "images": sorted(deployment.image_tags().values()),
+        "weights": sorted(weight.store_path for weight in deployment.weights),
+        "users": [deployment.settings.service_user],
+    }
+
+
+def updated_manifest(current: str, declared_now: Mapping[str, list[str]], installing: list[str], release: str) -> str:
+    """The manifest as it must be before anything is created: what earlier deploys created stays in it until it is removed.
+
+    installing: packages that are not on the host yet, and so are ours. Raises ValueError for a damaged manifest.
+    """
+    document: Any = json.loads(current) if current.strip() else {"schema": SCHEMA, "created": {}}
+    created: dict[str, list[str]] = document["created"]
+    for kind, names in {**declared_now, "packages": installing}.items():
+        created[kind] = sorted({*created.get(kind, []), *names})
+    return json.dumps({"schema": SCHEMA, "release": release, "created": created}, indent=1) + "\n"
+
+
+def deployed_record(deployment: Deployment, release: str, image_ids: Mapping[str, str]) -> str:
+    """state/deployed.json: what runs on the host according to the last deploy, for status and verify."""
+    document = {
+        "schema": SCHEMA,
+        "instance": deployment.credentials.instance,
+        "release": release,
+        "sources": deployment.sources,
+        "images": {build.name: {"tag": build.tag, "id": image_ids.get(build.tag, "")} for build in deployment.builds},
+        "services": {
+            project.service: {"container": project.container, "config": project.config} for project in deployment.projects()
+        },
+    }
+    return json.dumps(document, indent=1) + "\n"

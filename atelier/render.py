@@ -1,0 +1,234 @@
+"""Rendering: from settings, credentials and image tags to the exact files of each compose project.
+
+Pure: nothing is read but the templates, nothing is written. What a container must be recreated for is in its
+CONFIG_FINGERPRINT, which covers its rendered files and its secrets, so a change concerns no other service.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from atelier import paths
+from atelier.credentials import Credentials
+from atelier.settings import ServiceSettings, Settings
+from atelier.tree import Directory, Entry, File
+
+INTERNAL_PORTS = {"comfyui": 8188, "forge": 7860}
+COOKIE_KEY_EXPIRES = "2999-01-01T00:00:00"
+"""ComfyUI-Login replaces a key older than 30 days, and serves everything when it cannot (facts: comfyui.md)."""
+LOOPBACK_RULE = "PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP"
+
+
+def env_value(value: object) -> str:
+    """A value for a compose `.env` file that arrives byte for byte: double quotes, with `\\`, `"` and `$` escaped.
+
+    Raises ValueError for a line break or NUL, which no `.env` can carry alike in every parser.
+    """
+    text = str(value)
+    if any(character in text for character in "\n\r\0"):
+        raise ValueError("an .env value cannot hold a line break or NUL")
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'
+
+
+def environment() -> jinja2.Environment:
+    """Jinja2 that refuses undefined names; JSON and YAML are not HTML, so nothing is escaped for that."""
+    loader = jinja2.FileSystemLoader(paths.PROJECT / "templates")
+    jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    jinja.filters["env_value"] = env_value
+    return jinja
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Docker network that the deploy creates. An internal one has no way out and no address of the host on it."""
+
+    name: str
+    internal: bool
+
+    def create_command(self) -> str:
+        """The command that creates it."""
+        if self.internal:
+            options = "--internal --opt com.docker.network.bridge.inhibit_ipv4=true"
+        else:
+            options = "--opt com.docker.network.bridge.enable_ip_masquerade=false"
+        return f"docker network create --label atelier=1 {options} {self.name}"
+
+
+@dataclass(frozen=True)
+class Project:
+    """One compose project on the host. `config` is what the running container's label `atelier.config` must be."""
+
+    service: str
+    container: str
+    directory: str
+    config: str
+    entries: tuple[Entry, ...]
+
+
+def network_name(container: str) -> str:
+    """The network of one container."""
+    return f"atelier-{container}"
+
+
+def networks(settings: Settings) -> tuple[Network, ...]:
+    """One internal network for each application, and the gateway's own, which publishes its ports."""
+    internal = tuple(Network(network_name(service.container), True) for service in settings.enabled().values())
+    return (*internal, Network(network_name(settings.gateway_container), False))
+
+
+def secret_files(settings: Settings, credentials: Credentials) -> dict[str, tuple[Entry, ...]]:
+    """For each container, its directory of secrets and the files in it, readable by the service user alone."""
+    owner = settings.service_user
+    contents: dict[str, dict[str, str]] = {settings.gateway_container: {"credentials.json": json.dumps(_hashes(settings, credentials))}}
+    for name, service in settings.enabled().items():
+        contents[service.container] = _service_secrets(name, credentials)
+    return {
+        container: (
+            Directory(secrets_path(settings, container), 0o500, owner),
+            *(File(f"{secrets_path(settings, container)}/{name}", text.encode(), 0o400, owner, True) for name, text in files.items()),
+        )
+        for container, files in contents.items()
+    }
+
+
+def secrets_path(settings: Settings, container: str) -> str:
+    """Where a container's secrets lie on the host."""
+    return f"{settings.config_root}/secrets/{container}"
+
+
+def _hashes(settings: Settings, credentials: Credentials) -> dict[str, dict[str, str]]:
+    accounts = {"comfyui": credentials.comfyui, "forge": credentials.forge}
+    return {name: accounts[name].model_dump(include={"user", "password_bcrypt"}) for name in settings.enabled()}
+
+
+def _service_secrets(name: str, credentials: Credentials) -> dict[str, str]:
+    if name == "comfyui":
+        return {
+            "PASSWORD": f"{credentials.comfyui.password_bcrypt}\n{credentials.comfyui.user}",
+            ".secret-key.txt": f"{credentials.comfyui_cookie_key},{COOKIE_KEY_EXPIRES}",
+        }
+    return {"auth.json": json.dumps(credentials.forge.model_dump(include={"user", "password_bcrypt"}))}
+
+
+def projects(
+    settings: Settings, credentials: Credentials, images: Mapping[str, str], controllers: frozenset[str], gpus: Mapping[str, str]
+) -> tuple[Project, ...]:
+    """The compose projects in the order in which they start; the gateway is the last.
+
+    images: tag by service name and `gateway`. controllers: cgroup v2 controllers of the host. gpus: CDI device by service.
+    """
+    secrets = secret_files(settings, credentials)
+    applications = tuple(
+        _application(settings, name, service, images[name], controllers, gpus.get(name), secrets[service.container])
+        for name, service in settings.enabled().items()
+    )
+    return (*applications, _gateway(settings, images["gateway"], secrets[settings.gateway_container]))
+
+
+def _application(
+    settings: Settings,
+    name: str,
+    service: ServiceSettings,
+    image: str,
+    controllers: frozenset[str],
+    gpu: str | None,
+    secrets: tuple[Entry, ...],
+) -> Project:
+    limits = {
+        "memory": service.memory_limit if "memory" in controllers else None,
+        "cpu": service.cpu_limit if "cpu" in controllers else None,
+    }
+    variables = _common_variables(settings, service.container, image) | {
+        "SHM_SIZE": service.shm_size,
+        "MODELS_DIR": f"{settings.data_root}/models",
+        "OUTPUTS_DIR": f"{settings.data_root}/outputs/{name}",
+        "USERS_DIR": f"{settings.data_root}/users/{name}",
+        **({"MEMORY_LIMIT": limits["memory"]} if limits["memory"] else {}),
+        **({"CPU_LIMIT": limits["cpu"]} if limits["cpu"] else {}),
+        **({"GPU_DEVICE": gpu} if gpu else {}),
+    }
+    compose = environment().get_template(f"services/{name}/compose.yaml.j2").render(service=service, limits=limits, gpu=gpu)
+    return _project(settings, name, service.container, compose, variables, secrets, ())
+
+
+def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...]) -> Project:
+    container = settings.gateway_container
+    gateway = {
+        "applications": [
+            {
+                "name": service.container,
+                "kind": name,
+                "upstream": f"{service.container}:{INTERNAL_PORTS[name]}",
+                "port": INTERNAL_PORTS[name],
+                "network": network_name(service.container),
+                "allow_query_token": settings.allow_query_token,
+            }
+            for name, service in settings.enabled().items()
+        ],
+        "tls": settings.tls.model_dump(),
+        "max_body_mb": settings.max_upload_mb,
+    }
+    directory = f"{settings.config_root}/services/{container}/config"
+    jinja = environment()
+    config = tuple(
+        File(f"{directory}/{name}", jinja.get_template(f"services/gateway/config/{name}.j2").render(gateway=gateway).encode())
+        for name in ("Caddyfile", "guard.json")
+    )
+    ports = {f"{name.upper()}_PORT": str(service.port) for name, service in settings.enabled().items()}
+    variables = _common_variables(settings, container, image) | {
+        "BIND_ADDRESS": f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address,
+        "CONFIG_DIR": directory,
+        **ports,
+    }
+    compose = jinja.get_template("services/gateway/compose.yaml.j2").render(container=container, gateway=gateway)
+    return _project(settings, "gateway", container, compose, variables, secrets, (Directory(directory), *config))
+
+
+def _common_variables(settings: Settings, container: str, image: str) -> dict[str, str]:
+    return {
+        "IMAGE": image,
+        "SERVICE_UID": str(settings.service_uid),
+        "NETWORK": network_name(container),
+        "SECRETS_DIR": secrets_path(settings, container),
+        "LOG_MAX_SIZE": settings.docker.log_max_size,
+        "LOG_MAX_FILE": str(settings.docker.log_max_file),
+    }
+
+
+def _project(
+    settings: Settings,
+    service: str,
+    container: str,
+    compose: str,
+    variables: dict[str, Any],
+    secrets: tuple[Entry, ...],
+    further: tuple[Entry, ...],
+) -> Project:
+    directory = f"{settings.config_root}/services/{container}"
+    digest = hashlib.sha256(json.dumps([compose, variables]).encode())
+    for entry in (*secrets, *further):
+        digest.update(f"{entry.path}\0{entry.signature()}\0".encode())
+    config = digest.hexdigest()[:16]
+    variables = {**variables, "CONFIG_FINGERPRINT": config}
+    env = environment().get_template("services/env.j2").render(variables=variables)
+    entries = (
+        Directory(directory),
+        *further,
+        File(f"{directory}/compose.yaml", compose.encode()),
+        File(f"{directory}/.env", env.encode()),
+    )
+    return Project(service, container, directory, config, entries)
+
+
+def loopback_guard() -> File:
+    """The unit that makes a port on 127.0.0.1 unreachable from the local network segment."""
+    unit = environment().get_template("units/atelier-loopback-guard.service.j2")
+    return File(
+        "/etc/systemd/system/atelier-loopback-guard.service",
+        unit.render(iptables="/usr/sbin/iptables", rule=LOOPBACK_RULE).encode(),
+    )

@@ -1,0 +1,114 @@
+"""Runs deploy.py on one host through pyinfra, and tells a narrator what happens."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyinfra
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all
+from pyinfra.api.deploy import add_deploy
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import BaseStateCallback, StateStage
+from typing_extensions import override
+
+import deploy
+from atelier.console import Narrator
+from atelier.deployment import Deployment
+from atelier.errors import AtelierError
+from atelier.ssh import Ssh
+from stages.connector import OpenSSHConnector
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did or, for a plan, would do. `commands`: SSH round trips."""
+
+    operations: int
+    changed: tuple[str, ...]
+    commands: int
+
+
+class _Narration(BaseStateCallback):
+    def __init__(self, narrator: Narrator, host: object) -> None:
+        self.narrator, self.host = narrator, host
+
+    @override
+    def operation_host_start(self, state: State, host: object, op_hash: str) -> None:  # type: ignore[override]
+        self.narrator.begin(*_split_name(state, op_hash))
+
+    @override
+    def operation_end(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+        self.narrator.end(changed=state.ops[self.host][op_hash].operation_meta.did_change())
+
+
+def _split_name(state: State, op_hash: str) -> tuple[str, str]:
+    stage, _, step = next(iter(state.op_meta[op_hash].names)).partition(" | ")
+    return stage, step
+
+
+@contextmanager
+def _state(ssh: Ssh, deployment: Deployment, check_for_changes: bool) -> Iterator[State]:
+    logging.getLogger("pyinfra").setLevel(logging.CRITICAL)  # the narrator speaks; failures are read from the results
+    pyinfra.is_cli = False
+    inventory = Inventory(([("@openssh/target", {"ssh": ssh})], {}))
+    state = State(inventory, Config(), check_for_changes=check_for_changes)
+    state.set_stage(StateStage.Connect)
+    connect_all(state)
+    state.set_stage(StateStage.Prepare)
+    add_deploy(state, deploy.deploy, deployment)
+    yield state
+
+
+def plan(ssh: Ssh, deployment: Deployment) -> Outcome:
+    """What a deploy would change; changes nothing. What depends on an earlier change counts as one."""
+    before = OpenSSHConnector.commands
+    with _failures_named():
+        with _state(ssh, deployment, check_for_changes=True) as state:
+            host = next(iter(state.inventory))
+            order = state.get_op_order()
+            changed = [" ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change]
+    return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
+
+
+def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+    """Carry the deployment out. Raises AtelierError with the failed step and what it printed."""
+    before = OpenSSHConnector.commands
+    OpenSSHConnector.watch = narrator.output
+    try:
+        with _failures_named(), _state(ssh, deployment, check_for_changes=False) as state:
+            host = next(iter(state.inventory))
+            state.add_callback_handler(_Narration(narrator, host))
+            state.set_stage(StateStage.Execute)
+            try:
+                run_ops(state)
+            except PyinfraError:
+                raise _failure(state, host, narrator) from None
+            order = state.get_op_order()
+            changed = [": ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.did_change()]
+    finally:
+        OpenSSHConnector.watch = None
+    return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except PyinfraError as error:
+        raise AtelierError(str(error)) from None
+
+
+def _failure(state: State, host: object, narrator: Narrator) -> AtelierError:
+    for op_hash in state.get_op_order():
+        meta = state.ops[host][op_hash].operation_meta
+        if meta.is_complete() and not meta.did_succeed():
+            stage, step = _split_name(state, op_hash)
+            lines = [line for line in (*meta.stdout_lines, *meta.stderr_lines) if line.strip()][-15:]
+            return AtelierError(
+                f"{stage}: {step}: failed\n" + "\n".join(f"    {line}" for line in lines),
+                "mend the cause and run the same command again; it continues where it stopped",
+            )
+    return AtelierError("the deploy stopped before it could say why", "run it again with --verbose")

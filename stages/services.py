@@ -1,0 +1,51 @@
+"""Services: one compose project each, recreated only when its own files, image or secrets changed."""
+
+import shlex
+from collections.abc import Iterator
+
+from pyinfra import host
+from pyinfra.api import StringCommand, deploy, operation
+
+from atelier import render
+from atelier.deployment import Deployment
+from stages.operations import Lines, entries
+
+RUNNING = "docker ps --format '{{.Names}} {{.Label \"atelier.config\"}} {{.Image}} {{.Status}}'"
+
+
+def _as_declared(project: render.Project, image: str, lines: list[str]) -> bool:
+    wanted = f"{project.container} {project.config} {image} "
+    return any(line.startswith(wanted) and line.endswith("(healthy)") for line in lines)
+
+
+@operation()
+def _up(project: render.Project, image: str, timeout: int) -> Iterator[StringCommand]:
+    if not _as_declared(project, image, host.get_fact(Lines, script=RUNNING)):
+        directory, log = shlex.quote(project.directory), f"docker logs --tail 25 {project.container} >&2"
+        yield StringCommand(
+            f"cd {directory} && {{ docker compose up -d --remove-orphans --wait --wait-timeout {timeout} "
+            f"|| {{ {log}; exit 1; }}; }}"
+        )
+
+
+def _project(deployment: Deployment, project: render.Project) -> None:
+    entries(name=f"Render the files of {project.container}", entries=project.entries)
+    _up(
+        name=f"Start {project.container} and wait until it is healthy",
+        project=project,
+        image=deployment.image_tags()[project.service],
+        timeout=deployment.settings.timeouts.start,
+    )
+
+
+@deploy("Services")
+def running(deployment: Deployment) -> None:
+    """The applications, each on its internal network; nothing is published yet."""
+    for project in deployment.projects()[:-1]:
+        _project(deployment, project)
+
+
+@deploy("Gateway")
+def gateway(deployment: Deployment) -> None:
+    """The only container that publishes ports, after the applications refuse strangers by themselves."""
+    _project(deployment, deployment.projects()[-1])
