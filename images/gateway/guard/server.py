@@ -1,0 +1,230 @@
+"""The guard's server: a thin shell that Caddy asks about every request, on a socket that only Caddy can reach.
+
+Caddy says in `X-Atelier-Purpose` what it wants: `judge` (forward_auth; a 2xx lets the request pass), `serve` (the guard
+itself answers a login page or a login), `health` (`/healthz` of one application) or `alive` (the container's health).
+Caddy sets these headers itself and drops what a caller sent under their names.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from guard.admission import Admission, OverloadedError, PasswordCheck, caller
+from guard.config import Application
+from guard.conversation import Answer, Conversation, ConversationError
+from guard.decide import Ask, Open, Refuse, Request, judge, own_cookies
+from guard.watch import PATIENCE, AnswersStrangersError, Watch, prove_closed
+
+FORM_LIMIT = 64 * 1024  # bytes of a login form
+HEADER_LIMIT = 32 * 1024  # bytes of a header line or the request line; Caddy's own limit is lower
+PAGE_HEADERS = frozenset({"content-type", "set-cookie", "location", "etag", "last-modified", "cache-control"})
+
+
+class Gate:
+    """Everything the guard does for one application."""
+
+    def __init__(self, application: Application, check_password: PasswordCheck) -> None:
+        self.application = application
+        self.admission = Admission(application, check_password)
+        self.watch = Watch(application, self._on_change)
+
+    async def judge(self, request: web.Request) -> web.Response:
+        """Let a request pass to the application, to the guard's own pages, or not at all."""
+        if self.watch.refusal is not None:
+            return self._unavailable(self.watch.refusal)
+        asked = Request(
+            request.headers.get("X-Forwarded-Method", ""),
+            request.headers.get("X-Forwarded-Uri", ""),
+            tuple(request.headers.items()),
+        )
+        return await self._guarded(self._verdict(asked))
+
+    async def serve(self, request: web.Request) -> web.Response:
+        """Answer in the application's place what is open to strangers."""
+        if self.watch.refusal is not None:
+            return self._unavailable(self.watch.refusal)
+        asked = Request(request.method, request.raw_path, tuple(request.headers.items()))
+        verdict = judge(asked, self.application.policy, allow_query_token=self.application.allow_query_token)
+        if isinstance(verdict, Ask):
+            verdict = verdict.otherwise
+        if not isinstance(verdict, Open):
+            return _refusal(Refuse(403, "not a part of the login page"))
+        return await self._guarded(self._login(request) if verdict.login else self._page(request))
+
+    def health(self) -> web.Response:
+        """Up or down, and nothing else."""
+        up = self.watch.refusal is None
+        return web.Response(status=200 if up else 503, text="up\n" if up else "down\n")
+
+    async def _verdict(self, asked: Request) -> web.Response:
+        application = self.application
+        verdict = judge(asked, application.policy, allow_query_token=application.allow_query_token)
+        if isinstance(verdict, Ask):
+            if await self.admission.admits(verdict.credential):
+                return web.Response(
+                    headers={
+                        "X-Atelier-Route": "application",
+                        "X-Atelier-Who": caller(verdict.credential, application),
+                        "X-Atelier-Cookie": own_cookies(asked.values("cookie"), application.policy),
+                    }
+                )
+            self._log_failure(asked.value("x-request-id"), asked.value("x-forwarded-for"), verdict.credential.scheme)
+            verdict = verdict.otherwise
+        if isinstance(verdict, Open):
+            return web.Response(headers={"X-Atelier-Route": "guard", "X-Atelier-Who": "", "X-Atelier-Cookie": ""})
+        return _refusal(verdict)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return await self._fetch(request, request.raw_path)
+
+    async def _login(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        user, password = form.get("username"), form.get("password")
+        is_comfyui = self.application.policy.kind == "comfyui"
+        # ComfyUI's form has no user field once the account exists, and its handler does not compare the name.
+        named = None if is_comfyui or not isinstance(user, str) else user
+        if not isinstance(password, str) or (named is None and not is_comfyui):
+            return _refusal(Refuse(422, "a login needs its form fields"))
+        if not await self.admission.login_is_right(named, password):
+            headers = request.headers
+            self._log_failure(headers.get("X-Request-Id", ""), headers.get("X-Forwarded-For", ""), "login")
+            if is_comfyui:
+                return _refusal(Refuse(302, "wrong password", location="/login?wrong_password=1"))
+            return web.json_response({"detail": "Incorrect credentials."}, status=400)
+        fields = {"username": self.application.account.user, "password": password}
+        return await self._fetch(request, "/login", urlencode(fields).encode())
+
+    async def _fetch(self, request: web.Request, target: str, form: bytes = b"") -> web.Response:
+        application = self.application
+        kept = ("X-Forwarded-Proto", "X-Forwarded-Host", "If-None-Match")
+        headers = [(name, request.headers[name]) for name in kept if name in request.headers]
+        if form:
+            headers.append(("Content-Type", "application/x-www-form-urlencoded"))
+        talk = await Conversation.open(application.host, application.port, patience=PATIENCE)
+        try:
+            answer = await talk.ask(
+                target, headers, patience=PATIENCE, method=request.method, host=request.host, body=form
+            )
+            # The same process must refuse a stranger, else this may be more than a login page.
+            await prove_closed(talk, application)
+        finally:
+            talk.close()
+        return _passed_on(answer)
+
+    async def _guarded(self, work: Coroutine[None, None, web.Response]) -> web.Response:
+        try:
+            return await work
+        except AnswersStrangersError as error:
+            self.watch.distrust(str(error))
+            return self._unavailable(str(error))
+        except ConversationError as error:
+            return self._unavailable(str(error))
+        except OverloadedError:
+            return _refusal(Refuse(429, "too many logins are being checked; try again"))
+
+    def _unavailable(self, reason: str) -> web.Response:
+        return web.Response(
+            status=503,
+            text=f"{self.application.policy.title} is not being served: {reason}.\n",
+            headers={"Retry-After": "2", "Cache-Control": "no-store"},
+        )
+
+    def _on_change(self, refusal: str | None) -> None:
+        self.admission.forget()
+        if refusal is None:
+            log("served", application=self.application.name)
+        else:
+            log("not served", application=self.application.name, reason=refusal)
+
+    def _log_failure(self, request_id: str, address: str, scheme: str) -> None:
+        log(
+            "credential refused",
+            application=self.application.name,
+            scheme=scheme,
+            address=address,
+            request_id=request_id,
+        )
+
+
+def _refusal(verdict: Refuse) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    if verdict.location:
+        headers["Location"] = verdict.location
+    if verdict.challenge:
+        headers["WWW-Authenticate"] = verdict.challenge
+    if verdict.status == 429:
+        headers["Retry-After"] = "2"
+    return web.json_response({"error": verdict.reason}, status=verdict.status, headers=headers)
+
+
+def _passed_on(answer: Answer) -> web.Response:
+    headers = [(name, value) for name, value in answer.headers if name.lower() in PAGE_HEADERS]
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+
+def log(event: str, **fields: str) -> None:
+    """One JSON line on stderr."""
+    print(json.dumps({"ts": round(time.time(), 3), "logger": "guard", "event": event, **fields}), file=sys.stderr)
+
+
+def build(applications: dict[str, Application]) -> web.Application:
+    """The guard as an aiohttp application."""
+    check_password = PasswordCheck()
+    gates = {name: Gate(application, check_password) for name, application in applications.items()}
+
+    async def handle(request: web.Request) -> web.Response:
+        purpose = request.headers.get("X-Atelier-Purpose")
+        if purpose == "alive":
+            return web.Response(text="alive\n")
+        gate = gates[request.headers["X-Atelier-Application"]]
+        if purpose == "health":
+            return gate.health()
+        if purpose == "judge":
+            return await gate.judge(request)
+        if purpose == "serve":
+            return await gate.serve(request)
+        return web.Response(status=500)
+
+    async def watching(_: web.Application) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(gate.watch.run()) for gate in gates.values()]
+        for task in tasks:
+            task.add_done_callback(_end_when_broken)
+        yield
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    app = web.Application(client_max_size=FORM_LIMIT)
+    app.router.add_route("*", "/{tail:.*}", handle)
+    app.cleanup_ctx.append(watching)
+    return app
+
+
+def _end_when_broken(task: asyncio.Task[None]) -> None:
+    # Without its watch an application would stay served whatever it becomes.
+    if not task.cancelled() and (error := task.exception()):
+        log("watch broken", reason=repr(error))
+        os._exit(1)
+
+
+def run(applications: dict[str, Application], socket: Path) -> None:
+    """Serve on a Unix socket until SIGTERM."""
+    web.run_app(
+        build(applications),
+        path=str(socket),
+        access_log=None,
+        print=None,
+        keepalive_timeout=3600,
+        shutdown_timeout=1,
+        max_line_size=HEADER_LIMIT,
+        max_field_size=HEADER_LIMIT,
+    )
