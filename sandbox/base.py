@@ -44,7 +44,7 @@ chroot "$ROOT" useradd --create-home --shell /bin/bash --uid 1000 "$LOGIN"
 install -m 0440 /dev/null "$ROOT/etc/sudoers.d/$LOGIN"
 echo "$LOGIN ALL=(ALL) NOPASSWD: ALL" >> "$ROOT/etc/sudoers.d/$LOGIN"
 if [ -s "$SOURCES" ]; then
-    rm -f "$ROOT/etc/apt/sources.list"
+    rm -f "$ROOT"/etc/apt/sources.list "$ROOT"/etc/apt/sources.list.d/*
     cp "$SOURCES" "$ROOT/etc/apt/sources.list.d/debian.sources"
 fi
 cat "$ROOT/etc/apt/sources.list" "$ROOT"/etc/apt/sources.list.d/* > "$USED_SOURCES" 2>/dev/null || :
@@ -119,19 +119,18 @@ def ensure(folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], None]) -> None:
-    part, root, wanted = folder / "base.part", folder / "base.root", folder / "base.sources"
+    part, root, wanted, written = (folder / f"base.{kind}" for kind in ("part", "root", "wanted", "written"))
     part.unlink(missing_ok=True)
     with part.open("wb") as file:
         file.truncate(IMAGE_BYTES)
     root.mkdir(exist_ok=True)
     wanted.write_text(apt_sources)
-    used = image.with_suffix(".sources")
     subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "atelier", part], check=True, stdin=subprocess.DEVNULL)
     with _package_proxy(folder / "packages", say) as port:
         environment = {
             **{key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")},
             "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp", "IMAGE": str(part), "ROOT": str(root), "PACKAGES": ",".join(PACKAGES),
-            "SUITE": SUITE, "SOURCES": str(wanted), "USED_SOURCES": str(used), "LOGIN": USER, "PROXY_PORT": str(port),
+            "SUITE": SUITE, "SOURCES": str(wanted), "USED_SOURCES": str(written), "LOGIN": USER, "PROXY_PORT": str(port),
         }
         namespaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
         built = subprocess.run(
@@ -142,6 +141,10 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
         raise RuntimeError(f"The base image could not be built. The end of mmdebstrap's output:\n{built.stdout[-3000:]}")
     # So that resize2fs takes each copy without a check of its own.
     subprocess.run(["e2fsck", "-fy", part], capture_output=True)
+    for old in folder.glob("base-*.img"):
+        old.unlink()
+        old.with_suffix(".sources").unlink(missing_ok=True)
+    written.rename(image.with_suffix(".sources"))
     part.rename(image)
     root.rmdir()
     wanted.unlink()

@@ -19,8 +19,6 @@ from sandbox import cgroup, internet, network, proxy, sources
 
 PROXY_URL = f"http://127.0.0.1:{proxy.PORT}"
 MARK = "etc/atelier-sandbox.json"  # lies in every sandbox, and in nothing else
-# What root in the guest could use against this computer although it needs no device and no dropped capability.
-CLOSED = ("/proc/sysrq-trigger", "/proc/kcore", "/proc/sys/kernel/core_pattern")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -41,19 +39,23 @@ def nspawn_command(spec: dict[str, Any], root: Path) -> list[str]:
         "--resolv-conf=off", "--timezone=off", "--link-journal=no",
         "--capability=all", "--drop-capability=CAP_SYS_TIME,CAP_SYS_MODULE", "--system-call-filter=add_key keyctl bpf",
     ]
-    command += [f"--bind-ro=/dev/null:{path}" for path in CLOSED if os.path.exists(path)]
     for host_path, guest_path, read_only in spec["binds"]:
         command.append(f"--bind{'-ro' if read_only else ''}={escaped(host_path)}:{escaped(guest_path)}")
     return command
 
 
 def nspawn_environment(environment: dict[str, str]) -> dict[str, str]:
-    """The environment for systemd-nspawn: nothing of the operator's own reaches the guest's init."""
+    """The environment for systemd-nspawn: nothing of the operator's own reaches the guest's init.
+
+    ``API_VFS_WRITABLE=network`` lets Docker set the namespace's ``net.*`` and keeps every other kernel setting of this
+    computer read-only. There is no image lock to leave behind: the supervisor holds one already.
+    """
     return {
         "PATH": environment.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
         "LC_ALL": "C.UTF-8",
         "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-        "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1",
+        "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
+        "SYSTEMD_NSPAWN_LOCK": "0",
     }
 
 

@@ -23,6 +23,8 @@ Say = Callable[[str], None]
 Bind = tuple[str, str, bool]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?")
 BOOT_SECONDS = 60
+REBOOT_SECONDS = 15
+OWNER = "ATELIER_SANDBOX_OWNER"  # "uid:gid", from _as_root to the process that it starts
 PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 
 
@@ -101,6 +103,22 @@ def answers(machine: Machine, seconds: float = 1) -> bool:
     return False
 
 
+def _running(name: str, say: Say) -> Machine | None:
+    """The sandbox if it answers; one whose supervisor lives may be rebooting and is given time."""
+    machine = get(name)
+    if machine is None:
+        return None
+    if not answers(machine):
+        say(f"Sandbox {name} does not answer; it may be rebooting. Waiting up to {REBOOT_SECONDS} s ...")
+        deadline = time.monotonic() + REBOOT_SECONDS
+        while not answers(machine):
+            if time.monotonic() > deadline or get(name) is None:
+                return None
+            time.sleep(0.1)
+    say(f"Sandbox {name} is already running at {machine.address}.")
+    return machine
+
+
 def up(
     name: str,
     say: Say,
@@ -114,9 +132,8 @@ def up(
     ``disk_gb``: size of a new machine's disk in GiB (sparse). ``binds``: ``(host path, guest path, read only)``.
     ``allowed_hosts``: hosts for the proxy beside the computer's own archives. Raises SandboxError or tools.Unavailable.
     """
-    running = get(name)
-    if running is not None and answers(running):
-        say(f"Sandbox {name} is already running at {running.address}.")
+    running = _running(name, say)
+    if running is not None:
         return running
     tools.require_linux()
     if os.geteuid() != 0:
@@ -129,10 +146,10 @@ def up(
         return made
     tools.install_missing(say)
     folder().mkdir(parents=True, exist_ok=True)
+    _give_to_caller(folder().parent, folder())
     with _locked(name, say):
-        running = get(name)
-        if running is not None and answers(running):
-            say(f"Sandbox {name} is already running at {running.address}.")
+        running = _running(name, say)
+        if running is not None:
             return running
         leftovers.remove(name, folder())
         return _boot(name, say, disk_gb, list(binds), list(allowed_hosts))
@@ -178,6 +195,7 @@ def _as_root(arguments: list[str], say: Say) -> None:
     kept = ("http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY", "XDG_CONFIG_HOME")
     environment = {key: value for key, value in os.environ.items() if key in kept or key.startswith("PIP_")}
     environment |= {"ATELIER_CACHE": str(folder().parent), "HOME": str(Path.home())}
+    environment |= {OWNER: f"{os.getuid()}:{os.getgid()}"}
     environment |= {"PYTHONPATH": str(PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
     assignments = [f"{key}={value}" for key, value in environment.items()]
     command = [*tools.sudo_prefix(), "env", *assignments, sys.executable, "-m", "sandbox", *arguments]
@@ -205,8 +223,8 @@ def _boot(name: str, say: Say, disk_gb: int, binds: list[Bind], allowed_hosts: l
     index, extra = sources.pip_index_urls(
         os.environ, [path.read_text() for path in sources.pip_configuration_files(os.environ, Path.home())]
     )
-    archives = sources.hosts_of(source.uri for source in sources.parse_deb822(image.with_suffix(".sources").read_text()))
-    archives |= sources.hosts_of(source.uri for source in sources.parse_one_line(image.with_suffix(".sources").read_text()))
+    used = image.with_suffix(".sources").read_text()
+    archives = sources.hosts_of(source.uri for parse in (sources.parse_deb822, sources.parse_one_line) for source in parse(used))
     for host_path, _, _ in binds:
         Path(host_path).mkdir(parents=True, exist_ok=True)
     spec = {
@@ -222,7 +240,11 @@ def _boot(name: str, say: Say, disk_gb: int, binds: list[Bind], allowed_hosts: l
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             preexec_fn=_enter_helpers(name),
         )
-    machine = _wait(name, supervisor, state_dir)
+    try:
+        machine = _wait(name, supervisor, state_dir)
+    except BaseException:
+        leftovers.remove(name, folder())
+        raise
     say(f"Sandbox {name} is up at {machine.address} ({time.monotonic() - started:.1f} s).")
     return machine
 
@@ -284,9 +306,9 @@ def _wait(name: str, supervisor: subprocess.Popen[bytes], state_dir: Path) -> Ma
             if subprocess.run(login, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
                 return machine
         time.sleep(0.05)
+    what = f"did not come up within {BOOT_SECONDS} s" if supervisor.poll() is None else "ended while it was booting"
     log = (state_dir / "supervisor.log").read_text(errors="replace")[-2000:].strip()
-    leftovers.remove(name, folder())
-    raise SandboxError(f"Sandbox {name} did not come up within {BOOT_SECONDS} s. The end of its log:\n{log}")
+    raise SandboxError(f"Sandbox {name} {what}. The end of its log:\n{log}")
 
 
 def _write_ssh_files(machine: Machine) -> None:
@@ -294,7 +316,12 @@ def _write_ssh_files(machine: Machine) -> None:
     key = (ssh / "host_ed25519.pub").read_text().split()
     machine.known_hosts_file.write_text(f"{machine.address} {key[0]} {key[1]}\n")
     machine.ssh_config.write_text(ssh_config(machine))
-    if os.environ.get("SUDO_UID"):
-        owner = int(os.environ["SUDO_UID"]), int(os.environ.get("SUDO_GID", -1))
-        for path in (ssh, *ssh.iterdir()):
-            os.chown(path, *owner)
+    _give_to_caller(ssh, *ssh.iterdir())
+
+
+def _give_to_caller(*paths: Path) -> None:
+    """Gives what root made to the user who called through sudo (``_as_root``)."""
+    if OWNER in os.environ:
+        user, group = map(int, os.environ[OWNER].split(":"))
+        for path in paths:
+            os.chown(path, user, group)

@@ -49,7 +49,7 @@ def plan(name: str, taken: Iterable[str]) -> Network:
         candidate = ipaddress.ip_network((int(SSH_RANGE.network_address) + offset, 30))
         if not any(candidate.overlaps(other) for other in used):
             outer, guest = candidate.hosts()
-            return Network(f"atelier-{name}", f"atelier-{name}-internet", f"at-{digest[:10]}", str(outer), str(guest))
+            return Network(f"atelier-{name}", f"atelier-{name}.internet", f"at-{digest[:10]}", str(outer), str(guest))
     raise RuntimeError(f"no free /30 is left in {SSH_RANGE} for the sandbox's SSH link")
 
 

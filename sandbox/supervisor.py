@@ -33,9 +33,8 @@ def boot_command(state_dir: Path, uptime_seconds: int) -> list[str]:
 
 
 async def run_once(spec: dict[str, Any], state_dir: Path, allowed: frozenset[str]) -> int:
-    """Boots the guest with a new network and returns systemd-nspawn's exit status."""
+    """Serves the network and boots the guest in it; returns systemd-nspawn's exit status when the guest has ended."""
     plan = network.Network(**spec["network"])
-    network.create(plan)
     packages = proxy.Proxy(allowed, state_dir.parent / "packages", log)
     outside = internet.Internet(plan.internet_namespace)
     try:
@@ -49,14 +48,13 @@ async def run_once(spec: dict[str, Any], state_dir: Path, allowed: frozenset[str
     finally:
         await packages.stop()
         await outside.stop()
-        network.remove(plan)
 
 
 def prepare(state_dir: Path) -> dict[str, Any]:
-    """Completes the specification that ``up`` left: the network, chosen under a lock, and the control group."""
+    """Makes the control group and the network, and completes the specification that ``up`` left with them."""
     path = state_dir / "machine.json"
     spec: dict[str, Any] = json.loads(path.read_text())
-    with (state_dir.parent / "network.lock").open("w") as lock:
+    with (state_dir.parent / "network.lock").open("w") as lock:  # two sandboxes must not choose the same addresses
         fcntl.flock(lock, fcntl.LOCK_EX)
         plan = network.plan(spec["name"], network.taken_networks())
         network.create(plan)
@@ -79,12 +77,11 @@ def main(state_dir: Path) -> None:
     spec = prepare(state_dir)
     allowed = sources.allowed_hosts(os.environ, Path(spec["home"])) | frozenset(spec["allowed_hosts"])
     log(f"supervisor {os.getpid()} of sandbox {spec['name']}; the proxy passes on to {', '.join(sorted(allowed))}")
-    while True:
-        status = asyncio.run(run_once(spec, state_dir, allowed))
-        log(f"systemd-nspawn ended with status {status}")
-        if status != REBOOT:
-            break
-    log("the guest is off")
+    while (status := asyncio.run(run_once(spec, state_dir, allowed))) == REBOOT:
+        log("the guest reboots")
+        network.create(network.Network(**spec["network"]))
+    network.remove(network.Network(**spec["network"]))
+    log(f"the guest is off: systemd-nspawn ended with status {status}")
 
 
 if __name__ == "__main__":

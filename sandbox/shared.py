@@ -1,0 +1,68 @@
+"""What sandboxes share with this computer: synthetic weights, and built images so that a second sandbox builds nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from sandbox import machine
+from sandbox.doubles import weights as double_weights
+
+GUEST_FOLDER = "/var/cache/atelier"
+SET = "synthetic"
+DOUBLE_WEIGHTS = {
+    "checkpoints/sd_xl_turbo_1.0_fp16.safetensors": "sdxl-checkpoint",
+    "diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors": "qwen-diffusion",
+    "text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors": "qwen-text-encoder",
+    "vae/qwen_image_vae.safetensors": "vae",
+}
+"""The names of the real weights, so that the same workflows run."""
+
+
+def folder() -> Path:
+    """The folder on this computer that every guest sees as `/var/cache/atelier`."""
+    return machine.folder() / "shared"
+
+
+def binds() -> list[machine.Bind]:
+    """The mounts that a sandbox is booted with."""
+    (folder() / "images").mkdir(parents=True, exist_ok=True)
+    (folder() / "weights").mkdir(parents=True, exist_ok=True)
+    return [(str(folder()), GUEST_FOLDER, False)]
+
+
+def mirror(mode: str) -> str:
+    """The URL by which a guest fetches the synthetic weights of a mode (`double`, `upstream`)."""
+    return f"file://{GUEST_FOLDER}/weights/{mode}"
+
+
+def write_weights(mode: str) -> Path:
+    """Synthetic weights for doubles or for the real applications, and the lock file that names them; returns the lock."""
+    root = folder() / "weights" / mode
+    if mode == "double":
+        for name, kind in DOUBLE_WEIGHTS.items():
+            double_weights.write(root / name, kind)
+    files = [_entry(root, path) for path in sorted(root.glob("*/*.safetensors"))]
+    lock = root / "models.yml"
+    lock.write_text(yaml.safe_dump({"files": files}, sort_keys=False), encoding="utf-8")
+    return lock
+
+
+def _entry(root: Path, path: Path) -> dict[str, object]:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return {
+        "repository": "atelier/synthetic",
+        "revision": "main",
+        "path": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": digest.hexdigest(),
+        "directory": path.parent.name,
+        "sets": [SET],
+        "used_by": [],
+        "licence": "none: random numbers",
+    }
