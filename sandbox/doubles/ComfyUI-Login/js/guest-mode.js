@@ -1,0 +1,1 @@
+// TEST DOUBLE, never deploy: stands for the front end's guest-mode script
