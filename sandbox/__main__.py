@@ -11,17 +11,20 @@ from sandbox import machine, tools
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 1 with one clear reason, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
     parser.add_argument("command", choices=("up", "down", "list", "status"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: sandbox")
     parser.add_argument("--disk-gb", type=int, default=60, help="size of a new machine's disk in GiB (sparse)")
-    parser.add_argument("--bind", action="append", default=[], type=json.loads, help='["host path", "guest path", true]')
+    parser.add_argument(
+        "--bind", action="append", default=[], type=json.loads, help='["host path", "guest path", true]'
+    )
     parser.add_argument("--allow-host", action="append", default=[], help="one more host for the proxy to pass on to")
     parser.add_argument("--purge", action="store_true", help="down: the base image and the package cache, too")
     options = parser.parse_args(arguments)
     try:
         return run(options)
-    except (machine.SandboxError, tools.Unavailable, RuntimeError, OSError) as error:
+    except (machine.SandboxError, tools.UnavailableError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -30,10 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
+    """Prints a line at once."""
     print(text, flush=True)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Carries out one parsed command."""
     names = options.names or ["sandbox"]
     if options.command == "list":
         for name in machine.names():
@@ -41,11 +46,18 @@ def run(options: argparse.Namespace) -> int:
     elif options.command == "status":
         for name in names:
             found = machine.get(name)
-            say(f"{name}: off" if found is None else f"{name}: running at {found.address}; ssh -F {found.ssh_config} {name}")
+            say(
+                f"{name}: off"
+                if found is None
+                else f"{name}: running at {found.address}; ssh -F {found.ssh_config} {name}"
+            )
     elif options.command == "up":
         for name in names:
             machine.up(
-                name, say, disk_gb=options.disk_gb, binds=[tuple(bind) for bind in options.bind],
+                name,
+                say,
+                disk_gb=options.disk_gb,
+                binds=[tuple(bind) for bind in options.bind],
                 allowed_hosts=options.allow_host,
             )
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import fcntl
 import hashlib
@@ -11,14 +10,11 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import internet, sources
-from sandbox.proxy import Proxy
+from sandbox import internet, proxy, sources
 
 SUITE = "trixie"
 COMPONENTS = "main contrib non-free non-free-firmware"
@@ -26,8 +22,20 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 USER = "deploy"
 # What a bare Debian cloud machine has and a deploy may count on. No curl, no gnupg, no Docker: the deploy brings them.
 PACKAGES = (
-    "systemd systemd-sysv dbus openssh-server sudo iproute2 ca-certificates python3 procps kmod netbase less tzdata"
-).split()
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "openssh-server",
+    "sudo",
+    "iproute2",
+    "ca-certificates",
+    "python3",
+    "procps",
+    "kmod",
+    "netbase",
+    "less",
+    "tzdata",
+)
 IMAGE_BYTES = 4 * 2**30  # sparse; each sandbox's copy is grown to its own size
 
 # Runs in mount and process namespaces of its own, so that nothing is left when it is killed.
@@ -53,12 +61,10 @@ umount "$ROOT"
 
 
 def guest_sources(archive: sources.DebianArchive | None) -> str:
-    """The guest's apt sources (deb822) at this computer's mirror; empty where the building tool's own default serves."""
+    """The guest's apt sources (deb822) at this computer's mirror; empty where mmdebstrap's own default serves."""
     if archive is None:
         return ""
-    security = archive.security or (
-        archive.main + "-security" if re.search(r"/debian$", archive.main) else ""
-    )
+    security = archive.security or (archive.main + "-security" if re.search(r"/debian$", archive.main) else "")
     entries = [(archive.main, f"{SUITE} {SUITE}-updates")]
     if security:
         entries.append((security, f"{SUITE}-security"))
@@ -77,23 +83,6 @@ def image_name(apt_sources: str) -> str:
 def die_with_parent() -> None:
     """For ``preexec_fn``: SIGKILL when the parent ends, so that a killed command leaves no worker."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-@contextmanager
-def _package_proxy(cache: Path, log: Callable[[str], None]) -> Iterator[int]:
-    """A proxy on this computer's loopback while the image is built, for its package cache; yields the port."""
-    listener = internet.listen("127.0.0.1", 0)
-    loop = asyncio.new_event_loop()
-    proxy = Proxy(None, cache, log)
-    loop.run_until_complete(proxy.start(listener))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 def ensure(folder: Path, say: Callable[[str], None]) -> Path:
@@ -126,19 +115,48 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
     root.mkdir(exist_ok=True)
     wanted.write_text(apt_sources)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "atelier", part], check=True, stdin=subprocess.DEVNULL)
-    with _package_proxy(folder / "packages", say) as port:
+    listener = internet.listen("127.0.0.1", 0)
+    with proxy.in_background(proxy.Proxy(None, folder / "packages", say), listener):
         environment = {
-            **{key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")},
-            "LC_ALL": "C.UTF-8", "TMPDIR": "/tmp", "IMAGE": str(part), "ROOT": str(root), "PACKAGES": ",".join(PACKAGES),
-            "SUITE": SUITE, "SOURCES": str(wanted), "USED_SOURCES": str(written), "LOGIN": USER, "PROXY_PORT": str(port),
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.lower().endswith("_proxy") and key != "TMPDIR"
+            },
+            "LC_ALL": "C.UTF-8",
+            "IMAGE": str(part),
+            "ROOT": str(root),
+            "PACKAGES": ",".join(PACKAGES),
+            "SUITE": SUITE,
+            "SOURCES": str(wanted),
+            "USED_SOURCES": str(written),
+            "LOGIN": USER,
+            "PROXY_PORT": str(listener.getsockname()[1]),
         }
-        namespaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        namespaces = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         built = subprocess.run(
-            [*namespaces, "sh", "-c", BUILD], env=environment, preexec_fn=die_with_parent,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            [*namespaces, "sh", "-c", BUILD],
+            env=environment,
+            preexec_fn=die_with_parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
     if built.returncode:
-        raise RuntimeError(f"The base image could not be built. The end of mmdebstrap's output:\n{built.stdout[-3000:]}")
+        raise RuntimeError(
+            f"The base image could not be built. The end of mmdebstrap's output:\n{built.stdout[-3000:]}"
+        )
     # So that resize2fs takes each copy without a check of its own.
     subprocess.run(["e2fsck", "-fy", part], capture_output=True)
     for old in folder.glob("base-*.img"):

@@ -1,6 +1,6 @@
 """One boot of the guest: ``python -m sandbox.boot STATE_DIR``, already in mount and time namespaces of its own.
 
-Mounts the disk, gives it its identity on its first boot, and becomes systemd-nspawn. The mount goes away with the process.
+Mounts the disk, gives it its identity on its first boot, and becomes systemd-nspawn. The mount goes away with it.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import uuid
 from pathlib import Path
 from typing import Any
 
-from sandbox import cgroup, internet, network, proxy, sources
+from sandbox import cgroup, network, proxy, sources
 
 PROXY_URL = f"http://127.0.0.1:{proxy.PORT}"
 MARK = "etc/atelier-sandbox.json"  # lies in every sandbox, and in nothing else
@@ -32,12 +31,23 @@ def nspawn_command(spec: dict[str, Any], root: Path) -> list[str]:
     """The command that boots the guest. Docker in it needs the open capabilities and the three system calls;
     the clock and the kernel's modules stay this computer's."""
     command = [
-        "systemd-nspawn", "--quiet", "--boot", f"--directory={root}",
-        f"--machine={cgroup.group_name(spec['name'])}", f"--hostname={spec['name']}",
+        "systemd-nspawn",
+        "--quiet",
+        "--boot",
+        f"--directory={root}",
+        f"--machine={cgroup.group_name(spec['name'])}",
+        f"--hostname={spec['name']}",
         f"--network-namespace-path=/run/netns/{spec['namespace']}",
-        "--register=no", "--keep-unit", "--settings=no", "--console=read-only",
-        "--resolv-conf=off", "--timezone=off", "--link-journal=no",
-        "--capability=all", "--drop-capability=CAP_SYS_TIME,CAP_SYS_MODULE", "--system-call-filter=add_key keyctl bpf",
+        "--register=no",
+        "--keep-unit",
+        "--settings=no",
+        "--console=read-only",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--link-journal=no",
+        "--capability=all",
+        "--drop-capability=CAP_SYS_TIME,CAP_SYS_MODULE",
+        "--system-call-filter=add_key keyctl bpf",
     ]
     for host_path, guest_path, read_only in spec["binds"]:
         command.append(f"--bind{'-ro' if read_only else ''}={escaped(host_path)}:{escaped(guest_path)}")
@@ -77,6 +87,7 @@ def pip_configuration(index: str, extra: list[str]) -> str:
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
+    """Writes a new file; a link that stood in its place is replaced, not followed out of the guest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text(text)
@@ -116,6 +127,7 @@ def provision(spec: dict[str, Any], root: Path, ssh: Path) -> None:
 
 
 def main(state_dir: Path) -> None:
+    """Boots the sandbox of the state folder; does not return."""
     spec = json.loads((state_dir / "machine.json").read_text())
     root = state_dir / "root"
     root.mkdir(exist_ok=True)
@@ -125,7 +137,7 @@ def main(state_dir: Path) -> None:
     cgroup.enter(Path(spec["group"]) / "machine")
     environment = nspawn_environment(dict(os.environ))
     command = nspawn_command(spec, root)
-    os.execvpe(shutil.which(command[0], path=environment["PATH"]) or command[0], command, environment)
+    os.execvpe(command[0], command, environment)  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def _roots() -> list[Path]:
 
 
 def group_name(name: str) -> str:
+    """The name of the sandbox's control group, and of its machine."""
     return f"atelier-sandbox-{name}"
 
 

@@ -1,6 +1,6 @@
-"""Keeps the guest away from this computer's devices: a BPF program on its control group, as container runtimes attach one.
+"""Keeps the guest away from this computer's devices: a BPF program on its control group.
 
-systemd-nspawn leaves this to systemd (``DeviceAllow=``), which is not asked here (``--register=no``).
+Container runtimes attach the same. systemd-nspawn leaves it to systemd, which is not asked here (``--register=no``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 ANY = -1
-# Character devices that a container may open, as (major, minor): what systemd allows its own containers, and the TUN device.
+# Character devices that the guest may open, as (major, minor): what systemd allows its own containers, and TUN.
 ALLOWED = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 200), (136, ANY))
 
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}

@@ -19,6 +19,7 @@ BODY = b"atelier fake internet\n"
 ANSWER_ADDRESS = "198.51.100.1"  # RFC 5737, for documentation: what every name resolves to
 TCP_PORTS = (21, 22, 25, 80, 443, 465, 587, 853, 3128, 5000, 8000, 8080, 8443, 9418, 11371)
 DNS_PORT = 53
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - in a namespace that holds nothing else
 IP_PKTINFO = 8  # linux/in.h; the socket module has no name for it before Python 3.14
 CLONE_NEWNET = 0x40000000
 TYPE_A, TYPE_TXT = 1, 16
@@ -65,7 +66,7 @@ def listen(address: str, port: int) -> socket.socket:
 
 
 def dns_answer(query: bytes) -> bytes | None:
-    """The answer to one DNS query: an address for type A, a sentence for TXT, no data for the rest; None if malformed."""
+    """The answer to a DNS query: an address for type A, a sentence for TXT, else no data; None if malformed."""
     if len(query) < 12 or query[2] & 0x80 or query[4:6] != b"\0\1":
         return None
     end = 12
@@ -89,7 +90,9 @@ async def _page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     with contextlib.suppress(OSError, asyncio.TimeoutError):
         with contextlib.suppress(asyncio.TimeoutError):  # a client that waits for the server to speak first
             await asyncio.wait_for(reader.read(4096), 1)
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(BODY)}\r\nConnection: close\r\n\r\n"
+        head = (
+            f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(BODY)}\r\nConnection: close\r\n\r\n"
+        )
         writer.write(head.encode() + BODY)
         await writer.drain()
     writer.close()
@@ -110,7 +113,7 @@ async def _dns_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 def _dns_socket() -> socket.socket:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-    server.bind(("0.0.0.0", DNS_PORT))
+    server.bind((ANY_ADDRESS, DNS_PORT))
     server.setblocking(False)
     return server
 
@@ -136,14 +139,16 @@ class Internet:
         self._datagrams: socket.socket | None = None
 
     async def start(self) -> None:
-        listeners = in_namespace(self._namespace, lambda: [listen("0.0.0.0", port) for port in TCP_PORTS])
+        """Opens every port in the namespace."""
+        listeners = in_namespace(self._namespace, lambda: [listen(ANY_ADDRESS, port) for port in TCP_PORTS])
         self._servers = [await asyncio.start_server(_page, sock=listener) for listener in listeners]
-        names = in_namespace(self._namespace, lambda: listen("0.0.0.0", DNS_PORT))
+        names = in_namespace(self._namespace, lambda: listen(ANY_ADDRESS, DNS_PORT))
         self._servers.append(await asyncio.start_server(_dns_stream, sock=names))
         self._datagrams = in_namespace(self._namespace, _dns_socket)
         asyncio.get_running_loop().add_reader(self._datagrams, _dns_datagram, self._datagrams)
 
     async def stop(self) -> None:
+        """Closes every port."""
         for server in self._servers:
             server.close()
         self._servers.clear()

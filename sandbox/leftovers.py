@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -29,7 +28,7 @@ def loop_devices(folder: Path) -> list[str]:
 
 def mounts(folder: Path) -> list[str]:
     """The mount points under the folder that this process sees, the deepest first."""
-    with open("/proc/self/mounts") as file:
+    with Path("/proc/self/mounts").open() as file:
         targets = [line.split()[1].encode().decode("unicode_escape") for line in file]
     return sorted((target for target in targets if target.startswith(f"{folder}/")), reverse=True)
 
@@ -46,8 +45,8 @@ def find(name: str, folder: Path) -> list[str]:
     found += [f"mount {target}" for target in mounts(state_dir)]
     found += [f"loop device {device}" for device in loop_devices(state_dir)]
     namespaces = (names.guest_namespace, names.internet_namespace)
-    found += [f"network namespace {namespace}" for namespace in namespaces if os.path.exists(f"/run/netns/{namespace}")]
-    if os.path.exists(f"/sys/class/net/{names.outer_link}"):
+    found += [f"network namespace {namespace}" for namespace in namespaces if Path(f"/run/netns/{namespace}").exists()]
+    if Path(f"/sys/class/net/{names.outer_link}").exists():
         found.append(f"interface {names.outer_link}")
     found += [f"route {route}" for route in network.ip("route").splitlines() if names.outer_link in route]
     found += [f"path {path}" for path in _nspawn_paths(name)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import base, boot, cgroup, leftovers, network, sources, tools
+from sandbox import base, boot, cgroup, leftovers, sources, tools
 
 Say = Callable[[str], None]
 Bind = tuple[str, str, bool]
@@ -80,8 +80,15 @@ def _lives(state_dir: Path) -> bool:
 def _machine(spec: dict[str, Any], state_dir: Path) -> Machine:
     ssh = state_dir / "ssh"
     return Machine(
-        name=spec["name"], address=spec["address"], port=22, user=spec["user"], identity_file=ssh / "id_ed25519",
-        known_hosts_file=ssh / "known_hosts", ssh_config=ssh / "config", state_dir=state_dir, proxy_url=boot.PROXY_URL,
+        name=spec["name"],
+        address=spec["address"],
+        port=22,
+        user=spec["user"],
+        identity_file=ssh / "id_ed25519",
+        known_hosts_file=ssh / "known_hosts",
+        ssh_config=ssh / "config",
+        state_dir=state_dir,
+        proxy_url=boot.PROXY_URL,
         namespace=spec["namespace"],
     )
 
@@ -130,7 +137,8 @@ def up(
     """A running sandbox of that name: the one that runs, or a new boot of its disk, or a new machine.
 
     ``disk_gb``: size of a new machine's disk in GiB (sparse). ``binds``: ``(host path, guest path, read only)``.
-    ``allowed_hosts``: hosts for the proxy beside the computer's own archives. Raises SandboxError or tools.Unavailable.
+    ``allowed_hosts``: hosts for the proxy beside the computer's own archives.
+    Raises SandboxError, or tools.UnavailableError where no sandbox can work.
     """
     running = _running(name, say)
     if running is not None:
@@ -199,10 +207,9 @@ def _as_root(arguments: list[str], say: Say) -> None:
     environment |= {"PYTHONPATH": str(PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
     assignments = [f"{key}={value}" for key, value in environment.items()]
     command = [*tools.sudo_prefix(), "env", *assignments, sys.executable, "-m", "sandbox", *arguments]
+    lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
+        for line in process.stdout or ():
             lines.append(line.rstrip())
             say(lines[-1])
     if process.returncode:
@@ -224,20 +231,30 @@ def _boot(name: str, say: Say, disk_gb: int, binds: list[Bind], allowed_hosts: l
         os.environ, [path.read_text() for path in sources.pip_configuration_files(os.environ, Path.home())]
     )
     used = image.with_suffix(".sources").read_text()
-    archives = sources.hosts_of(source.uri for parse in (sources.parse_deb822, sources.parse_one_line) for source in parse(used))
+    archives = sources.hosts_of(
+        source.uri for parse in (sources.parse_deb822, sources.parse_one_line) for source in parse(used)
+    )
     for host_path, _, _ in binds:
         Path(host_path).mkdir(parents=True, exist_ok=True)
     spec = {
-        "name": name, "user": base.USER, "home": str(Path.home()), "binds": binds,
-        "allowed_hosts": sorted(archives | set(allowed_hosts)), "pip_configuration": boot.pip_configuration(index, extra),
+        "name": name,
+        "user": base.USER,
+        "home": str(Path.home()),
+        "binds": binds,
+        "allowed_hosts": sorted(archives | set(allowed_hosts)),
+        "pip_configuration": boot.pip_configuration(index, extra),
     }
     (state_dir / "machine.json").write_text(json.dumps(spec))
     _make_keys(state_dir / "ssh")
     with (state_dir / "supervisor.log").open("a") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "sandbox.supervisor", str(state_dir)],
-            cwd="/", env={**os.environ, "PYTHONPATH": str(PACKAGE_PARENT), "PATH": tools.PATH},
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(PACKAGE_PARENT), "PATH": tools.PATH},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
             preexec_fn=_enter_helpers(name),
         )
     try:
@@ -266,7 +283,7 @@ def _make_disk(image: Path, disk: Path, disk_gb: int) -> None:
 
 
 def _make_keys(ssh: Path) -> None:
-    """The operator's key and the guest's host key, made before the guest exists, so that nothing is trusted on first use."""
+    """The operator's key and the guest's host key: made before the guest, so nothing is trusted on first use."""
     ssh.mkdir(mode=0o700, exist_ok=True)
     for key in ("id_ed25519", "host_ed25519"):
         if not (ssh / f"{key}.pub").exists():

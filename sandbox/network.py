@@ -10,10 +10,10 @@ import contextlib
 import hashlib
 import ipaddress
 import json
-import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 SSH_RANGE = ipaddress.ip_network("198.18.0.0/15")  # RFC 2544: for tests, never routed on the internet
 GUEST_ADDRESS = "10.213.0.2"  # seen only between the guest and its own fake internet, so the same in every guest
@@ -81,12 +81,10 @@ def create(network: Network) -> None:
         ip("-n", namespace, "link", "set", "lo", "up")
     ip("link", "add", network.outer_link, "type", "veth", "peer", "name", "ssh0", "netns", guest)
     # A computer that forwards (one with Docker, say) still forwards nothing that comes from the guest.
-    with open(f"/proc/sys/net/ipv4/conf/{network.outer_link}/forwarding", "w") as setting:
-        setting.write("0")
-    with contextlib.suppress(FileNotFoundError), open(
-        f"/proc/sys/net/ipv6/conf/{network.outer_link}/disable_ipv6", "w"
-    ) as setting:
-        setting.write("1")
+    settings = Path("/proc/sys/net")
+    (settings / f"ipv4/conf/{network.outer_link}/forwarding").write_text("0")
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        (settings / f"ipv6/conf/{network.outer_link}/disable_ipv6").write_text("1")
     ip("addr", "add", f"{network.outer_address}/{network.prefix}", "dev", network.outer_link)
     ip("link", "set", network.outer_link, "up")
     ip("-n", guest, "addr", "add", f"{network.guest_ssh_address}/{network.prefix}", "dev", "ssh0")
@@ -108,8 +106,8 @@ def create(network: Network) -> None:
 
 def remove(network: Network) -> None:
     """Removes the namespaces and the link; what is already gone is no error."""
-    if os.path.exists(f"/sys/class/net/{network.outer_link}"):
+    if Path(f"/sys/class/net/{network.outer_link}").exists():
         ip("link", "delete", network.outer_link)
     for namespace in (network.guest_namespace, network.internet_namespace):
-        if os.path.exists(f"/run/netns/{namespace}"):
+        if Path(f"/run/netns/{namespace}").exists():
             ip("netns", "delete", namespace)

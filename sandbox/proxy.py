@@ -1,7 +1,7 @@
-"""The guest's only way to packages: an HTTP proxy that passes on to the hosts this computer itself is configured for.
+"""The guest's only way to packages: an HTTP proxy that passes on to the hosts this computer is configured for.
 
-It listens inside the guest's namespace and connects from this computer's. ``.deb`` files fetched over plain HTTP are kept,
-so that the second sandbox does not fetch them again; the guest's apt checks their signatures either way.
+It listens inside the guest's namespace and connects from this computer's. ``.deb`` files fetched over plain HTTP are
+kept, so that the second sandbox does not fetch them again; the guest's apt checks their signatures either way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,9 +63,11 @@ class Proxy:
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self, listener: socket.socket) -> None:
+        """Serves on the socket until ``stop``."""
         self._server = await asyncio.start_server(self._serve, sock=listener, limit=HEAD_LIMIT)
 
     async def stop(self) -> None:
+        """Takes no more connections."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -108,7 +111,9 @@ class Proxy:
             return False
         return await self._forward(method, target, headers, reader, writer)
 
-    async def _connect(self, scheme: str, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bool]:
+    async def _connect(
+        self, scheme: str, host: str, port: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bool]:
         """A connection towards the host, and whether it ends at another proxy."""
         through = upstream(self._environment, scheme, host)
         reader, writer = await asyncio.open_connection(*(through or (host, port)), limit=HEAD_LIMIT)
@@ -213,6 +218,30 @@ class Proxy:
                 with contextlib.suppress(FileExistsError):
                     os.link(part.name, keep_as)
         return whole
+
+
+@contextlib.contextmanager
+def in_background(proxy: Proxy, listener: socket.socket) -> Iterator[None]:
+    """Serves the socket from a thread while the block runs."""
+    loop = asyncio.new_event_loop()
+    done = asyncio.Event()
+
+    async def serve() -> None:
+        await proxy.start(listener)
+        await done.wait()
+        await proxy.stop()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join()
+        loop.run_until_complete(asyncio.sleep(0))  # the cancelled connections end
+        loop.close()
 
 
 async def _copy(

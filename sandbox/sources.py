@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 DEBIAN_SUITES = frozenset(
-    "bullseye bookworm trixie forky sid oldoldstable oldstable stable testing unstable".split()
+    ("bullseye", "bookworm", "trixie", "forky", "sid", "oldoldstable", "oldstable", "stable", "testing", "unstable")
 )
 
 
@@ -86,8 +86,13 @@ def debian_archive(sources: Iterable[AptSource]) -> DebianArchive | None:
     best = max(candidates, key=likeness, default=None)
     if best is None or likeness(best) == 0:
         return None
-    security = (source.uri for source in known if source.suite.removesuffix("-security") in DEBIAN_SUITES
-                and source.suite.endswith("-security") and "main" in source.components)
+    security = (
+        source.uri
+        for source in known
+        if source.suite.removesuffix("-security") in DEBIAN_SUITES
+        and source.suite.endswith("-security")
+        and "main" in source.components
+    )
     return DebianArchive(best.uri.rstrip("/"), next(security, "").rstrip("/"))
 
 
@@ -125,8 +130,13 @@ def pip_configuration_files(environment: Mapping[str, str], home: Path) -> list[
     if environment.get("PIP_CONFIG_FILE") == os.devnull:
         return []
     config_home = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
-    paths = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf"), home / ".pip/pip.conf", config_home / "pip/pip.conf",
-             Path(sys.prefix) / "pip.conf"]
+    paths = [
+        Path("/etc/xdg/pip/pip.conf"),
+        Path("/etc/pip.conf"),
+        home / ".pip/pip.conf",
+        config_home / "pip/pip.conf",
+        Path(sys.prefix) / "pip.conf",
+    ]
     if environment.get("PIP_CONFIG_FILE"):
         paths.append(Path(environment["PIP_CONFIG_FILE"]))
     return [path for path in paths if path.is_file()]
@@ -154,7 +164,9 @@ def hosts_of(urls: Iterable[str]) -> set[str]:
 
 def allowed_hosts(environment: Mapping[str, str], home: Path) -> frozenset[str]:
     """Every host that the sandbox's proxy may connect to: this computer's apt archives and package indexes."""
-    index, extra = pip_index_urls(environment, [path.read_text() for path in pip_configuration_files(environment, home)])
+    index, extra = pip_index_urls(
+        environment, [path.read_text() for path in pip_configuration_files(environment, home)]
+    )
     hosts = hosts_of(source.uri for source in apt_sources()) | hosts_of(extra)
     # An index may keep its files elsewhere; only pip's default one is known to (its own code names both hosts).
     hosts |= hosts_of([index]) if index else pip_default_hosts()

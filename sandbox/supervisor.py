@@ -1,7 +1,7 @@
 """The process behind a running sandbox: ``python -m sandbox.supervisor STATE_DIR``, as root.
 
-Makes the network, serves the proxy and the fake internet in it, boots the guest, and boots it again when it reboots. Each
-boot gets a new network, as a real reboot empties a kernel of its bridges and packet filters.
+Makes the network, serves the proxy and the fake internet in it, boots the guest, and boots it again when it reboots.
+Each boot gets a new network, as a real reboot empties a kernel of its bridges and packet filters.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ REBOOT = 133  # systemd-nspawn --keep-unit: the guest asked to be started again
 
 
 def log(text: str) -> None:
+    """One line with the time in UTC; ``up`` sends it to supervisor.log."""
     print(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}", flush=True)
 
 
@@ -38,7 +39,9 @@ async def run_once(spec: dict[str, Any], state_dir: Path, allowed: frozenset[str
     packages = proxy.Proxy(allowed, state_dir.parent / "packages", log)
     outside = internet.Internet(plan.internet_namespace)
     try:
-        await packages.start(internet.in_namespace(plan.guest_namespace, lambda: internet.listen("127.0.0.1", proxy.PORT)))
+        await packages.start(
+            internet.in_namespace(plan.guest_namespace, lambda: internet.listen("127.0.0.1", proxy.PORT))
+        )
         await outside.start()
         uptime = int(min(time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)))
         guest = await asyncio.create_subprocess_exec(
@@ -69,6 +72,7 @@ def prepare(state_dir: Path) -> dict[str, Any]:
 
 
 def main(state_dir: Path) -> None:
+    """Runs the sandbox of the state folder until its guest is off."""
     pid_file = (state_dir / "supervisor.pid").open("a+")
     fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends: how the others know it lives
     pid_file.truncate(0)

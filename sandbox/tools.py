@@ -27,7 +27,7 @@ NEEDED = {
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """The sandbox cannot work on this computer; the message says why and what to do instead."""
 
 
@@ -41,25 +41,25 @@ def _is_there(need: str) -> bool:
 
 
 def require_linux() -> None:
-    """Raises Unavailable where no sandbox can ever work."""
+    """Raises UnavailableError where no sandbox can ever work."""
     if sys.platform != "linux":
-        raise Unavailable(f"The sandbox needs Linux, and this is {platform.system()}. {REMEDY}")
+        raise UnavailableError(f"The sandbox needs Linux, and this is {platform.system()}. {REMEDY}")
 
 
 def install_missing(say: Callable[[str], None]) -> None:
-    """Installs what is missing, without a question. Call as root. Raises Unavailable where that is impossible."""
+    """Installs what is missing, without a question. Call as root. Raises UnavailableError where that is impossible."""
     missing = missing_packages(_is_there)
     if not missing:
         return
     if shutil.which("apt-get", path=PATH) is None:
-        raise Unavailable(f"The sandbox needs {', '.join(missing)} and this computer has no apt-get. {REMEDY}")
+        raise UnavailableError(f"The sandbox needs {', '.join(missing)} and this computer has no apt-get. {REMEDY}")
     say(f"Installing what the sandbox needs on this computer: {', '.join(missing)} ...")
     install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *missing]
     for command in (install, ["apt-get", "update", "-q"], install):
         done = _apt(command)
         if done.returncode == 0 and command is install:
             return
-    raise Unavailable(f"apt-get could not install {', '.join(missing)}:\n{done.stdout[-2000:].strip()}\n{REMEDY}")
+    raise UnavailableError(f"apt-get could not install {', '.join(missing)}:\n{done.stdout[-2000:].strip()}\n{REMEDY}")
 
 
 def _apt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -72,12 +72,14 @@ def _apt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def sudo_prefix() -> list[str]:
     """``sudo`` with the words that let it run without a question, or with one where a person is at the terminal.
 
-    Raises Unavailable when this user cannot become root.
+    Raises UnavailableError when this user cannot become root.
     """
     if shutil.which("sudo") is None:
-        raise Unavailable(f"The sandbox needs root (a booted machine, a network of its own), and there is no sudo. {REMEDY}")
+        raise UnavailableError(
+            f"The sandbox needs root (a booted machine, a network of its own), and there is no sudo. {REMEDY}"
+        )
     if subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0:
         return ["sudo", "-n"]
     if sys.stdin is not None and sys.stdin.isatty():
         return ["sudo"]
-    raise Unavailable(f"The sandbox needs root, and sudo asks for a password with no terminal to ask at. {REMEDY}")
+    raise UnavailableError(f"The sandbox needs root, and sudo asks for a password with no terminal to ask at. {REMEDY}")
