@@ -76,7 +76,9 @@ def check_password(password: str, variable: str) -> str:
     }
     wrong = [reason for reason, applies in reasons.items() if applies]
     if wrong:
-        raise AtelierError(f"{variable}: the password {wrong[0]}", "choose another, or leave it unset to have one generated")
+        raise AtelierError(
+            f"{variable}: the password {wrong[0]}", "choose another, or leave it unset to have one generated"
+        )
     return password
 
 
@@ -113,7 +115,9 @@ def load(directory: Path) -> Credentials | None:
     try:
         return Credentials.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError):
-        raise AtelierError(f"{path}: damaged", "restore it from a backup; without it only `make rotate` can help") from None
+        raise AtelierError(
+            f"{path}: damaged", "restore it from a backup; without it only `make rotate` can help"
+        ) from None
 
 
 def save(directory: Path, credentials: Credentials) -> None:
@@ -122,7 +126,9 @@ def save(directory: Path, credentials: Credentials) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     document = yaml.safe_dump(credentials.model_dump(), sort_keys=False, allow_unicode=True)
-    _write_private(directory / "credentials.yml", "# Written by atelier. Keep it: the host cannot give it back.\n" + document)
+    _write_private(
+        directory / "credentials.yml", "# Written by atelier. Keep it: the host cannot give it back.\n" + document
+    )
     _write_private(directory / TOKEN_FILE, credentials.comfyui.password_bcrypt)
     _write_private(directory / ".env.generated", environment_file(credentials))
 
@@ -159,7 +165,11 @@ def _single_quoted(value: str) -> str:
 def differing(credentials: Credentials, environment: Mapping[str, str]) -> list[str]:
     """Names of environment variables that ask for something else than what is stored (only `rotate` may change it)."""
     stored = credentials.model_dump()
-    return [name for name, (service, key) in ENVIRONMENT_NAMES.items() if environment.get(name, stored[service][key]) != stored[service][key]]
+    return [
+        name
+        for name, (service, key) in ENVIRONMENT_NAMES.items()
+        if environment.get(name, stored[service][key]) != stored[service][key]
+    ]
 
 
 def fingerprint(*secret_values: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atelier import SCHEMA, render
+from atelier import SCHEMA, gpu, render
 from atelier.credentials import Credentials
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild
@@ -15,7 +15,15 @@ from atelier.tree import Directory, Entry, File
 
 DOCKER_CE = ("docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin")
 DOCKER_DEBIAN = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
-DOCKER_CONFLICTS = ("docker.io", "docker-doc", "docker-compose", "docker-compose-v2", "podman-docker", "containerd", "runc")
+DOCKER_CONFLICTS = (
+    "docker.io",
+    "docker-doc",
+    "docker-compose",
+    "docker-compose-v2",
+    "podman-docker",
+    "containerd",
+    "runc",
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,19 @@ class Deployment:
 
     def projects(self) -> tuple[render.Project, ...]:
         """The compose projects, the gateway last."""
-        return render.projects(self.settings, self.credentials, self.image_tags(), self.facts.controllers, {})
+        return render.projects(
+            self.settings, self.credentials, self.image_tags(), self.facts.controllers, self.gpu_devices()
+        )
+
+    def gpu_devices(self) -> dict[str, str]:
+        """The CDI device of each service; none under profile cpu. Preflight has seen that each setting names one GPU."""
+        if self.settings.profile == "cpu":
+            return {}
+        enabled = self.settings.enabled().items()
+        return {
+            name: gpu.cdi_device(gpu.choose(self.facts.gpus, service.gpu, f"services.{name}.gpu"))
+            for name, service in enabled
+        }
 
     def state_dir(self) -> str:
         """Where the host records what it carries."""
@@ -45,7 +65,9 @@ class Deployment:
         """The skeleton under both roots."""
         settings, owner = self.settings, self.settings.service_user
         config, data = settings.config_root, settings.data_root
-        roots = [Directory(path) for path in (config, f"{config}/services", f"{config}/secrets", data, self.state_dir())]
+        roots = [
+            Directory(path) for path in (config, f"{config}/services", f"{config}/secrets", data, self.state_dir())
+        ]
         weights = [Directory(f"{data}/models")] + [Directory(f"{data}/models/{name}") for name in DIRECTORIES]
         shared = [Directory(f"{data}/outputs"), Directory(f"{data}/users")]
         owned = [
@@ -64,7 +86,9 @@ class Deployment:
 
     def secrets(self) -> tuple[Entry, ...]:
         """Every container's secret files."""
-        return tuple(entry for entries in render.secret_files(self.settings, self.credentials).values() for entry in entries)
+        return tuple(
+            entry for entries in render.secret_files(self.settings, self.credentials).values() for entry in entries
+        )
 
 
 def host_packages(facts: HostFacts) -> tuple[str, ...]:
@@ -105,15 +129,22 @@ def merged_json(current: str, values: Mapping[str, object]) -> str:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     for key, value in values.items():
-        both = isinstance(value, dict) and isinstance(document.get(key), dict)
-        document[key] = {**document[key], **value} if both else value
+        if isinstance(value, dict) and isinstance(document.get(key), dict):
+            document[key] = {**document[key], **value}
+        else:
+            document[key] = value
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def declared(deployment: Deployment) -> dict[str, list[str]]:
     """Everything that a deploy creates on the host, by kind: what the manifest records before it is created."""
     projects = deployment.projects()
-    entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets(), render.loopback_guard()]
+    entries: list[Entry] = [
+        *deployment.directories(),
+        *deployment.identity(),
+        *deployment.secrets(),
+        render.loopback_guard(),
+    ]
     entries += [entry for project in projects for entry in project.entries]
     return {
         "files": sorted(entry.path for entry in entries if isinstance(entry, File)),
@@ -148,7 +179,8 @@ def deployed_record(deployment: Deployment, release: str, image_ids: Mapping[str
         "sources": deployment.sources,
         "images": {build.name: {"tag": build.tag, "id": image_ids.get(build.tag, "")} for build in deployment.builds},
         "services": {
-            project.service: {"container": project.container, "config": project.config} for project in deployment.projects()
+            project.service: {"container": project.container, "config": project.config}
+            for project in deployment.projects()
         },
     }
     return json.dumps(document, indent=1) + "\n"

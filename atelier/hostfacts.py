@@ -4,6 +4,9 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from atelier import gpu
+from atelier.gpu import Gpu
+from atelier.models import Weight
 from atelier.settings import Settings
 
 SECTION = "::atelier::"
@@ -42,23 +45,14 @@ class HostFacts:
     schema: str = ""
     deployed: bool = False
     broken_packages: bool = False
-    unreachable: dict[str, str] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...] = ()
+    cdi_devices: frozenset[str] = frozenset()
 
 
-def script(settings: Settings, urls: Iterable[str]) -> str:
+def script(settings: Settings) -> str:
     """A POSIX shell script that prints sections `::atelier::<name>` with one fact a line; it changes nothing."""
-    proxy = settings.proxy or ""
-    options = f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}" if proxy else ""
-    probes = "\n".join(
-        f"( timeout 30 /usr/lib/apt/apt-helper {options} -o Acquire::Retries=1 download-file {shlex.quote(url)} \"$t/{index}\" "
-        f">\"$t/{index}.log\" 2>&1 || printf '%s\\t%s\\n' {shlex.quote(url)} "
-        f"\"$(grep -m1 -E '^(E:|Err)' \"$t/{index}.log\" | tr '\\t' ' ')\" >>\"$t/unreachable\" ) &"
-        for index, url in enumerate(urls)
-    )
     state = f"{settings.data_root}/state"
     return f"""
-t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
-{probes}
 s() {{ echo "{SECTION}$1"; }}
 nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail "$p" | tail -n 1 | tr -d ' '; }}
 s os; cat /etc/os-release
@@ -78,11 +72,53 @@ s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
 s schema; cat {shlex.quote(state)}/schema 2>/dev/null
 s deployed; [ -e {shlex.quote(state)}/deployed.json ] && echo yes
+s gpus; timeout 20 nvidia-smi --query-gpu=index,uuid,name,memory.total --format=csv,noheader,nounits 2>/dev/null
+s cdi; timeout 20 nvidia-ctk cdi list 2>/dev/null | grep '^nvidia.com/gpu='
 s broken; dpkg --audit 2>/dev/null | head -n 1
-wait
-s unreachable; cat "$t/unreachable" 2>/dev/null
 :
 """
+
+
+def presence_script(settings: Settings, tags: Iterable[str], weights: Iterable[Weight]) -> str:
+    """Prints the image tags that the host has, and the sha256 of each weight that is in its place with the right size."""
+    store = f"{settings.data_root}/models"
+    lines = [f"docker image inspect {tag} >/dev/null 2>&1 && echo {tag}" for tag in tags]
+    lines += [
+        f'[ "$(stat -c %s {shlex.quote(f"{store}/{weight.store_path}")} 2>/dev/null)" = {weight.bytes} ] && echo {weight.sha256}'
+        for weight in weights
+    ]
+    return "\n".join([*lines, ":"])
+
+
+def reachability_script(proxy: str | None, urls: Iterable[str], archive: bool) -> str:
+    """Fetches a small document from each source, all at once, and prints those that did not answer, with the reason.
+
+    apt's own helper is the one client that every Debian and Ubuntu machine has. archive: try apt's sources as well,
+    with apt's own settings.
+    """
+    options = (
+        f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}" if proxy else ""
+    )
+    probes = "\n".join(f"probe {shlex.quote(url)} {options} &" for url in urls)
+    own = "apt-get indextargets --format '$(REPO_URI)dists/$(RELEASE)/InRelease' 'Created-By: Packages' | sort -u"
+    archives = f'for url in $({own}); do probe "$url" & done' if archive else ""
+    return f"""
+t=$(mktemp -d); chmod 0755 "$t"; trap 'rm -rf "$t"' EXIT
+probe() {{
+  url=$1; shift; n=$(printf %s "$url" | cksum | tr -d ' ')
+  case $url in file://*) [ -e "${{url#file://}}" ] || printf '%s\\tno such file\\n' "$url"; return;; esac
+  timeout 60 /usr/lib/apt/apt-helper "$@" -o Acquire::Retries=1 download-file "$url" "$t/$n" >"$t/$n.log" 2>&1 && return
+  grep -q ' 404 ' "$t/$n.log" || printf '%s\\t%s\\n' "$url" "$(grep -E '^(E:|W:|  )' "$t/$n.log" | head -n 1 | tr '\\t' ' ')"
+}}
+{probes}
+{archives}
+wait
+"""
+
+
+def parse_reachability(output: str) -> dict[str, str]:
+    """Reason by URL for each source that did not answer."""
+    return {url: reason.strip() for url, _, reason in (line.partition("\t") for line in output.splitlines()) if url}
 
 
 def parse(output: str) -> HostFacts:
@@ -124,7 +160,8 @@ def parse(output: str) -> HostFacts:
         schema=one("schema"),
         deployed=bool(one("deployed")),
         broken_packages=bool(one("broken")),
-        unreachable=pairs("unreachable"),
+        gpus=gpu.parse(sections.get("gpus", [])),
+        cdi_devices=frozenset(line.strip() for line in sections.get("cdi", [])),
     )
 
 

@@ -42,6 +42,12 @@ class Weight(BaseModel):
         hub = f"{HUB}/{self.repository}/resolve/{self.revision}/{self.path}"
         return [f"{mirror.rstrip('/')}/{self.store_path}" for mirror in mirrors] + [hub]
 
+    def probe_url(self, mirrors: list[str]) -> str:
+        """A small document at the first source: its answer says that the source can be reached."""
+        if not mirrors:
+            return f"{HUB}/{self.repository}/resolve/{self.revision}/.gitattributes"
+        return f"{mirrors[0].rstrip('/')}/{self.store_path if mirrors[0].startswith('file:') else ''}"
+
 
 class ModelsLock(BaseModel):
     """locks/models.yml."""
@@ -62,7 +68,9 @@ class ModelsLock(BaseModel):
         known = {name for weight in self.files for name in weight.sets}
         unknown = [name for name in sets if name not in known]
         if unknown:
-            raise AtelierError(f"models.sets: no such set: {', '.join(unknown)}", f"the lock has: {', '.join(sorted(known))}")
+            raise AtelierError(
+                f"models.sets: no such set: {', '.join(unknown)}", f"the lock has: {', '.join(sorted(known))}"
+            )
         return tuple(weight for weight in self.files if set(weight.sets) & set(sets))
 
 

@@ -1,8 +1,10 @@
 """Everything that would stop a deploy, found before anything is changed, all at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from atelier import SCHEMA
+from atelier import SCHEMA, gpu
+from atelier.errors import AtelierError
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 
@@ -24,34 +26,48 @@ class Finding:
     remedy: str
 
 
-def findings(facts: HostFacts, settings: Settings, now: float) -> list[Finding]:
-    """All reasons why a deploy would fail on this host. `now`: the operator's clock, seconds since the epoch."""
+def findings(facts: HostFacts, settings: Settings, now: float, unreachable: Mapping[str, str]) -> list[Finding]:
+    """All reasons why a deploy would fail on this host.
+
+    now: the operator's clock, seconds since the epoch. unreachable: the reason by source that the host could not reach.
+    """
     return [
         *_system(facts, settings, now),
         *_space(facts, settings),
         *_ports(facts, settings),
-        *_sources(facts),
+        *_gpus(facts, settings),
+        *_sources(unreachable),
     ]
 
 
 def _system(facts: HostFacts, settings: Settings, now: float) -> list[Finding]:
     found = []
     if (facts.os_id, facts.os_codename) not in SUPPORTED:
-        found.append(Finding(f"{facts.os_name or 'this system'} is not supported", f"use one of: {', '.join(SUPPORTED.values())}"))
+        found.append(
+            Finding(
+                f"{facts.os_name or 'this system'} is not supported", f"use one of: {', '.join(SUPPORTED.values())}"
+            )
+        )
     if facts.architecture not in ("amd64", "arm64"):
         found.append(Finding(f"architecture {facts.architecture} is not supported", "use a machine with amd64"))
     if abs(facts.clock - now) > CLOCK_TOLERANCE:
         found.append(
-            Finding(f"the host's clock is {abs(facts.clock - now):.0f} s off this computer's", "set it: timedatectl set-ntp true")
+            Finding(
+                f"the host's clock is {abs(facts.clock - now):.0f} s off this computer's",
+                "set it: timedatectl set-ntp true",
+            )
         )
     if facts.snap_docker:
         found.append(Finding("Docker is installed as a snap, which cannot use the GPU runtime", "snap remove docker"))
     if facts.lock_holder:
-        found.append(Finding(f"the package manager is in use by: {facts.lock_holder}", "wait until it is done, then run again"))
+        found.append(
+            Finding(f"the package manager is in use by: {facts.lock_holder}", "wait until it is done, then run again")
+        )
     if facts.uid_owner not in ("", settings.service_user):
         found.append(
             Finding(
-                f"user id {settings.service_uid} belongs to `{facts.uid_owner}` on this host", "set service_uid to a free number"
+                f"user id {settings.service_uid} belongs to `{facts.uid_owner}` on this host",
+                "set service_uid to a free number",
             )
         )
     if facts.service_user_uid not in ("", str(settings.service_uid)):
@@ -107,11 +123,38 @@ def _ports(facts: HostFacts, settings: Settings) -> list[Finding]:
     ]
 
 
-def _sources(facts: HostFacts) -> list[Finding]:
+def _gpus(facts: HostFacts, settings: Settings) -> list[Finding]:
+    if settings.profile != "gpu":
+        return []
+    if not facts.gpus:
+        return [
+            Finding(
+                "no NVIDIA GPU answers on this host (`nvidia-smi`)",
+                "install a driver of branch 580 or later; for a machine without a GPU set profile: cpu",
+            )
+        ]
+    found = []
+    for name, service in settings.enabled().items():
+        try:
+            device = gpu.cdi_device(gpu.choose(facts.gpus, service.gpu, f"services.{name}.gpu"))
+        except AtelierError as error:
+            found.append(Finding(error.message, error.hint))
+            continue
+        if device not in facts.cdi_devices:
+            found.append(
+                Finding(
+                    f"the container toolkit does not know {device}",
+                    "install nvidia-container-toolkit 1.19.1 or later and start nvidia-cdi-refresh.service",
+                )
+            )
+    return found
+
+
+def _sources(unreachable: Mapping[str, str]) -> list[Finding]:
     return [
         Finding(
             f"the host cannot reach {url}" + (f" ({reason})" if reason else ""),
             "check its network, DNS and proxy (setting `proxy`; apt's own settings), or name a mirror",
         )
-        for url, reason in facts.unreachable.items()
+        for url, reason in unreachable.items()
     ]

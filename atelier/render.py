@@ -38,7 +38,12 @@ def env_value(value: object) -> str:
 def environment() -> jinja2.Environment:
     """Jinja2 that refuses undefined names; JSON and YAML are not HTML, so nothing is escaped for that."""
     loader = jinja2.FileSystemLoader(paths.PROJECT / "templates")
-    jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    jinja = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701
+    )
     jinja.filters["env_value"] = env_value
     return jinja
 
@@ -84,13 +89,18 @@ def networks(settings: Settings) -> tuple[Network, ...]:
 def secret_files(settings: Settings, credentials: Credentials) -> dict[str, tuple[Entry, ...]]:
     """For each container, its directory of secrets and the files in it, readable by the service user alone."""
     owner = settings.service_user
-    contents: dict[str, dict[str, str]] = {settings.gateway_container: {"credentials.json": json.dumps(_hashes(settings, credentials))}}
+    contents: dict[str, dict[str, str]] = {
+        settings.gateway_container: {"credentials.json": json.dumps(_hashes(settings, credentials))}
+    }
     for name, service in settings.enabled().items():
         contents[service.container] = _service_secrets(name, credentials)
     return {
         container: (
             Directory(secrets_path(settings, container), 0o500, owner),
-            *(File(f"{secrets_path(settings, container)}/{name}", text.encode(), 0o400, owner, True) for name, text in files.items()),
+            *(
+                File(f"{secrets_path(settings, container)}/{name}", text.encode(), 0o400, owner, True)
+                for name, text in files.items()
+            ),
         )
         for container, files in contents.items()
     }
@@ -116,7 +126,11 @@ def _service_secrets(name: str, credentials: Credentials) -> dict[str, str]:
 
 
 def projects(
-    settings: Settings, credentials: Credentials, images: Mapping[str, str], controllers: frozenset[str], gpus: Mapping[str, str]
+    settings: Settings,
+    credentials: Credentials,
+    images: Mapping[str, str],
+    controllers: frozenset[str],
+    gpus: Mapping[str, str],
 ) -> tuple[Project, ...]:
     """The compose projects in the order in which they start; the gateway is the last.
 
@@ -152,7 +166,9 @@ def _application(
         **({"CPU_LIMIT": limits["cpu"]} if limits["cpu"] else {}),
         **({"GPU_DEVICE": gpu} if gpu else {}),
     }
-    compose = environment().get_template(f"services/{name}/compose.yaml.j2").render(service=service, limits=limits, gpu=gpu)
+    compose = (
+        environment().get_template(f"services/{name}/compose.yaml.j2").render(service=service, limits=limits, gpu=gpu)
+    )
     return _project(settings, name, service.container, compose, variables, secrets, ())
 
 
@@ -176,7 +192,10 @@ def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...]) -> Proj
     directory = f"{settings.config_root}/services/{container}/config"
     jinja = environment()
     config = tuple(
-        File(f"{directory}/{name}", jinja.get_template(f"services/gateway/config/{name}.j2").render(gateway=gateway).encode())
+        File(
+            f"{directory}/{name}",
+            jinja.get_template(f"services/gateway/config/{name}.j2").render(gateway=gateway).encode(),
+        )
         for name in ("Caddyfile", "guard.json")
     )
     ports = {f"{name.upper()}_PORT": str(service.port) for name, service in settings.enabled().items()}

@@ -21,6 +21,11 @@ from atelier.errors import AtelierError
 
 SERVICES = ("comfyui", "forge")
 
+SYSTEM_DIRECTORIES = {
+    "/",
+    *(f"/{name}" for name in ["bin", "boot", "dev", "etc", "home", "lib", "opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"]),
+}
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]$")]
@@ -31,6 +36,8 @@ def _absolute(path: str) -> str:
         raise ValueError("must be an absolute path on the host, without '..', for example /srv/atelier")
     if re.search(r"[^A-Za-z0-9._/+-]", path):
         raise ValueError("may hold letters, digits and . _ + - / only, so that every tool on the host reads it alike")
+    if str(PurePosixPath(path)) in SYSTEM_DIRECTORIES:
+        raise ValueError("is a directory of the system itself; name one of its own, for example /srv/atelier")
     return str(PurePosixPath(path))
 
 
@@ -56,7 +63,9 @@ class ServiceSettings(_Model):
     cpu_limit: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Upper bound on CPUs, for example 8; used where the host has the controller."
     )
-    shm_size: Size = Field("2g", description="Size of /dev/shm in the container (Docker's default of 64 MB is too small).")
+    shm_size: Size = Field(
+        "2g", description="Size of /dev/shm in the container (Docker's default of 64 MB is too small)."
+    )
 
 
 class ComfyUISettings(ServiceSettings):
@@ -95,7 +104,9 @@ class ModelsSettings(_Model):
     """Weights."""
 
     lock: str = Field("locks/models.yml", description="The lock file that names every weight with its sha256.")
-    sets: list[str] = Field(["qwen-edit-2509", "sdxl-turbo"], description="Which sets of the lock file this host needs.")
+    sets: list[str] = Field(
+        ["qwen-edit-2509", "sdxl-turbo"], description="Which sets of the lock file this host needs."
+    )
     mirrors: list[Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]] = Field(
         [], description="Base URLs tried before the hub, each laid out as the store is: `<mirror>/<directory>/<file>`."
     )
@@ -109,7 +120,8 @@ class ImagesSettings(_Model):
         description="A registry image to use as base, pinned by digest. Unset: made on the host from Debian's archive.",
     )
     archive_dir: HostPath | None = Field(
-        None, description="Directory on the host where built images are kept as archives and looked for before building."
+        None,
+        description="Directory on the host where built images are kept as archives and looked for before building.",
     )
 
 
@@ -131,7 +143,9 @@ class TimeoutSettings(_Model):
 class Settings(_Model):
     """Everything that can be chosen for one host."""
 
-    profile: Literal["gpu", "cpu"] = Field("gpu", description="`gpu`, or `cpu` for a machine without one (the sandbox).")
+    profile: Literal["gpu", "cpu"] = Field(
+        "gpu", description="`gpu`, or `cpu` for a machine without one (the sandbox)."
+    )
     config_root: HostPath = Field("/opt/atelier", description="Directory on the host for everything rendered.")
     data_root: HostPath = Field("/srv/atelier", description="Directory on the host for weights, outputs and state.")
     service_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")] = Field(
@@ -145,7 +159,8 @@ class Settings(_Model):
     allow_query_token: bool = Field(False, description="Accept `?token=` in a URL (it ends up in logs and histories).")
     gateway_container: ContainerName = Field("gateway", description="Name of the gateway's container.")
     proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
-        None, description="HTTP proxy through which the host reaches package indexes and weights. apt keeps its own settings."
+        None,
+        description="HTTP proxy through which the host reaches package indexes and weights. apt keeps its own settings.",
     )
     max_upload_mb: Annotated[int, Field(ge=1, le=100000)] = Field(500, description="Largest request body in MB.")
     services: ServicesSettings = ServicesSettings()
@@ -175,25 +190,35 @@ class Settings(_Model):
         enabled = self.enabled()
         if not enabled:
             raise ValueError("services: every service is disabled; enable at least one")
-        ports = [service.port for service in enabled.values()]
-        if len(set(ports)) < len(ports):
-            raise ValueError(
-                f"services: comfyui.port and forge.port are both {ports[0]}; give each service a port of its own"
-            )
-        names = [service.container for service in enabled.values()] + [self.gateway_container]
-        if len(set(names)) < len(names):
-            raise ValueError(f"services: container names clash ({', '.join(names)}); give each its own")
+        ports = {f"services.{name}.port": service.port for name, service in enabled.items()}
+        names = {f"services.{name}.container": service.container for name, service in enabled.items()}
+        _distinct(ports, "port")
+        _distinct(names | {"gateway_container": self.gateway_container}, "container name")
         nested = [PurePosixPath(self.config_root), PurePosixPath(self.data_root)]
         if nested[0] == nested[1] or nested[0] in nested[1].parents or nested[1] in nested[0].parents:
-            raise ValueError("config_root and data_root: one lies inside the other; use two separate directories")
-        if (self.tls.mode == "files") != bool(self.tls.certificate and self.tls.key):
+            raise ValueError("config_root, data_root: one lies inside the other; use two separate directories")
+        files = (self.tls.certificate, self.tls.key)
+        if files != (None, None) if self.tls.mode != "files" else None in files:
             raise ValueError("tls: mode `files` needs certificate and key, and they need mode `files`")
+        chosen = [f"services.{name}.gpu" for name, service in enabled.items() if service.gpu]
+        if self.profile == "cpu" and chosen:
+            raise ValueError(
+                f"{chosen[0]}: profile is cpu, so there is no GPU to choose; remove it or set profile: gpu"
+            )
         return self
 
     def enabled(self) -> dict[str, ServiceSettings]:
         """The services deployed on this host, by name (`comfyui`, `forge`)."""
         everything: dict[str, ServiceSettings] = {"comfyui": self.services.comfyui, "forge": self.services.forge}
         return {name: service for name, service in everything.items() if service.enabled}
+
+
+def _distinct(values: Mapping[str, object], what: str) -> None:
+    keys: dict[object, str] = {}
+    for key, value in values.items():
+        if value in keys:
+            raise ValueError(f"{keys[value]}, {key}: are both {value}; give each a {what} of its own")
+        keys[value] = key
 
 
 Layer = tuple[str, Mapping[str, Any]]
@@ -222,7 +247,9 @@ def build_settings(layers: Iterable[Layer]) -> Settings:
         return Settings.model_validate(merged)
     except ValidationError as error:
         problems = [_explain(details, layers) for details in error.errors()]
-        raise AtelierError("\n".join(problems), "nothing was touched; mend the settings and run the command again") from None
+        raise AtelierError(
+            "\n".join(problems), "nothing was touched; mend the settings and run the command again"
+        ) from None
 
 
 def _origin(location: tuple[str, ...], layers: list[Layer]) -> str:
@@ -245,8 +272,9 @@ def _explain(details: ErrorDetails, layers: list[Layer]) -> str:
     location = tuple(str(part) for part in details["loc"])
     message = details["msg"].removeprefix("Value error, ")
     if not location:
-        location = (message.partition(":")[0],)
-        return f"{_origin(location, layers)}: {message}"
+        keys = [tuple(key.split(".")) for key in re.findall(r"[a-z_.]+", message.partition(":")[0])]
+        origins = [origin for origin in (_origin(key, layers) for key in keys) if origin != "settings"]
+        return f"{origins[-1] if origins else 'settings'}: {message}"
     key = ".".join(location)
     if details["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -281,7 +309,9 @@ def read_hosts(path: Path) -> dict[str, HostEntry]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AtelierError(f"{path.name}: not readable as YAML: {error}", "see hosts.example.yml") from None
     if not isinstance(document, dict) or set(document) != {"hosts"} or not isinstance(document["hosts"], dict):
-        raise AtelierError(f"{path.name}: expected one key, `hosts`, with a name for each host", "see hosts.example.yml")
+        raise AtelierError(
+            f"{path.name}: expected one key, `hosts`, with a name for each host", "see hosts.example.yml"
+        )
     hosts: dict[str, HostEntry] = {}
     for name, entry in document["hosts"].items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("sandbox", "all"):
@@ -310,7 +340,9 @@ def read_group(directory: Path, group: str, required: bool) -> Layer:
     try:
         names = runpy.run_path(str(path))
     except Exception as error:
-        raise AtelierError(f"{origin}: {type(error).__name__}: {error}", "group data is plain Python assignments") from None
+        raise AtelierError(
+            f"{origin}: {type(error).__name__}: {error}", "group data is plain Python assignments"
+        ) from None
     values = {name: value for name, value in names.items() if not name.startswith("_") and name.islower()}
     return origin, {name: value for name, value in values.items() if not callable(value) and not _is_module(value)}
 

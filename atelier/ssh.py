@@ -34,9 +34,13 @@ class Destination:
     @classmethod
     def parse(cls, address: str) -> "Destination":
         """`[user@]address[:port]`; an IPv6 address with a port stands in brackets. Raises AtelierError."""
-        match = re.fullmatch(r"(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.]+\]|[^:@\s\[\]-][^:@\s\[\]]*|[0-9A-Fa-f:]+)(?::(\d+))?", address)
+        match = re.fullmatch(
+            r"(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.]+\]|[^:@\s\[\]-][^:@\s\[\]]*|[0-9A-Fa-f:]+)(?::(\d+))?", address
+        )
         if not match or (match[3] and not 0 < int(match[3]) < 65536):
-            raise AtelierError(f"HOST={address!r} is not an address", "write HOST=user@address or HOST=user@address:port")
+            raise AtelierError(
+                f"HOST={address!r} is not an address", "write HOST=user@address or HOST=user@address:port"
+            )
         return cls(match[2].strip("[]"), match[1], int(match[3]) if match[3] else None)
 
     def arguments(self) -> list[str]:
@@ -62,7 +66,9 @@ def _socket_dir() -> Path:
     directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or directory.is_symlink():
-        raise AtelierError(f"{directory} is not this user's own directory with mode 0700", f"remove it: rm -r {directory}")
+        raise AtelierError(
+            f"{directory} is not this user's own directory with mode 0700", f"remove it: rm -r {directory}"
+        )
     return directory
 
 
@@ -113,12 +119,15 @@ class Ssh:
         self._sudo = [] if result.stdout.strip() == "0" else self._how_to_sudo()
 
     def _how_to_sudo(self) -> list[str]:
-        probe = subprocess.run(self.command("sudo -k -n true"), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        probe = subprocess.run(
+            self.command("sudo -k -n true"), capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
         if probe.returncode == 0:
             return ["sudo", "-n", "--"]
         if "not found" in probe.stderr:
             raise AtelierError(
-                f"{self.destination.host}: the user is not root and sudo is not installed", "connect as root, or install sudo"
+                f"{self.destination.host}: the user is not root and sudo is not installed",
+                "connect as root, or install sudo",
             )
         if not sys.stdin.isatty():
             raise AtelierError(
@@ -132,7 +141,9 @@ class Ssh:
             self.command(shlex.join([*sudo, "true"])), input=self._sudo_password + "\n", capture_output=True, text=True
         )
         if check.returncode != 0:
-            raise AtelierError(f"{self.destination.host}: sudo refused: {check.stderr.strip()}", "check the password and sudoers")
+            raise AtelierError(
+                f"{self.destination.host}: sudo refused: {check.stderr.strip()}", "check the password and sudoers"
+            )
         return sudo
 
     def root_command(self, script: str) -> tuple[list[str], bytes]:
@@ -157,7 +168,9 @@ class Ssh:
         if result.returncode == 255:
             raise connection_error(self.destination, stderr)
         if check and result.returncode != 0:
-            raise AtelierError(f"{self.destination.host}: `{script[:80]}` ended with {result.returncode}: {stderr.strip()[-600:]}")
+            raise AtelierError(
+                f"{self.destination.host}: `{script[:80]}` ended with {result.returncode}: {stderr.strip()[-600:]}"
+            )
         return Completed(result.returncode, stdout, stderr)
 
     def popen(self, script: str, *, stdin: int | IO[bytes] = subprocess.PIPE) -> "subprocess.Popen[bytes]":
@@ -170,9 +183,14 @@ class Ssh:
         return process
 
     @contextlib.contextmanager
-    def forward(self, remote_ports: Mapping[str, int], remote_host: str = "127.0.0.1") -> Iterator[dict[str, int]]:
-        """Forward free local ports to ports of the host; yields the local port for each name."""
-        local = {name: _free_port() for name in remote_ports}
+    def forward(
+        self, remote_ports: Mapping[str, int], remote_host: str = "127.0.0.1", same_ports: bool = False
+    ) -> Iterator[dict[str, int]]:
+        """Forward local ports to ports of the host; yields the local port for each name.
+
+        same_ports: the host's own numbers where they are free here, for URLs that a person remembers.
+        """
+        local = {name: port if same_ports and _is_free(port) else _free_port() for name, port in remote_ports.items()}
         specifications = [f"127.0.0.1:{local[name]}:{remote_host}:{port}" for name, port in remote_ports.items()]
         flags = [part for specification in specifications for part in ("-L", specification)]
         self._control("forward", flags)
@@ -207,6 +225,11 @@ class Ssh:
                 time.sleep(1)
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -228,7 +251,9 @@ def connection_error(destination: Destination, stderr: str) -> AtelierError:
             f"connect once with `ssh {host}` and compare the fingerprint, or run again with ACCEPT_NEW_HOST_KEY=1",
         )
     if "Permission denied" in text:
-        return AtelierError(f"{host}: SSH login refused: {last}", "check the user in HOST=user@address and your key or agent")
+        return AtelierError(
+            f"{host}: SSH login refused: {last}", "check the user in HOST=user@address and your key or agent"
+        )
     if "Could not resolve" in text:
         return AtelierError(f"{host}: no such host name", "check HOST= or the address in hosts.yml")
     return AtelierError(f"{host}: cannot connect by SSH: {last}", f"check that `ssh {host}` works")

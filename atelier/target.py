@@ -53,10 +53,14 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
         layers = [read_group(project / "group_data", "all", required=False)]
         return [Target(destination.host, "host", destination, build_settings(layers))]
     if not hosts_file.exists():
-        raise AtelierError(f"LIMIT={limit} needs a hosts.yml", "copy hosts.example.yml to hosts.yml, or use HOST=user@address")
+        raise AtelierError(
+            f"LIMIT={limit} needs a hosts.yml", "copy hosts.example.yml to hosts.yml, or use HOST=user@address"
+        )
     hosts = read_hosts(hosts_file)
     if not limit:
-        raise AtelierError("hosts.yml exists, so say which host", f"LIMIT=all, LIMIT={','.join(hosts)}, or HOST=sandbox")
+        raise AtelierError(
+            "hosts.yml exists, so say which host", f"LIMIT=all, LIMIT={','.join(hosts)}, or HOST=sandbox"
+        )
     names = list(hosts) if limit == "all" else limit.split(",")
     unknown = [name for name in names if name not in hosts]
     if unknown:

@@ -5,4 +5,3 @@ proxy = "http://127.0.0.1:3128"
 minimum_disk_gb = 15
 minimum_memory_gb = 4
 images = {"archive_dir": "/var/cache/atelier/images"}
-models = {"lock": "sandbox/weights/models.yml", "sets": ["synthetic"], "mirrors": ["file:///var/cache/atelier/weights"]}

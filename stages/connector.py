@@ -93,8 +93,8 @@ class OpenSSHConnector(BaseConnector):
         for raw in stream:
             line = raw.decode(errors="replace").rstrip("\r\n")
             lines.append(OutputLine(name, line))
-            if self.watch:
-                self.watch(line)
+            if watch := type(self).watch:
+                watch(line)
 
     @override
     def put_file(
@@ -115,7 +115,7 @@ class OpenSSHConnector(BaseConnector):
         data = content.encode() if isinstance(content, str) else content
         destination = shlex.quote(remote_filename)
         script = (
-            f"umask 077; t={destination}.atelier-part; cat >\"$t\" && if [ -e {destination} ]; then "
+            f'umask 077; t={destination}.atelier-part; cat >"$t" && if [ -e {destination} ]; then '
             f'chown --reference={destination} "$t" && chmod --reference={destination} "$t"; fi && mv -f "$t" {destination}'
         )
         status, lines = self._execute(script, data, None)

@@ -1,14 +1,16 @@
 """Host basics: packages, the service user, directories, unattended upgrades left sane."""
 
 from pyinfra.api import deploy
-from pyinfra.operations import apt
 
 from atelier import deployment as decide
 from atelier.deployment import Deployment
 from atelier.tree import File
 from stages.operations import entries, packages, unless
 
-LOCK_WAIT = File("/etc/apt/apt.conf.d/90atelier-lock", b'// Wait for another package manager instead of failing.\nDPkg::Lock::Timeout "300";\n')
+LOCK_WAIT = File(
+    "/etc/apt/apt.conf.d/90atelier-lock",
+    b'// Wait for another package manager instead of failing.\nDPkg::Lock::Timeout "300";\n',
+)
 
 
 @deploy("Host")

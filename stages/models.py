@@ -61,10 +61,14 @@ exit 1
 def _fetched(deployment: Deployment) -> Iterator[StringCommand]:
     settings = deployment.settings
     store, state = f"{settings.data_root}/models", deployment.state_dir()
-    good = host.get_fact(Lines, script=_known_good_script(store, state, deployment.weights)) if deployment.weights else []
+    good = (
+        host.get_fact(Lines, script=_known_good_script(store, state, deployment.weights)) if deployment.weights else []
+    )
     for weight in deployment.weights:
         if weight.sha256 not in good:
-            yield StringCommand(_fetch_script(store, state, weight, weight.urls(settings.models.mirrors), settings.proxy))
+            yield StringCommand(
+                _fetch_script(store, state, weight, weight.urls(settings.models.mirrors), settings.proxy)
+            )
 
 
 @deploy("Weights")

@@ -36,11 +36,11 @@ class _Narration(BaseStateCallback):
         self.narrator, self.host = narrator, host
 
     @override
-    def operation_host_start(self, state: State, host: object, op_hash: str) -> None:  # type: ignore[override]
+    def operation_host_start(self, state: State, host: object, op_hash: str) -> None:
         self.narrator.begin(*_split_name(state, op_hash))
 
     @override
-    def operation_end(self, state: State, op_hash: str) -> None:  # type: ignore[override]
+    def operation_end(self, state: State, op_hash: str) -> None:
         self.narrator.end(changed=state.ops[self.host][op_hash].operation_meta.did_change())
 
 
@@ -65,11 +65,12 @@ def _state(ssh: Ssh, deployment: Deployment, check_for_changes: bool) -> Iterato
 def plan(ssh: Ssh, deployment: Deployment) -> Outcome:
     """What a deploy would change; changes nothing. What depends on an earlier change counts as one."""
     before = OpenSSHConnector.commands
-    with _failures_named():
-        with _state(ssh, deployment, check_for_changes=True) as state:
-            host = next(iter(state.inventory))
-            order = state.get_op_order()
-            changed = [" ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change]
+    with _failures_named(), _state(ssh, deployment, check_for_changes=True) as state:
+        host = next(iter(state.inventory))
+        order = state.get_op_order()
+        changed = [
+            " ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change
+        ]
     return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
 
 
@@ -87,7 +88,9 @@ def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
             except PyinfraError:
                 raise _failure(state, host, narrator) from None
             order = state.get_op_order()
-            changed = [": ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.did_change()]
+            changed = [
+                ": ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.did_change()
+            ]
     finally:
         OpenSSHConnector.watch = None
     return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)

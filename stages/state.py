@@ -17,7 +17,9 @@ def _manifest(deployment: Deployment) -> Iterator[StringCommand]:
     path = f"{deployment.state_dir()}/manifest.json"
     current = "\n".join(host.get_fact(Lines, script=f"cat {path}"))
     wanted = (*decide.host_packages(deployment.facts), *decide.docker_packages(deployment.facts))
-    manifest = decide.updated_manifest(current, decide.declared(deployment), missing_packages(wanted), version("atelier"))
+    manifest = decide.updated_manifest(
+        current, decide.declared(deployment), missing_packages(wanted), version("atelier")
+    )
     if manifest != current + "\n":
         yield StringCommand(f"mkdir -p {deployment.state_dir()}")
         yield StringCommand(File(path, manifest.encode()).install_script(), _stdin=manifest.encode())

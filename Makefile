@@ -1,0 +1,64 @@
+# `make` lists the commands. Each is a thin wrapper over .venv/bin/atelier.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES
+
+# Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
+UNKNOWN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $(v))),$(filter-out $(VARIABLES) MAKEFLAGS MAKEOVERRIDES,$(v)))))
+ifneq ($(UNKNOWN),)
+$(error unknown variable: $(UNKNOWN). Known: $(VARIABLES))
+endif
+given = $(if $(filter command line,$(origin $(1))),$(value $(1)))
+quote = '$(subst ','\'',$(1))'
+option = $(if $(call given,$(2)),$(1) $(call quote,$(call given,$(2))))
+target = $(call option,--host,HOST) $(call option,--limit,LIMIT)
+atelier = @./bootstrap.sh && exec .venv/bin/atelier
+
+.PHONY: help deploy plan preflight verify generate status logs stop start restart tunnel credentials outputs \
+	test bench lint lock docs sandbox-up sandbox-down
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
+	@printf '%s\n' '' 'Target: HOST=user@address[:port], or LIMIT=name of hosts.yml; neither: the sandbox.'
+
+deploy: ## everything: preflight, host, Docker, credentials, weights, images, services, quick verify
+	$(atelier) deploy $(target) $(call option,--sources,SOURCES)
+plan: ## what deploy would change; changes nothing
+	$(atelier) plan $(target) $(call option,--sources,SOURCES)
+preflight: ## all reasons why a deploy would fail, before anything is changed
+	$(atelier) preflight $(target) $(call option,--sources,SOURCES)
+verify: ## the full proof; report in reports/<host>/latest [QUICK=1] [GROUP=] [CHECK=]
+	$(atelier) verify $(target) $(if $(call given,QUICK),--quick) $(call option,--group,GROUP) $(call option,--check,CHECK)
+generate: ## one image: PROMPT="..." [IMAGE=in.png] [SERVICE=forge]
+	$(atelier) generate $(target) $(call option,--prompt,PROMPT) $(call option,--image,IMAGE) $(call option,--service,SERVICE)
+status: ## what runs, which versions, disk, last deploy and verify
+	$(atelier) status $(target)
+logs: ## the services' logs [SERVICE=] [LINES=]
+	$(atelier) logs $(target) $(call option,--service,SERVICE) $(call option,--lines,LINES)
+stop: ## stop the services [SERVICE=]
+	$(atelier) stop $(target) $(call option,--service,SERVICE)
+start: ## start the services [SERVICE=]
+	$(atelier) start $(target) $(call option,--service,SERVICE)
+restart: ## restart the services [SERVICE=]
+	$(atelier) restart $(target) $(call option,--service,SERVICE)
+tunnel: ## the services on this computer's localhost, over SSH
+	$(atelier) tunnel $(target)
+credentials: ## how to log in, with ready-to-paste examples
+	$(atelier) credentials $(target)
+outputs: ## bring generated images here
+	$(atelier) outputs $(target)
+sandbox-up: ## the sandbox alone [NAME=]
+	$(atelier) sandbox up $(call option,--name,NAME)
+sandbox-down: ## remove the sandbox [NAME=]
+	$(atelier) sandbox down $(call option,--name,NAME)
+test: ## the project's own tests
+	@./bootstrap.sh && exec .venv/bin/python -m pytest
+bench: ## the benchmarks, with what they are compared with
+	@./bootstrap.sh && exec .venv/bin/python -m benchmarks
+lint:
+	@./bootstrap.sh && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+docs:
+	@./bootstrap.sh && exec .venv/bin/python -m atelier.settings_page
+lock:
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header locks/requirements.in \
+		-o locks/requirements.txt --custom-compile-command "make lock"

@@ -1,0 +1,228 @@
+"""The command line: `make X` runs `atelier X`. Exit 0 done, 1 a failure with one clear reason; plan 2, verify 3 as documented."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from atelier import lifecycle, operate
+from atelier.console import Narrator, fail
+from atelier.errors import AtelierError
+from atelier.target import Target, resolve
+
+app = typer.Typer(
+    help="From a bare machine to an authenticated, verified image-generation host.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+sandbox_app = typer.Typer(help="The throw-away machine alone.", no_args_is_help=True)
+app.add_typer(sandbox_app, name="sandbox")
+
+Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sandbox`; default: the sandbox.")]
+Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
+Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gateway; default: all.")]
+Sources = Annotated[
+    sources.Wanted, typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers).")
+]
+
+
+def main() -> None:
+    """Run the command; what a user can mend ends in one message and exit 1, never in a traceback."""
+    try:
+        app()
+    except AtelierError as error:
+        fail(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail("interrupted; nothing is half done that the same command would not finish")
+        sys.exit(130)
+
+
+def _for_each(host: str, limit: str, action: Callable[[Target, Narrator], int]) -> NoReturn:
+    """Run an action on each target; the exit status is the worst."""
+    worst = 0
+    for target in resolve(host, limit):
+        with Narrator() as narrator:
+            narrator.say(target.headline(), style="bold cyan")
+            worst = max(worst, action(target, narrator))
+    raise typer.Exit(worst)
+
+
+@app.command()
+def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
+    """Everything: preflight, host, Docker, credentials, weights, images, services, quick verify."""
+
+    def action(target: Target, narrator: Narrator) -> int:
+        started = time.monotonic()
+        operate.ensure_up(target, narrator)
+        ssh = target.ssh()
+        ssh.connect()
+        with lifecycle.host_lock(ssh):
+            deployment = lifecycle.prepare(target, ssh, sources, narrator)
+            obstacles = lifecycle.find_obstacles(ssh, deployment)
+            if obstacles:
+                operate.print_findings(obstacles, narrator)
+                return 1
+            from stages import provision
+
+            verdict, changed = "failed", tuple[str, ...]()
+            try:
+                outcome = provision.apply(ssh, deployment, narrator)
+                verdict, changed = "deployed", outcome.changed
+            finally:
+                lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
+        narrator.say(
+            f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
+            f"{outcome.commands} SSH commands, {time.monotonic() - started:.0f} s."
+        )
+        status = operate.quick_verify(target, narrator)
+        operate.print_access(target, deployment.settings, narrator)
+        return status
+
+    _for_each(host, limit, action)
+
+
+@app.command()
+def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
+    """What deploy would change; changes nothing. Exit 0 nothing, 2 changes, 1 error."""
+
+    def action(target: Target, narrator: Narrator) -> int:
+        operate.ensure_up(target, narrator)
+        ssh = target.ssh()
+        ssh.connect()
+        deployment = lifecycle.prepare(target, ssh, sources, narrator)
+        from stages import provision
+
+        outcome = provision.plan(ssh, deployment)
+        for change in outcome.changed:
+            narrator.say(f"  ~ {change}")
+        narrator.say(f"{len(outcome.changed)} of {outcome.operations} operations would change something.")
+        return 2 if outcome.changed else 0
+
+    _for_each(host, limit, action)
+
+
+@app.command()
+def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
+    """All reasons why a deploy would fail, at once, before anything is changed."""
+
+    def action(target: Target, narrator: Narrator) -> int:
+        operate.ensure_up(target, narrator)
+        ssh = target.ssh()
+        ssh.connect()
+        obstacles = lifecycle.find_obstacles(ssh, lifecycle.prepare(target, ssh, sources, narrator))
+        operate.print_findings(obstacles, narrator)
+        return 1 if obstacles else 0
+
+    _for_each(host, limit, action)
+
+
+@app.command()
+def verify(
+    host: Host = "",
+    limit: Limit = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Only what takes seconds.")] = False,
+    group: Annotated[str, typer.Option("--group", help="Only these groups, separated by commas.")] = "",
+    check: Annotated[str, typer.Option("--check", help="Only these check ids, separated by commas.")] = "",
+) -> None:
+    """The full proof; writes a report. Exit 0 passed, 1 failed, 3 incomplete."""
+
+    def action(target: Target, narrator: Narrator) -> int:
+        operate.require_up(target)
+        return operate.run_verify(target, narrator, quick=quick, groups=_names(group), checks=_names(check))
+
+    _for_each(host, limit, action)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", help="What to draw, or how to change the image.")],
+    host: Host = "",
+    limit: Limit = "",
+    image: Annotated[Path | None, typer.Option("--image", help="A reference image to edit.")] = None,
+    service: Service = "comfyui",
+) -> None:
+    """One image from the command line, saved here."""
+    from atelier import generate as generation
+
+    def action(target: Target, narrator: Narrator) -> int:
+        operate.require_up(target)
+        saved = generation.generate(target, prompt, image, service, narrator.say)
+        narrator.say(f"Saved: {saved}")
+        return 0
+
+    _for_each(host, limit, action)
+
+
+@app.command()
+def status(host: Host = "", limit: Limit = "") -> None:
+    """What runs, which versions, disk, last deploy and last verify. Exit 1 when a service is not healthy."""
+    _for_each(host, limit, operate.status)
+
+
+@app.command()
+def logs(
+    host: Host = "",
+    limit: Limit = "",
+    service: Service = "",
+    lines: Annotated[int, typer.Option("--lines", help="How many lines of each.")] = 100,
+) -> None:
+    """The services' logs."""
+    _for_each(host, limit, lambda target, narrator: operate.logs(target, narrator, service, lines))
+
+
+@app.command()
+def stop(host: Host = "", limit: Limit = "", service: Service = "") -> None:
+    """Stop the services."""
+    _for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "stop", service))
+
+
+@app.command()
+def start(host: Host = "", limit: Limit = "", service: Service = "") -> None:
+    """Start the services."""
+    _for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "start", service))
+
+
+@app.command()
+def restart(host: Host = "", limit: Limit = "", service: Service = "") -> None:
+    """Restart the services."""
+    _for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "restart", service))
+
+
+@app.command()
+def tunnel(host: Host = "", limit: Limit = "") -> None:
+    """The services on this computer's localhost, over SSH, until Ctrl-C."""
+    _for_each(host, limit, operate.tunnel)
+
+
+@app.command()
+def credentials(host: Host = "", limit: Limit = "") -> None:
+    """How to log in, with ready-to-paste examples. Shows the passwords."""
+    _for_each(host, limit, operate.show_credentials)
+
+
+@app.command()
+def outputs(host: Host = "", limit: Limit = "") -> None:
+    """Bring generated images here."""
+    _for_each(host, limit, operate.fetch_outputs)
+
+
+@sandbox_app.command("up")
+def sandbox_up(name: Annotated[str, typer.Option("--name")] = "sandbox") -> None:
+    """Make or boot the sandbox."""
+    operate.sandbox_up(name, print)
+
+
+@sandbox_app.command("down")
+def sandbox_down(name: Annotated[str, typer.Option("--name")] = "sandbox") -> None:
+    """Remove the sandbox with everything in it; its credentials and reports here stay."""
+    operate.sandbox_down(name, print)

@@ -1,0 +1,46 @@
+"""Which GPU each service gets: settings name an index, a UUID or a part of the name; containers get the UUID through CDI.
+
+nvidia-smi and CUDA may number GPUs differently, so nothing but the UUID leaves this module (failures.md, 16).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atelier.errors import AtelierError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as `nvidia-smi --query-gpu=index,uuid,name,memory.total` lists it. `memory` in MiB."""
+
+    index: int
+    uuid: str
+    name: str
+    memory: int
+
+
+def parse(lines: Sequence[str]) -> tuple[Gpu, ...]:
+    """The GPUs from nvidia-smi's csv output without header and units."""
+    rows = [[field.strip() for field in line.split(",")] for line in lines if line.count(",") >= 3]
+    return tuple(Gpu(int(row[0]), row[1], row[2], int(row[3])) for row in rows if row[0].isdigit() and row[3].isdigit())
+
+
+def choose(gpus: Sequence[Gpu], wanted: str | None, key: str) -> Gpu:
+    """The one GPU that a setting names; unset means the only one. Raises AtelierError with the list when it is not one."""
+    matches = [gpu for gpu in gpus if wanted is None or _names(wanted, gpu)]
+    if len(matches) == 1:
+        return matches[0]
+    known = "; ".join(f"{gpu.index}: {gpu.name} {gpu.uuid}" for gpu in gpus) or "none"
+    problem = (
+        "is unset" if wanted is None else f"{wanted!r} names {'no GPU' if not matches else f'{len(matches)} GPUs'}"
+    )
+    raise AtelierError(f"{key}: {problem} on this host", f"it has: {known}")
+
+
+def _names(wanted: str, gpu: Gpu) -> bool:
+    return wanted in (str(gpu.index), gpu.uuid) or (not wanted.isdigit() and wanted.lower() in gpu.name.lower())
+
+
+def cdi_device(gpu: Gpu) -> str:
+    """The CDI name that Docker injects."""
+    return f"nvidia.com/gpu={gpu.uuid}"

@@ -1,0 +1,162 @@
+"""From a target to a deployment: facts, credentials, sources and preflight, then the deploy under the host's lock."""
+
+import contextlib
+import datetime
+import getpass
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from atelier import credentials as store
+from atelier import hostfacts, images, paths, preflight, sources
+from atelier.console import Narrator
+from atelier.credentials import Credentials
+from atelier.deployment import Deployment, uses_docker_ce
+from atelier.errors import AtelierError
+from atelier.hostfacts import HostFacts
+from atelier.models import weights_for
+from atelier.ssh import Ssh
+from atelier.target import Target
+from sandbox import shared
+
+LOCK = "/run/lock/atelier.lock"
+
+
+def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[str, str]) -> tuple[Credentials, bool]:
+    """The credentials of a deploy, and whether they are fresh.
+
+    Raises AtelierError rather than rotate anything silently: when the host carries credentials that this computer does
+    not know, or when the environment asks for others than are stored.
+    """
+    directory = paths.secrets_dir(target.name)
+    stored = store.load(directory)
+    if facts.instance and (stored is None or stored.instance != facts.instance):
+        known = "has no credentials for it" if stored is None else "knows other credentials under that name"
+        remedy = f"copy .secrets/{target.name}/ from the computer that deployed it to {directory}"
+        if target.kind == "sandbox":
+            remedy += f"; or throw the sandbox away: make sandbox-down NAME={target.name}"
+        raise AtelierError(
+            f"{target.name} was deployed before (instance {facts.instance}) and this computer {known}", remedy
+        )
+    if stored is None:
+        return store.generate(environment), True
+    names = store.differing(stored, environment)
+    if names:
+        raise AtelierError(
+            f"{', '.join(names)} in the environment differ from the stored credentials of {target.name}",
+            "unset them; they choose credentials at the first deploy only",
+        )
+    return stored, False
+
+
+def gather(ssh: Ssh, target: Target) -> HostFacts:
+    """The host's facts, in one round trip."""
+    return hostfacts.parse(ssh.run(hostfacts.script(target.settings), timeout=120, check=True).stdout)
+
+
+def prepare(target: Target, ssh: Ssh, source_mode: str, narrator: Narrator) -> Deployment:
+    """Everything decided: sources fetched into the local cache, images planned, credentials chosen. The host is not changed."""
+    facts = gather(ssh, target)
+    credentials, fresh = choose_credentials(target, facts, os.environ)
+    narrator.begin("Sources", "Fetch sources at their pinned commits into the local cache")
+    chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
+    builds = images.plan(target.settings, chosen)
+    narrator.end(changed=False)
+    settings = target.settings
+    if target.kind == "sandbox":
+        synthetic = {
+            "lock": str(shared.write_weights(chosen.mode)),
+            "sets": [shared.SET],
+            "mirrors": [shared.mirror(chosen.mode)],
+        }
+        settings = settings.model_copy(update={"models": settings.models.model_copy(update=synthetic)})
+    deployment = Deployment(
+        settings, facts, credentials, builds, weights_for(settings.models, paths.PROJECT), chosen.mode
+    )
+    if fresh:
+        store.save(paths.secrets_dir(target.name), credentials)
+    return deployment
+
+
+def find_obstacles(ssh: Ssh, deployment: Deployment) -> list[preflight.Finding]:
+    """Everything that would stop this deploy, the reachability of the sources it will use included."""
+    present = ssh.run(
+        hostfacts.presence_script(deployment.settings, deployment.image_tags().values(), deployment.weights)
+    ).stdout.split()
+    urls = needed_urls(deployment, frozenset(present))
+    script = hostfacts.reachability_script(deployment.settings.proxy, urls, archive=not deployment.facts.deployed)
+    unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
+    return preflight.findings(deployment.facts, deployment.settings, time.time(), unreachable)
+
+
+def needed_urls(deployment: Deployment, present: frozenset[str]) -> list[str]:
+    """Small documents at each source that this deploy will fetch from. `present`: image tags and sha256 already there."""
+    urls = []
+    if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
+        urls.append(
+            f"https://download.docker.com/linux/{deployment.facts.os_id}/dists/{deployment.facts.os_codename}/InRelease"
+        )
+    if not present.issuperset(deployment.image_tags().values()):
+        urls += images.index_probe_urls(deployment.builds)
+    for weight in deployment.weights:
+        if weight.sha256 not in present:
+            urls.append(weight.probe_url(deployment.settings.models.mirrors))
+    return list(dict.fromkeys(urls))
+
+
+@contextlib.contextmanager
+def host_lock(ssh: Ssh) -> Iterator[None]:
+    """Hold the host's lock for as long as this process lives; a second deploy learns who holds it.
+
+    The lock is a flock of a shell whose standard input is ours, so it ends with us however we end.
+    """
+    who = f"{getpass.getuser()} on {socket.gethostname()} since {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
+    script = (
+        f"exec 9<>{LOCK}; if flock -n 9; then printf '%s\\n' {shlex.quote(who)} >{LOCK}.owner; echo locked; cat >/dev/null; "
+        f'else echo "held by $(cat {LOCK}.owner)"; fi'
+    )
+    process = ssh.popen(script)
+    assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
+    answer = process.stdout.readline().decode(errors="replace").strip()
+    try:
+        if answer != "locked":
+            raise AtelierError(
+                f"another deploy of {ssh.destination.host} is running: {answer or 'no answer from the lock'}",
+                "wait until it is done; its lock ends with it",
+            )
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.wait(timeout=20)
+
+
+def audit_line(changed: tuple[str, ...], verdict: str) -> str:
+    """One line of the audit log on the host: when, who, which commit, what changed."""
+    return json.dumps(
+        {
+            "time": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "who": f"{getpass.getuser()}@{socket.gethostname()}",
+            "commit": _commit(paths.PROJECT),
+            "result": verdict,
+            "changed": list(changed),
+        }
+    )
+
+
+def append_audit(ssh: Ssh, deployment: Deployment, line: str) -> None:
+    """Append to the audit log."""
+    directory = shlex.quote(deployment.state_dir())
+    ssh.run(f"[ -d {directory} ] && cat >>{directory}/audit.log", stdin=(line + "\n").encode())
+
+
+def _commit(project: Path) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(project), "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,261 @@
+"""Everyday commands on a deployed host: status, logs, start and stop, tunnel, credentials, outputs."""
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atelier import credentials as store
+from atelier import paths
+from atelier.console import Narrator
+from atelier.errors import AtelierError
+from atelier.preflight import Finding
+from atelier.settings import Settings
+from atelier.target import Target
+
+Say = Callable[[str], None]
+
+
+def sandbox_up(name: str, say: Say) -> None:
+    """Make or boot a sandbox. Raises AtelierError that says what to do where it cannot work."""
+    from sandbox import machine, shared, tools
+
+    try:
+        machine.up(name, say, binds=shared.binds())
+    except (machine.SandboxError, tools.UnavailableError, OSError) as error:
+        raise AtelierError(str(error), "or aim at a real machine: HOST=user@address") from None
+
+
+def sandbox_down(name: str, say: Say) -> None:
+    """Remove a sandbox. Raises AtelierError when something of it resists."""
+    from sandbox import machine, tools
+
+    try:
+        machine.down(name, say)
+    except (machine.SandboxError, tools.UnavailableError, OSError) as error:
+        raise AtelierError(str(error)) from None
+
+
+def ensure_up(target: Target, narrator: Narrator) -> None:
+    """A sandbox is booted; any other host must be there by itself."""
+    if target.kind == "sandbox":
+        narrator.begin("Sandbox", "Boot the throw-away machine")
+        sandbox_up(target.name, lambda line: narrator.say(f"  {line}", style="dim"))
+        narrator.end(changed=False)
+
+
+def require_up(target: Target) -> None:
+    """Raises AtelierError when the sandbox does not run: only deploy, plan and preflight make one."""
+    from sandbox import machine
+
+    if target.kind == "sandbox" and machine.get(target.name) is None:
+        raise AtelierError(f"the sandbox `{target.name}` is not running", "make deploy")
+
+
+def print_findings(findings: list[Finding], narrator: Narrator) -> None:
+    """The list of preflight, each with its remedy."""
+    if not findings:
+        narrator.say("Preflight: nothing stands in the way.", style="green")
+        return
+    narrator.say(f"Preflight: {len(findings)} reason(s) why this deploy would fail; nothing was changed.", style="red")
+    for number, finding in enumerate(findings, 1):
+        narrator.say(f"  {number}. {finding.problem}")
+        narrator.say(f"     -> {finding.remedy}")
+
+
+def quick_verify(target: Target, narrator: Narrator) -> int:
+    """The checks that take seconds, after a deploy."""
+    return run_verify(target, narrator, quick=True)
+
+
+def run_verify(
+    target: Target, narrator: Narrator, *, quick: bool, groups: tuple[str, ...] = (), checks: tuple[str, ...] = ()
+) -> int:
+    """Run verify and return its exit status: 0 passed, 1 failed, 3 incomplete."""
+    from atelier import verify
+
+    report = verify.verify(target, quick=quick, groups=groups, checks=checks, say=narrator.say)
+    return verify.EXIT_STATUS[report.verdict]
+
+
+def host_credentials(target: Target) -> store.Credentials:
+    """This computer's credentials for the target. Raises AtelierError when there are none."""
+    stored = store.load(paths.secrets_dir(target.name))
+    if stored is None:
+        raise AtelierError(
+            f"no credentials for {target.name} on this computer", "make deploy, or copy .secrets/ from where it was run"
+        )
+    return stored
+
+
+def addresses(target: Target, settings: Settings) -> dict[str, str]:
+    """The URL of each service as seen on the host."""
+    scheme = "http" if settings.tls.mode == "off" else "https"
+    address = settings.bind_address if settings.bind_address not in ("0.0.0.0", "::") else target.destination.host  # noqa: S104
+    return {name: f"{scheme}://{address}:{service.port}" for name, service in settings.enabled().items()}
+
+
+TITLES = {"comfyui": "ComfyUI", "forge": "Stable Diffusion WebUI Forge"}
+
+
+def print_access(target: Target, settings: Settings, narrator: Narrator) -> None:
+    """What is running, where, how to reach it and how to log in."""
+    narrator.say()
+    for name, url in addresses(target, settings).items():
+        narrator.say(f"  {TITLES[name]:<30} {url}  (on the host)")
+    suffix = "" if target.name == "sandbox" else f" HOST={target.name}"
+    narrator.say()
+    narrator.say(f"  Log in:        make credentials{suffix}")
+    narrator.say(f"  From here:     make tunnel{suffix}")
+    narrator.say(f"  First image:   make generate{suffix} PROMPT='a lighthouse at dusk'")
+    narrator.say(f"  Full proof:    make verify{suffix}")
+
+
+def show_credentials(target: Target, narrator: Narrator) -> int:
+    """How to log in, quoted so that it works when pasted: a bcrypt hash holds `$`, which double quotes would expand."""
+    known = host_credentials(target)
+    urls = addresses(target, target.settings)
+    directory = paths.secrets_dir(target.name)
+    if "comfyui" in urls:
+        narrator.say("ComfyUI", style="bold")
+        narrator.say(f"  browser    {urls['comfyui']}   user {known.comfyui.user}   password {known.comfyui.password}")
+        narrator.say(f"  token      {directory / store.TOKEN_FILE}")
+        token = shlex.quote(f"Authorization: Bearer {known.comfyui.password_bcrypt}")
+        narrator.say(f"  program    curl -H {token} {urls['comfyui']}/system_stats")
+    if "forge" in urls:
+        narrator.say("Forge", style="bold")
+        narrator.say(f"  browser    {urls['forge']}   user {known.forge.user}   password {known.forge.password}")
+        pair = shlex.quote(f"{known.forge.user}:{known.forge.password}")
+        narrator.say(f"  program    curl -u {pair} {urls['forge']}/sdapi/v1/samplers")
+    narrator.say(f"For shells:  set -a; . {shlex.quote(str(directory / '.env.generated'))}")
+    narrator.say("The addresses are the host's own; `make tunnel` brings them here.")
+    return 0
+
+
+def status(target: Target, narrator: Narrator) -> int:
+    """Containers, versions, disk, last deploy, last verify. 1 when a declared container is not healthy."""
+    require_up(target)
+    settings = target.settings
+    state = f"{settings.data_root}/state"
+    script = (
+        "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}' 2>/dev/null; echo ::; "
+        f"df -h --output=avail,size,target {shlex.quote(settings.data_root)} 2>/dev/null | tail -n 1; echo ::; "
+        f"tail -n 1 {state}/audit.log 2>/dev/null; echo ::; cat {state}/deployed.json 2>/dev/null"
+    )
+    containers, disk, audit, deployed = (part.strip() for part in target.ssh().run(script).stdout.split("::\n"))
+    rows = {row[0]: row for row in (line.split("\t") for line in containers.splitlines()) if len(row) == 3}
+    names = [*(service.container for service in settings.enabled().values()), settings.gateway_container]
+    healthy = True
+    for name in names:
+        _, image, state_text = rows.get(name, (name, "-", "not there"))
+        fine = "(healthy)" in state_text
+        healthy &= fine
+        narrator.say(f"  {name:<16} {state_text:<28} {image}", style="green" if fine else "red")
+    record = json.loads(deployed) if deployed else {}
+    if record:
+        narrator.say(f"  release          {record['release']}, sources: {record['sources']}")
+    narrator.say(f"  disk             {' '.join(disk.split()) or 'unknown'} (free, size, mount)")
+    if audit:
+        last = json.loads(audit.splitlines()[-1])
+        narrator.say(f"  last deploy      {last['time']} by {last['who']}, commit {last['commit']}, {last['result']}")
+    latest = paths.reports_dir(target.name) / "latest" / "report.json"
+    if latest.exists():
+        report = json.loads(latest.read_text(encoding="utf-8"))
+        narrator.say(f"  last verify      {report['finished']}: {report['verdict']} ({latest})")
+    return 0 if healthy else 1
+
+
+def _containers(target: Target, service: str) -> list[str]:
+    """The container of a service, or all in the order in which they start. Raises AtelierError for an unknown one."""
+    settings = target.settings
+    known = {name: entry.container for name, entry in settings.enabled().items()} | {
+        "gateway": settings.gateway_container
+    }
+    if not service:
+        return list(known.values())
+    by_name = known | {container: container for container in known.values()}
+    if service not in by_name:
+        raise AtelierError(f"SERVICE={service}: no such service", f"known here: {', '.join(known)}")
+    return [by_name[service]]
+
+
+def logs(target: Target, narrator: Narrator, service: str, lines: int) -> int:
+    """The last lines of each container's log."""
+    require_up(target)
+    for container in _containers(target, service):
+        narrator.say(f"--- {container}", style="bold")
+        result = target.ssh().run(f"docker logs --tail {lines} {container} 2>&1")
+        narrator.say(result.stdout.rstrip())
+        if result.status != 0:
+            return 1
+    return 0
+
+
+def compose(target: Target, narrator: Narrator, verb: str, service: str) -> int:
+    """Start, stop or restart services; start and restart wait until they are healthy."""
+    require_up(target)
+    ssh = target.ssh()
+    containers = _containers(target, service)
+    if verb == "stop":
+        containers.reverse()  # the gateway first, so that nobody meets a half-stopped stack
+    for container in containers:
+        directory = shlex.quote(f"{target.settings.config_root}/services/{container}")
+        wait = f"docker compose up -d --no-recreate --wait --wait-timeout {target.settings.timeouts.start}"
+        steps = {"stop": "docker compose stop", "start": wait, "restart": f"docker compose restart && {wait}"}
+        narrator.begin(verb.capitalize(), container)
+        result = ssh.run(f"cd {directory} && {steps[verb]}")
+        if result.status != 0:
+            raise AtelierError(
+                f"{container}: {verb} failed: {result.stderr.strip()[-400:]}", f"make logs SERVICE={container}"
+            )
+        narrator.end(changed=True)
+    return 0
+
+
+def tunnel(target: Target, narrator: Narrator) -> int:
+    """Forward the published ports to this computer until Ctrl-C."""
+    require_up(target)
+    ports = {name: service.port for name, service in target.settings.enabled().items()}
+    scheme = "http" if target.settings.tls.mode == "off" else "https"
+    bind = target.settings.bind_address
+    with target.ssh().forward(ports, "127.0.0.1" if bind in ("0.0.0.0", "::") else bind, same_ports=True) as local:  # noqa: S104
+        for name, port in local.items():
+            narrator.say(f"  {TITLES[name]:<30} {scheme}://localhost:{port}")
+        narrator.say("Ctrl-C ends it.")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return 0
+
+
+def fetch_outputs(target: Target, narrator: Narrator) -> int:
+    """Copy images that are not here yet into outputs/<host>/; nothing is deleted on either side."""
+    require_up(target)
+    destination = paths.outputs_dir(target.name)
+    destination.mkdir(parents=True, exist_ok=True)
+    root = f"{target.settings.data_root}/outputs"
+    listing = target.ssh().run(f"cd {root} && find . -type f -printf '%s %P\\n'", check=True).stdout.splitlines()
+    remote = {path: int(size) for size, _, path in (line.partition(" ") for line in listing)}
+    missing = [path for path, size in remote.items() if not _same_size(destination / path, size)]
+    if missing:
+        _copy(target, root, missing, destination)
+    narrator.say(f"{len(missing)} of {len(remote)} files brought to {destination}")
+    return 0
+
+
+def _same_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _copy(target: Target, root: str, names: list[str], destination: Path) -> None:
+    arguments, prefix = target.ssh().root_command(f"tar -C {shlex.quote(root)} --null -T - -cf -")
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sender:
+        assert sender.stdin and sender.stdout  # noqa: S101 - pipes were asked for
+        with subprocess.Popen(["tar", "-C", str(destination), "-xf", "-"], stdin=sender.stdout) as receiver:
+            sender.stdin.write(prefix + "\0".join(names).encode())
+            sender.stdin.close()
+    if sender.returncode or receiver.returncode:
+        raise AtelierError("copying the images broke off", "run it again; what is here already is not copied twice")

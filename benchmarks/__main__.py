@@ -1,0 +1,5 @@
+"""All benchmarks, one after the other: `make bench`."""
+
+from benchmarks import noop_deploy
+
+noop_deploy.main()

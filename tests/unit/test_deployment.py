@@ -1,0 +1,426 @@
+"""Decisions from facts and settings: rendering, daemon.json, manifest, credentials, preflight."""
+
+import json
+import shlex
+import string
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from atelier import credentials as store
+from atelier import deployment as decide
+from atelier import gpu, hostfacts, lifecycle, paths, preflight, render, tree
+from atelier.errors import AtelierError
+from atelier.hostfacts import HostFacts, Listener
+from atelier.models import read_lock
+from atelier.settings import Settings, build_settings
+from atelier.ssh import Destination, connection_error
+from atelier.target import Target
+
+HASH = "$2b$12$" + "a" * 53
+ACCOUNT = {"user": "someone", "password": "a-password-of-some-length", "password_bcrypt": HASH}
+CREDENTIALS = store.Credentials(instance="i", comfyui=ACCOUNT, forge=ACCOUNT, comfyui_cookie_key="k" * 44)
+IMAGES = {"comfyui": "atelier/comfyui:1", "forge": "atelier/forge:1", "gateway": "atelier/gateway:1"}
+FACTS = HostFacts(
+    os_id="debian",
+    os_codename="trixie",
+    architecture="amd64",
+    memory=64 << 30,
+    clock=1000,
+    disk_free={"/srv/atelier": 200 << 30},
+)
+GPUS = (gpu.Gpu(0, "GPU-aaa", "NVIDIA RTX A6000", 49140), gpu.Gpu(1, "GPU-bbb", "NVIDIA L40S", 46068))
+
+
+def settings(**values: object) -> Settings:
+    return build_settings([("test", {"profile": "cpu", **values})])
+
+
+def projects(
+    chosen: Settings, credentials: store.Credentials = CREDENTIALS, **further: object
+) -> dict[str, render.Project]:
+    given = {"images": IMAGES, "controllers": frozenset(), "gpus": {}, **further}
+    return {project.service: project for project in render.projects(chosen, credentials, **given)}
+
+
+def compose(project: render.Project) -> dict:
+    (file,) = (e for e in project.entries if isinstance(e, tree.File) and e.path.endswith("compose.yaml"))
+    return yaml.safe_load(file.content)["services"][project.container]
+
+
+@pytest.mark.parametrize("service", ["comfyui", "forge", "gateway"])
+def test_every_container_is_hardened(service: str) -> None:
+    container = compose(projects(settings())[service])
+    assert container["read_only"] and container["init"] and container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert container["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+def test_only_the_gateway_publishes_ports_and_only_on_the_bind_address() -> None:
+    rendered = projects(settings())
+    assert "ports" not in compose(rendered["comfyui"]) and "ports" not in compose(rendered["forge"])
+    assert compose(rendered["gateway"])["ports"] == [
+        "${BIND_ADDRESS}:${COMFYUI_PORT}:8188",
+        "${BIND_ADDRESS}:${FORGE_PORT}:7860",
+    ]
+
+
+def test_applications_share_no_network_and_theirs_are_internal() -> None:
+    networks = {network.name: network for network in render.networks(settings())}
+    assert {name for name, network in networks.items() if network.internal} == {
+        "atelier-comfyui-qwen",
+        "atelier-forge-turbo",
+    }
+    for name in ("atelier-comfyui-qwen", "atelier-forge-turbo"):
+        assert (
+            "--internal" in networks[name].create_command() and "inhibit_ipv4=true" in networks[name].create_command()
+        )
+
+
+def test_no_secret_is_rendered_outside_the_secret_files() -> None:
+    credentials = CREDENTIALS.model_copy(update={"comfyui_cookie_key": "COOKIEKEY" * 5})
+    for project in projects(settings(), credentials).values():
+        for entry in project.entries:
+            if isinstance(entry, tree.File):
+                for secret in (HASH, ACCOUNT["password"], "COOKIEKEY"):
+                    assert secret.encode() not in entry.content, entry.path
+
+
+def test_secret_files_are_for_the_service_user_alone_and_hold_no_password() -> None:
+    files = [entry for entries in render.secret_files(settings(), CREDENTIALS).values() for entry in entries]
+    assert {entry.mode for entry in files if isinstance(entry, tree.File)} == {0o400}
+    assert {entry.mode for entry in files if isinstance(entry, tree.Directory)} == {0o500}
+    assert {entry.owner for entry in files} == {"atelier"}
+    assert not any(ACCOUNT["password"].encode() in entry.content for entry in files if isinstance(entry, tree.File))
+
+
+CHANGES = {
+    "port": (lambda: projects(settings(services={"comfyui": {"port": 9000}})), {"gateway"}),
+    "shm size": (lambda: projects(settings(services={"comfyui": {"shm_size": "4g"}})), {"comfyui"}),
+    "image": (lambda: projects(settings(), images={**IMAGES, "forge": "atelier/forge:2"}), {"forge"}),
+    "forge password": (
+        lambda: projects(
+            settings(),
+            CREDENTIALS.model_copy(
+                update={"forge": CREDENTIALS.forge.model_copy(update={"password_bcrypt": "$2b$12$" + "b" * 53})}
+            ),
+        ),
+        {"forge", "gateway"},
+    ),
+    "cookie key": (
+        lambda: projects(settings(), CREDENTIALS.model_copy(update={"comfyui_cookie_key": "x" * 44})),
+        {"comfyui"},
+    ),
+    "query token": (lambda: projects(settings(allow_query_token=True)), {"gateway"}),
+    "nothing": (lambda: projects(settings()), set()),
+}
+
+
+@pytest.mark.parametrize("changed,concerned", CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_recreates_only_the_services_it_concerns(changed, concerned: set[str]) -> None:
+    before, after = projects(settings()), changed()
+    assert {name for name in before if before[name].config != after[name].config} == concerned
+
+
+def test_limits_only_where_the_host_has_the_controllers() -> None:
+    chosen = settings(services={"comfyui": {"memory_limit": "32g", "cpu_limit": 4}})
+    assert "mem_limit" not in compose(projects(chosen)["comfyui"]) and "cpus" not in compose(
+        projects(chosen)["comfyui"]
+    )
+    limited = compose(projects(chosen, controllers=frozenset({"memory", "cpu"}))["comfyui"])
+    assert limited["mem_limit"] == "${MEMORY_LIMIT}" and limited["cpus"] == "${CPU_LIMIT}"
+
+
+def test_a_gpu_is_asked_for_by_uuid_and_the_cpu_flag_goes() -> None:
+    with_gpu = compose(projects(settings(), gpus={"comfyui": "nvidia.com/gpu=GPU-aaa"})["comfyui"])
+    (device,) = with_gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "cdi", "device_ids": ["${GPU_DEVICE}"], "capabilities": ["gpu"]}
+    assert "command" not in with_gpu and compose(projects(settings())["comfyui"])["command"] == ["--cpu"]
+
+
+def test_a_disabled_service_is_nowhere() -> None:
+    rendered = projects(settings(services={"forge": {"enabled": False}}))
+    assert rendered.keys() == {"comfyui", "gateway"}
+    assert all(b"forge" not in e.content for e in rendered["gateway"].entries if isinstance(e, tree.File))
+
+
+def dotenv_reader(text: str) -> str:
+    """Compose's rule for a double-quoted value: backslash escapes of backslash, quote and dollar."""
+    body, out, index = text[1:-1], "", 0
+    while index < len(body):
+        if body[index] == "\\" and index + 1 < len(body) and body[index + 1] in '\\"$':
+            index += 1
+        out += body[index]
+        index += 1
+    return out
+
+
+@pytest.mark.parametrize(
+    "value", ["$2b$12$x", 'a"b', "back\\slash", "${HOME}", "\\", "'", "é ü", "{{x}}", "#no", " lead", ""]
+)
+def test_env_values_survive(value: str) -> None:
+    assert dotenv_reader(render.env_value(value)) == value
+
+
+def test_env_values_refuse_line_breaks() -> None:
+    with pytest.raises(ValueError):
+        render.env_value("a\nb")
+
+
+DAEMON = {
+    "empty": ("", {"live-restore": True}, {"live-restore": True}),
+    "foreign keys stay": (
+        '{"data-root": "/data"}',
+        {"live-restore": True},
+        {"data-root": "/data", "live-restore": True},
+    ),
+    "other features stay": (
+        '{"features": {"x": true}}',
+        {"features": {"cdi": True}},
+        {"features": {"x": True, "cdi": True}},
+    ),
+    "ours wins": ('{"live-restore": false}', {"live-restore": True}, {"live-restore": True}),
+}
+
+
+@pytest.mark.parametrize("current,values,expected", DAEMON.values(), ids=DAEMON.keys())
+def test_daemon_json_is_merged(current: str, values: dict, expected: dict) -> None:
+    merged = decide.merged_json(current, values)
+    assert json.loads(merged) == expected
+    assert decide.merged_json(merged, values) == merged
+
+
+def test_daemon_json_that_is_not_an_object_is_refused() -> None:
+    with pytest.raises(ValueError):
+        decide.merged_json("[]", {})
+
+
+def test_manifest_keeps_what_earlier_deploys_created() -> None:
+    first = decide.updated_manifest("", {"containers": ["a"]}, ["curl"], "1")
+    second = decide.updated_manifest(first, {"containers": ["b"]}, [], "1")
+    assert json.loads(second)["created"] == {"containers": ["a", "b"], "packages": ["curl"]}
+    assert decide.updated_manifest(second, {"containers": ["b"]}, [], "1") == second
+
+
+@pytest.mark.parametrize(
+    "os_id,codename,packages,expected",
+    [
+        ("debian", "trixie", {}, decide.DOCKER_DEBIAN),
+        ("debian", "bookworm", {}, decide.DOCKER_CE),
+        ("ubuntu", "noble", {}, decide.DOCKER_CE),
+        ("debian", "trixie", {"docker-ce": "29"}, decide.DOCKER_CE),
+    ],
+)
+def test_docker_comes_from_the_archive_only_where_it_is_recent_enough(os_id, codename, packages, expected) -> None:
+    assert decide.docker_packages(HostFacts(os_id=os_id, os_codename=codename, packages=packages)) == expected
+
+
+OBSTACLES = {
+    "none": ({}, []),
+    "os": ({"os_codename": "bullseye", "os_name": "Debian 11"}, ["Debian 11 is not supported"]),
+    "architecture": ({"architecture": "riscv64"}, ["architecture riscv64"]),
+    "disk": ({"disk_free": {"/srv/atelier": 3 << 30}}, ["/srv/atelier has 3 GB free, 90 GB are wanted"]),
+    "disk of a deployed host": ({"disk_free": {"/srv/atelier": 3 << 30}, "deployed": True}, []),
+    "memory": ({"memory": 8 << 30}, ["8 GB of memory, 30 GB are wanted"]),
+    "port": ({"listeners": (Listener("0.0.0.0", 8188, "nginx"),)}, ["port 8188 for comfyui is in use by nginx"]),
+    "our own port": (
+        {"listeners": (Listener("127.0.0.1", 8188, "docker-proxy"),), "containers": frozenset({"gateway"})},
+        [],
+    ),
+    "clock": ({"clock": 5000}, ["4000 s off"]),
+    "snap": ({"snap_docker": True}, ["snap"]),
+    "lock": ({"lock_holder": "unattended-upgr"}, ["in use by: unattended-upgr"]),
+    "uid": ({"uid_owner": "alice"}, ["10001 belongs to `alice`"]),
+    "user": ({"service_user_uid": "999"}, ["exists with id 999"]),
+    "later schema": ({"schema": "99"}, ["later release"]),
+    "several at once": ({"snap_docker": True, "memory": 1 << 30, "clock": 0}, ["snap", "1 GB of memory", "s off"]),
+}
+
+
+@pytest.mark.parametrize("facts,expected", OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_preflight_finds_everything_at_once(facts: dict, expected: list[str]) -> None:
+    found = preflight.findings(replace(FACTS, **facts), settings(), 1000, {})
+    assert len(found) == len(expected)
+    for part in expected:
+        assert any(part in finding.problem for finding in found)
+    assert all(finding.remedy for finding in found)
+
+
+def test_preflight_names_unreachable_sources() -> None:
+    (finding,) = preflight.findings(FACTS, settings(), 1000, {"https://example.org": "no route"})
+    assert "https://example.org (no route)" in finding.problem and "proxy" in finding.remedy
+
+
+def test_preflight_under_profile_gpu() -> None:
+    chosen = settings(profile="gpu", services={"forge": {"gpu": "L40S"}, "comfyui": {"gpu": "0"}})
+    devices = frozenset(gpu.cdi_device(each) for each in GPUS)
+    assert preflight.findings(replace(FACTS, gpus=GPUS, cdi_devices=devices), chosen, 1000, {}) == []
+    (toolkit,) = preflight.findings(
+        replace(FACTS, gpus=GPUS, cdi_devices=frozenset({"nvidia.com/gpu=GPU-aaa"})), chosen, 1000, {}
+    )
+    assert "GPU-bbb" in toolkit.problem
+    (driver,) = preflight.findings(FACTS, chosen, 1000, {})
+    assert "no NVIDIA GPU answers" in driver.problem
+
+
+@pytest.mark.parametrize("wanted,index", [("0", 0), ("1", 1), ("GPU-bbb", 1), ("a6000", 0), ("l40", 1)])
+def test_gpu_by_index_uuid_or_name(wanted: str, index: int) -> None:
+    assert gpu.choose(GPUS, wanted, "k").index == index
+
+
+@pytest.mark.parametrize("wanted,expected", [(None, "is unset"), ("nvidia", "names 2 GPUs"), ("7", "names no GPU")])
+def test_an_ambiguous_gpu_is_refused_with_the_list(wanted: str | None, expected: str) -> None:
+    with pytest.raises(AtelierError, match=expected) as raised:
+        gpu.choose(GPUS, wanted, "services.forge.gpu")
+    assert "GPU-aaa" in raised.value.hint and "GPU-bbb" in raised.value.hint
+
+
+def test_nvidia_smi_is_parsed() -> None:
+    lines = ["0, GPU-aaa, NVIDIA RTX A6000, 49140", "No devices were found"]
+    assert gpu.parse(lines) == GPUS[:1]
+
+
+def test_facts_script_runs_here_and_is_parsed() -> None:
+    result = subprocess.run(["sh", "-c", hostfacts.script(settings())], capture_output=True, text=True, check=True)
+    facts = hostfacts.parse(result.stdout)
+    assert facts.memory > 0 and facts.clock > 0 and facts.disk_free.keys() == {"/srv/atelier", "/var/lib/docker"}
+
+
+def test_listeners_are_parsed() -> None:
+    output = (
+        '::atelier::listeners\nLISTEN 0 4096 127.0.0.1:8188 0.0.0.0:* users:(("docker-proxy",pid=1,fd=4))\n'
+        "LISTEN 0 128 [::]:22 [::]:*\nLISTEN 0 1 127.0.0.53%lo:53 0.0.0.0:*\n"
+    )
+    assert hostfacts.parse(output).listeners == (
+        Listener("127.0.0.1", 8188, "docker-proxy"),
+        Listener("::", 22, ""),
+        Listener("127.0.0.53", 53, ""),
+    )
+
+
+def test_tree_sees_each_kind_of_difference(tmp_path: Path) -> None:
+    owner = subprocess.run(["stat", "-c", "%U", tmp_path], capture_output=True, text=True, check=True).stdout.strip()
+    folder = tree.Directory(f"{tmp_path}/a folder", 0o750, owner)
+    file = tree.File(f"{tmp_path}/a folder/it's $HOME", b"text\n", 0o640, owner)
+    link = tree.File(f"{tmp_path}/link", b"text\n", 0o644, owner)
+
+    def differing() -> list[tree.Entry]:
+        probe = subprocess.run(
+            ["sh", "-c", tree.probe_script([e.path for e in (folder, file, link)])], capture_output=True, text=True
+        )
+        return tree.differing([folder, file, link], tree.parse_probe(probe.stdout.splitlines()))
+
+    assert differing() == [folder, file, link]
+    for entry, content in ((folder, b""), (file, file.content), (link, link.content)):
+        subprocess.run(["sh", "-c", entry.install_script()], input=content, check=True)
+    assert differing() == []
+    Path(file.path).write_bytes(b"tixt\n")
+    Path(folder.path).chmod(0o755)
+    Path(link.path).unlink()
+    Path(link.path).symlink_to(file.path)
+    assert differing() == [folder, file, link]
+
+
+def test_lock_of_models_holds_only_exact_files(tmp_path: Path) -> None:
+    lock = read_lock(paths.PROJECT / "locks" / "models.yml")
+    weights = lock.wanted(["qwen-edit-2509", "sdxl-turbo"])
+    assert sum(weight.bytes for weight in weights) == 20430698424 + 9384670680 + 253806246 + 6938081905
+    with pytest.raises(AtelierError, match="no such set: nothing"):
+        lock.wanted(["nothing"])
+    broken = tmp_path / "models.yml"
+    broken.write_text(
+        "files: [{repository: a/b, revision: main, path: x, bytes: 1, directory: vae, sets: [a], used_by: [], licence: x}]"
+    )
+    with pytest.raises(AtelierError, match="sha256"):
+        read_lock(broken)
+
+
+def test_generated_credentials_are_strong_and_hash_to_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BCRYPT_COST", 4)
+    first, second = store.generate({}), store.generate({})
+    assert first.comfyui.password != second.comfyui.password and len(first.comfyui.password) >= 32
+    assert set(first.comfyui.password) <= set(string.ascii_letters + string.digits)
+    assert store.bcrypt.checkpw(first.comfyui.password.encode(), first.comfyui.password_bcrypt.encode())
+    assert len(first.comfyui.password_bcrypt) == 60 and first.comfyui.password_bcrypt.startswith("$2b$")
+
+
+@pytest.mark.parametrize("password", ["", "short", " leading-space", "pässwörter", "x" * 73, "tab\tinside"])
+def test_unusable_passwords_are_refused_without_showing_them(password: str) -> None:
+    with pytest.raises(AtelierError) as raised:
+        store.check_password(password, "FORGE_PASSWORD")
+    assert "FORGE_PASSWORD" in str(raised.value) and (not password or password not in str(raised.value))
+
+
+def test_store_is_private_and_survives_a_shell(tmp_path: Path) -> None:
+    credentials = CREDENTIALS.model_copy(
+        update={"forge": CREDENTIALS.forge.model_copy(update={"password": 'it\'s $5 `x` "y"'})}
+    )
+    store.save(tmp_path / ".secrets" / "a", credentials)
+    assert store.load(tmp_path / ".secrets" / "a") == credentials
+    for path in (tmp_path / ".secrets" / "a").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / ".secrets" / "a").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / ".secrets" / "a" / store.TOKEN_FILE).read_bytes() == HASH.encode()
+    script = f'. {shlex.quote(str(tmp_path / ".secrets" / "a" / ".env.generated"))}; printf \'%s|%s\' "$COMFYUI_TOKEN" "$FORGE_PASSWORD"'
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert shell.stdout == f"{HASH}|{credentials.forge.password}"
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "credentials.yml").write_text("instance: x")
+    with pytest.raises(AtelierError, match="damaged"):
+        store.load(tmp_path)
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setattr(store, "BCRYPT_COST", 4)
+    return Target("gpu1", "host", Destination("gpu1"), settings())
+
+
+def test_a_fresh_host_gets_fresh_credentials(target: Target) -> None:
+    _, fresh = lifecycle.choose_credentials(target, FACTS, {})
+    assert fresh
+
+
+def test_known_credentials_are_reused(target: Target) -> None:
+    store.save(paths.secrets_dir("gpu1"), CREDENTIALS)
+    assert lifecycle.choose_credentials(target, replace(FACTS, instance="i"), {}) == (CREDENTIALS, False)
+    assert lifecycle.choose_credentials(target, FACTS, {}) == (CREDENTIALS, False)
+
+
+def test_a_host_with_unknown_credentials_is_never_rotated_silently(target: Target) -> None:
+    with pytest.raises(AtelierError, match="no credentials for it"):
+        lifecycle.choose_credentials(target, replace(FACTS, instance="i"), {})
+    store.save(paths.secrets_dir("gpu1"), CREDENTIALS)
+    with pytest.raises(AtelierError, match="knows other credentials"):
+        lifecycle.choose_credentials(target, replace(FACTS, instance="another"), {})
+
+
+def test_the_environment_chooses_at_the_first_deploy_only(target: Target) -> None:
+    chosen, _ = lifecycle.choose_credentials(
+        target, FACTS, {"FORGE_USER": "teacher", "FORGE_PASSWORD": "correct horse"}
+    )
+    assert (chosen.forge.user, chosen.forge.password) == ("teacher", "correct horse")
+    store.save(paths.secrets_dir("gpu1"), CREDENTIALS)
+    with pytest.raises(AtelierError, match="FORGE_PASSWORD in the environment differ"):
+        lifecycle.choose_credentials(target, FACTS, {"FORGE_PASSWORD": "something else"})
+
+
+@pytest.mark.parametrize(
+    "stderr,expected",
+    [
+        ("@@@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @@@", "ssh-keygen -R gpu1"),
+        ("Host key verification failed.", "ACCEPT_NEW_HOST_KEY=1"),
+        ("ops@gpu1: Permission denied (publickey).", "check the user"),
+        ("ssh: Could not resolve hostname gpu1: Name or service not known", "hosts.yml"),
+        ("ssh: connect to host gpu1 port 22: Connection refused", "Connection refused"),
+        ("", "no message"),
+    ],
+)
+def test_connection_errors_name_reason_and_remedy(stderr: str, expected: str) -> None:
+    assert expected in str(connection_error(Destination("gpu1"), stderr))
