@@ -151,9 +151,14 @@ class Admission:
 async def confirms(talk: Conversation, application: Application, credential: Credential) -> bool:
     """Whether the application answers the credential's owner, and not a guest."""
     policy = application.policy
-    target, headers = policy.confirm_paths[credential.scheme], _shown(credential)
+    target = policy.confirm_paths[credential.scheme]
+    headers: tuple[tuple[str, str], ...] = ()
     if credential.scheme == "query":
-        target, headers = f"{target}?token={quote(credential.value, safe='')}", ()
+        target = f"{target}?token={quote(credential.value, safe='')}"
+    elif credential.scheme == "cookie":
+        headers = (("Cookie", credential.value),)
+    else:
+        headers = (("Authorization", f"{policy.scheme} {credential.value}"),)
     answer = await talk.ask(target, headers, patience=PATIENCE)
     if answer.status != 200 or credential.scheme != "cookie" or policy.denies_guest is None:
         return answer.status == 200
@@ -176,10 +181,3 @@ def caller(credential: Credential, application: Application) -> str:
 def fingerprint(value: str) -> str:
     """The first 16 hex digits of the SHA-256, as everywhere in this project. For confirmed, unguessable values only."""
     return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _shown(credential: Credential) -> tuple[tuple[str, str], ...]:
-    schemes = {"bearer": "Bearer ", "basic": "Basic "}
-    if credential.scheme == "cookie":
-        return (("Cookie", credential.value),)
-    return (("Authorization", schemes[credential.scheme] + credential.value),)

@@ -98,7 +98,10 @@ def judge(request: Request, policy: Policy, *, allow_query_token: bool = False) 
     credential = read_credential(request, target, policy, allow_query_token)
     if isinstance(credential, Refuse):
         return credential
-    return Ask(credential, stranger) if credential else stranger
+    # A login is always the guard's to check, so that no guess reaches an application on somebody's session.
+    if credential is None or (isinstance(stranger, Open) and stranger.login):
+        return stranger
+    return Ask(credential, stranger)
 
 
 def read_target(raw: str, policy: Policy) -> Target | Refuse:

@@ -55,9 +55,7 @@ class Watch:
 
     async def _stay(self) -> None:
         application = self.application
-        talk = await Conversation.open(
-            application.host, application.port, patience=PATIENCE, on_lost=lambda: self._say("connection ended")
-        )
+        talk = await Conversation.open(application.host, application.port, patience=PATIENCE, on_lost=self._lost)
         try:
             while True:
                 await prove_closed(talk, application)
@@ -71,6 +69,10 @@ class Watch:
                 return
         finally:
             talk.close()
+
+    def _lost(self) -> None:
+        if self.refusal is None:
+            self._say("the application ended")
 
     def _say(self, refusal: str | None) -> None:
         if refusal != self.refusal:
