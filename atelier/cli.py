@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -27,7 +27,7 @@ Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sand
 Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
 Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gateway; default: all.")]
 Sources = Annotated[
-    sources.Wanted, typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers).")
+    Literal["auto", "upstream", "double"], typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers).")
 ]
 
 

@@ -79,10 +79,12 @@ s broken; dpkg --audit 2>/dev/null | head -n 1
 """
 
 
-def presence_script(settings: Settings, tags: Iterable[str], weights: Iterable[Weight]) -> str:
-    """Prints the image tags that the host has, and the sha256 of each weight that is in its place with the right size."""
+def presence_script(settings: Settings, weights: Iterable[Weight]) -> str:
+    """Prints what need not be fetched: image tags, image archives, sha256 of weights in their place with the right size."""
     store = f"{settings.data_root}/models"
-    lines = [f"docker image inspect {tag} >/dev/null 2>&1 && echo {tag}" for tag in tags]
+    lines = ["docker image ls --filter 'reference=atelier/*' --format '{{.Repository}}:{{.Tag}}' 2>/dev/null"]
+    if settings.images.archive_dir:
+        lines.append(f"ls {shlex.quote(settings.images.archive_dir)} 2>/dev/null")
     lines += [
         f'[ "$(stat -c %s {shlex.quote(f"{store}/{weight.store_path}")} 2>/dev/null)" = {weight.bytes} ] && echo {weight.sha256}'
         for weight in weights

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from atelier import credentials as store
 from atelier import hostfacts, images, paths, preflight, sources
@@ -59,7 +60,7 @@ def gather(ssh: Ssh, target: Target) -> HostFacts:
     return hostfacts.parse(ssh.run(hostfacts.script(target.settings), timeout=120, check=True).stdout)
 
 
-def prepare(target: Target, ssh: Ssh, source_mode: str, narrator: Narrator) -> Deployment:
+def prepare(target: Target, ssh: Ssh, source_mode: Literal["auto", "upstream", "double"], narrator: Narrator) -> Deployment:
     """Everything decided: sources fetched into the local cache, images planned, credentials chosen. The host is not changed."""
     facts = gather(ssh, target)
     credentials, fresh = choose_credentials(target, facts, os.environ)
@@ -85,9 +86,7 @@ def prepare(target: Target, ssh: Ssh, source_mode: str, narrator: Narrator) -> D
 
 def find_obstacles(ssh: Ssh, deployment: Deployment) -> list[preflight.Finding]:
     """Everything that would stop this deploy, the reachability of the sources it will use included."""
-    present = ssh.run(
-        hostfacts.presence_script(deployment.settings, deployment.image_tags().values(), deployment.weights)
-    ).stdout.split()
+    present = ssh.run(hostfacts.presence_script(deployment.settings, deployment.weights)).stdout.split()
     urls = needed_urls(deployment, frozenset(present))
     script = hostfacts.reachability_script(deployment.settings.proxy, urls, archive=not deployment.facts.deployed)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
@@ -95,14 +94,15 @@ def find_obstacles(ssh: Ssh, deployment: Deployment) -> list[preflight.Finding]:
 
 
 def needed_urls(deployment: Deployment, present: frozenset[str]) -> list[str]:
-    """Small documents at each source that this deploy will fetch from. `present`: image tags and sha256 already there."""
+    """Small documents at each source that this deploy will fetch from. `present`: image tags, archives and sha256 already there."""
     urls = []
     if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
         urls.append(
             f"https://download.docker.com/linux/{deployment.facts.os_id}/dists/{deployment.facts.os_codename}/InRelease"
         )
-    if not present.issuperset(deployment.image_tags().values()):
-        urls += images.index_probe_urls(deployment.builds)
+    archived = [build.tag for build in deployment.builds if images.archive_name(build.tag) in present]
+    todo = images.steps(deployment.builds, present, archived)
+    urls += images.index_probe_urls([step.build for step in todo if step.action == "build"])
     for weight in deployment.weights:
         if weight.sha256 not in present:
             urls.append(weight.probe_url(deployment.settings.models.mirrors))

@@ -1,0 +1,297 @@
+"""The whole line in a real booted machine: deploy, verify, change, kill, move, break.
+
+The tests share one deployed sandbox and run in their order; each leaves the stack as declared.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atelier import paths, render
+from atelier.target import sandbox_target
+from sandbox import machine, tools
+
+pytestmark = pytest.mark.sandbox
+NAME = f"sandbox-e2e-{os.getpid()}"
+KILLED = f"sandbox-kill-{os.getpid()}"
+ROOT = Path(__file__).resolve().parents[2]
+UNCHANGED = re.compile(r"Deployed: 0 of (\d+) operations changed something")
+
+
+def atelier(*arguments: str, project: Path = ROOT, expect: int | None = 0) -> str:
+    """Run the command line as a user would; returns what it printed."""
+    command = [str(project / ".venv" / "bin" / "atelier"), *arguments]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1500)
+    output = done.stdout + done.stderr
+    print(output)
+    assert expect is None or done.returncode == expect, output[-3000:]
+    return output
+
+
+def deploy(name: str = NAME, *, project: Path = ROOT, expect: int | None = 0) -> str:
+    return atelier("deploy", "--host", name, "--sources", "double", project=project, expect=expect)
+
+
+def plan(project: Path = ROOT, expect: int = 0) -> str:
+    return atelier("plan", "--host", NAME, "--sources", "double", project=project, expect=expect)
+
+
+def ssh(script: str, name: str = NAME) -> str:
+    result = sandbox_target(name, ROOT).ssh().run(script)
+    assert result.status == 0, result.stderr
+    return result.stdout
+
+
+def report(name: str = NAME) -> dict:
+    return json.loads((paths.reports_dir(name) / "latest" / "report.json").read_text())
+
+
+def forget(name: str) -> None:
+    machine.down(name, print)
+    for folder in (paths.secrets_dir(name), paths.reports_dir(name), paths.outputs_dir(name)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandboxes() -> Iterator[None]:
+    try:
+        tools.require_linux()
+    except tools.UnavailableError as error:
+        pytest.skip(str(error))
+    yield
+    forget(NAME)
+    forget(KILLED)
+
+
+def test_a_fresh_machine_is_deployed_and_quick_verified() -> None:
+    output = deploy()
+    assert output.startswith(f"Target: {NAME}")
+    assert report()["verdict"] == "passed" and report()["doubles"] is True
+    assert "double" in output.lower()
+    for hint in ("make credentials", "make tunnel", "make generate", "make verify"):
+        assert hint in output
+
+
+def test_a_second_deploy_changes_nothing_and_says_so() -> None:
+    match = UNCHANGED.search(deploy())
+    assert match and int(match[1]) > 15
+
+
+def test_plan_on_a_deployed_host_exits_0() -> None:
+    assert "0 of" in plan()
+
+
+def test_verify_passes_with_no_skipped_required_check() -> None:
+    output = atelier("verify", "--host", NAME)
+    seen = report()
+    assert seen["verdict"] == "passed" and seen["doubles"] is True and "double" in output.lower()
+    assert [check["id"] for check in seen["checks"] if check["verdict"] == "skipped"] == []
+    groups = {check["group"] for check in seen["checks"]}
+    assert {"host", "containers", "access", "secrets", "storage", "generation", "survival"} <= groups
+
+
+def test_every_deploy_leaves_a_line_in_the_audit_log() -> None:
+    lines = [json.loads(line) for line in ssh("cat /srv/atelier/state/audit.log").splitlines()]
+    assert len(lines) >= 2
+    assert lines[0]["changed"] and lines[1]["changed"] == [] and lines[1]["result"] == "deployed"
+    assert lines[0]["who"] and lines[0]["commit"]
+
+
+def test_the_manifest_names_what_is_ours_on_the_host() -> None:
+    created = json.loads(ssh("cat /srv/atelier/state/manifest.json"))["created"]
+    assert set(created["containers"]) == {"comfyui-qwen", "forge-turbo", "gateway"}
+    assert "docker.io" in created["packages"] and "atelier" in created["users"]
+    missing = ssh("for p in " + " ".join(created["files"] + created["directories"]) + "; do [ -e $p ] || echo $p; done")
+    assert missing == ""
+
+
+def test_a_second_deploy_at_once_says_who_holds_the_lock() -> None:
+    holder = sandbox_target(NAME, ROOT).ssh()
+    from atelier.lifecycle import host_lock
+
+    with host_lock(holder):
+        output = deploy(expect=1)
+    assert "another deploy" in output and "since" in output
+    deploy()
+
+
+def test_generate_saves_an_image() -> None:
+    for service in ("comfyui", "forge"):
+        output = atelier("generate", "--host", NAME, "--prompt", "a lighthouse, it's $5 \"at dusk\"", "--service", service)
+        saved = Path(re.search(r"Saved: (.+)", output)[1].strip())
+        assert saved.is_file() and saved.stat().st_size > 500
+
+
+def test_everyday_commands() -> None:
+    assert "(healthy)" in atelier("status", "--host", NAME)
+    assert "comfyui-qwen" in atelier("logs", "--host", NAME, "--service", "comfyui")
+    token = (paths.secrets_dir(NAME) / "qwen-api-user.token").read_text()
+    assert f"'Authorization: Bearer {token}'" in atelier("credentials", "--host", NAME)
+    assert "brought to" in atelier("outputs", "--host", NAME)
+    assert any(paths.outputs_dir(NAME).rglob("*.png"))
+    atelier("stop", "--host", NAME, "--service", "forge")
+    assert "Exited" in atelier("status", "--host", NAME, expect=1)
+    atelier("start", "--host", NAME)
+    atelier("restart", "--host", NAME, "--service", "gateway")
+    assert "no such service" in atelier("stop", "--host", NAME, "--service", "nonsense", expect=1)
+
+
+def test_tunnel_brings_the_services_here_until_interrupted() -> None:
+    command = [str(ROOT / ".venv/bin/atelier"), "tunnel", "--host", NAME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        url = next(re.search(r"http://localhost:\d+", line)[0] for line in lines if "ComfyUI" in line)
+        health = subprocess.run(["curl", "-s", f"{url}/healthz"], capture_output=True, text=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    assert health.stdout.strip() == "up"
+
+
+RANDOM = random.Random(20261121)
+PIECES = ["$", "${X}", "\\", '"', "'", "{", "}", "#", " ", "é", "ü", "漢", "a", "$$", "\\n", "%", "=", ":", "`", "{{", "}}"]
+
+
+def test_env_values_arrive_byte_for_byte_in_a_real_container() -> None:
+    values = {f"V{i}": "".join(RANDOM.choices(PIECES, k=RANDOM.randint(1, 12))) for i in range(120)}
+    env = render.environment().get_template("services/env.j2").render(variables=values)
+    compose = {
+        "services": {
+            "probe": {
+                "image": ssh("docker inspect -f '{{.Config.Image}}' gateway").strip(),
+                "network_mode": "none",
+                "environment": {name: f"${{{name}}}" for name in values},
+                "entrypoint": ["python3", "-c", "import json, os; print(json.dumps(dict(os.environ)))"],
+            }
+        }
+    }
+    script = (
+        "set -e; d=$(mktemp -d); trap 'rm -rf $d' EXIT; cd $d; "
+        f"base64 -d >.env <<'X'\n{_base64(env)}\nX\nbase64 -d >compose.yaml <<'X'\n{_base64(json.dumps(compose))}\nX\n"
+        "docker compose -p probe run --rm -T probe 2>/dev/null; docker compose -p probe down >/dev/null 2>&1"
+    )
+    seen = json.loads(ssh(script))
+    assert {name: seen[name] for name in values} == values
+
+
+def _base64(text: str) -> str:
+    import base64
+
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.fixture(scope="module")
+def moved_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This checkout as it stands, with its secrets, in another place whose path holds a space."""
+    copy = tmp_path_factory.mktemp("elsewhere") / "a moved checkout"
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=True
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    shutil.copytree(paths.secrets_dir(NAME), copy / ".secrets" / NAME)
+    shutil.copytree(ROOT / ".venv", copy / ".venv", symlinks=True)
+    return copy
+
+
+def test_a_moved_checkout_changes_nothing(moved_checkout: Path) -> None:
+    done = subprocess.run(
+        ["make", "-C", str(moved_checkout), "plan", f"HOST={NAME}", "SOURCES=double"], cwd="/", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Preparing .venv" in done.stderr
+
+
+def test_a_changed_setting_is_exactly_that_change(moved_checkout: Path) -> None:
+    settings = moved_checkout / "group_data" / "sandbox.py"
+    before = settings.read_text()
+    started = ssh("docker inspect -f '{{.State.StartedAt}}' forge-turbo gateway")
+    settings.write_text(before + 'services = {"comfyui": {"shm_size": "3g"}}\n')
+    assert "comfyui-qwen" in plan(moved_checkout, expect=2)
+    output = deploy(project=moved_checkout)
+    changed = re.findall(r"^  \+ (.+?)  \(", output, re.M)
+    assert changed == ["Render the files of comfyui-qwen", "Start comfyui-qwen and wait until it is healthy", "Record what runs"]
+    assert ssh("docker inspect -f '{{.HostConfig.ShmSize}}' comfyui-qwen").strip() == str(3 << 30)
+    assert ssh("docker inspect -f '{{.State.StartedAt}}' forge-turbo gateway") == started
+    settings.write_text(before)
+    deploy(project=moved_checkout)
+
+
+def test_a_checkout_without_the_secrets_stops_and_says_how_to_go_on(moved_checkout: Path) -> None:
+    hidden = moved_checkout / "hidden"
+    shutil.move(moved_checkout / ".secrets", hidden)
+    assert "copy .secrets/" in deploy(project=moved_checkout, expect=1)
+    assert not (moved_checkout / ".secrets").exists()
+    shutil.move(hidden, moved_checkout / ".secrets")
+
+
+def test_bad_settings_touch_nothing(moved_checkout: Path) -> None:
+    settings = moved_checkout / "group_data" / "sandbox.py"
+    before, audit = settings.read_text(), ssh("wc -l </srv/atelier/state/audit.log")
+    settings.write_text(before + 'services = {"comfyui": {"prot": 1}}\n')
+    output = deploy(project=moved_checkout, expect=1)
+    settings.write_text(before)
+    assert "group_data/sandbox.py: services.comfyui.prot: unknown key; did you mean `port`?" in output
+    assert ssh("wc -l </srv/atelier/state/audit.log") == audit
+
+
+BREAK = """
+set -e; cd /opt/atelier/services/comfyui-qwen
+printf 'raise ImportError("broken on purpose")\\n' >/tmp/broken.py; chmod 0644 /tmp/broken.py
+cat >/tmp/broken.yaml <<'X'
+services:
+  comfyui-qwen:
+    volumes: ["/tmp/broken.py:/opt/comfyui/custom_nodes/ComfyUI-Login/__init__.py:ro"]
+X
+docker compose -f compose.yaml -f /tmp/broken.yaml up -d >/dev/null 2>&1
+"""
+
+
+def test_without_the_login_plugin_nothing_is_served_and_verify_is_red() -> None:
+    ssh(BREAK)
+    served = set()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        served.add(ssh("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8188/system_stats || true").strip())
+        if "atelier: ComfyUI was not started" in ssh("docker logs comfyui-qwen 2>&1 | tail -n 50"):
+            break
+        time.sleep(1)
+    else:
+        pytest.fail("the container did not refuse to start: " + ssh("docker logs --tail 30 comfyui-qwen 2>&1"))
+    token = (paths.secrets_dir(NAME) / "qwen-api-user.token").read_text()
+    owner = f"curl -s -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer {token}' http://127.0.0.1:8188/prompt"
+    assert ssh(owner).strip() == "503"
+    assert served <= {"401", "503"}
+    assert ssh("docker inspect -f '{{.State.Health.Status}}' comfyui-qwen").strip() != "healthy"
+    output = atelier("verify", "--host", NAME, "--quick", expect=1)
+    assert report()["verdict"] == "failed", output
+    assert "comfyui" in " ".join(check["id"] for check in report()["checks"] if check["verdict"] == "failed")
+    ssh("cd /opt/atelier/services/comfyui-qwen && docker compose up -d --force-recreate >/dev/null 2>&1; rm /tmp/broken.*")
+    deploy()
+
+
+@pytest.mark.parametrize("seconds", [2, 6, 11, 17, 30])
+def test_a_killed_deploy_is_continued_by_the_next(seconds: int) -> None:
+    """SIGKILL to the whole process group, at a later point each time, on a machine that was never deployed before."""
+    command = [str(ROOT / ".venv/bin/atelier"), "deploy", "--host", KILLED, "--sources", "double"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_after_the_kills_a_deploy_converges() -> None:
+    deploy(KILLED)
+    assert UNCHANGED.search(deploy(KILLED))
+
+
