@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_harness import FakeApplication, (
+from gateway_harness import (
     MARKER,
+    FakeApplication,
     Gateway,
     end_gateway,
     free_port,
@@ -173,7 +174,9 @@ def test_application_that_comes_back_open_serves_nobody(own_gateway: Callable[..
             application.kill()
             before = len(probes_of_open(application))
             application.start(is_open=True)
-            wait_until(lambda b=before: len(probes_of_open(application)) >= b + 2, 20, "the open process is probed twice")
+            wait_until(
+                lambda b=before: len(probes_of_open(application)) >= b + 2, 20, "the open process is probed twice"
+            )
             application.kill()
             application.start()
             gateway.wait(kind, 200)
