@@ -110,6 +110,10 @@ class Forge:
         """Files of the checkpoints, without directory."""
         return [model["filename"].rpartition("/")[2] for model in self._api("GET", "sd-models")]
 
+    def jobs(self) -> int:
+        """How many generations Forge is at work on."""
+        return int(self._api("GET", "progress", params={"skip_current_image": "true"})["state"]["job_count"])
+
     def txt2img(self, prompt: str, *, checkpoint: str, timeout: float, **parameters: Any) -> list[ForgeImage]:
         """Make images from text.
 

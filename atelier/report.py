@@ -1,0 +1,214 @@
+"""The report of a verification: its schema, its verdict, and its publication. docs/report.md documents the fields."""
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Verdict = Literal["passed", "failed", "incomplete"]
+CheckVerdict = Literal["passed", "warning", "failed", "skipped"]
+
+REMOVED = "[secret]"
+SHORTEST_SECRET = 6
+"""Shorter strings are not searched for: they would be found everywhere. Passwords have 8 characters at least."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class CheckResult(_Model):
+    """What one check saw."""
+
+    id: str
+    group: str
+    title: str
+    verdict: CheckVerdict
+    seconds: float
+    expected: str
+    observed: str
+    hint: str
+
+
+class ReportImage(_Model):
+    """An image that a check had made. `file` lies beside the report; `sha256` is that of size and pixels."""
+
+    check: str
+    file: str
+    width: int
+    height: int
+    sha256: str
+
+
+class Report(_Model):
+    """One verification of one host. Times are UTC, as 2026-11-21T20:44:00Z."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    host: str
+    started: str
+    finished: str
+    verdict: Verdict
+    doubles: bool
+    checks: list[CheckResult]
+    versions: dict[str, str]
+    images: list[ReportImage]
+
+
+def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: bool = False) -> Verdict:
+    """The verdict: any failure fails; a required check that did not pass or warn leaves it incomplete.
+
+    A run that crashed, or in which no check ran, has failed.
+    """
+    ran = {check.id for check in checks if check.verdict in ("passed", "warning")}
+    if crashed or any(check.verdict == "failed" for check in checks):
+        return "failed"
+    if set(required) - ran:
+        return "incomplete"
+    return "passed" if ran else "failed"
+
+
+def headline(report: Report, required: Collection[str]) -> str:
+    """The one line that matters: the first failure with its remedy, else what is missing, else how much passed."""
+    count = {
+        verdict: sum(check.verdict == verdict for check in report.checks) for verdict in ("passed", "failed", "warning")
+    }
+    if report.verdict == "failed":
+        first = next((check for check in report.checks if check.verdict == "failed"), None)
+        if first is None:
+            return "no check ran"
+        others = f" (and {count['failed'] - 1} more)" if count["failed"] > 1 else ""
+        return f"{first.id}{others}: {first.observed} -> {first.hint}"
+    if report.verdict == "incomplete":
+        missing = [check for check in report.checks if check.verdict == "skipped" and check.id in required]
+        return f"{len(missing)} required checks did not run" + (
+            f", first {missing[0].id}: {missing[0].observed}" if missing else ""
+        )
+    warnings = f", {count['warning']} warnings" if count["warning"] else ""
+    return f"{count['passed']} checks passed{warnings}"
+
+
+def redact(value: Any, secrets: Iterable[str]) -> Any:
+    """The same structure with every secret replaced, plain, percent-encoded, JSON-escaped or as base64 of itself."""
+    forms: set[str] = set()
+    for secret in secrets:
+        if len(secret) >= SHORTEST_SECRET:
+            plain = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+            forms |= plain | {base64.b64encode(secret.encode()).decode()}
+    return _redact(value, sorted(forms, key=len, reverse=True))
+
+
+def _redact(value: Any, forms: list[str]) -> Any:
+    if isinstance(value, str):
+        for form in forms:
+            value = value.replace(form, REMOVED)
+        return value
+    if isinstance(value, dict):
+        return {_redact(key, forms): _redact(item, forms) for key, item in value.items()}
+    return [_redact(item, forms) for item in value] if isinstance(value, list) else value
+
+
+def as_json(report: Report) -> str:
+    """report.json."""
+    return json.dumps(report.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+
+
+def as_markdown(report: Report, line: str) -> str:
+    """report.md: the verdict and what matters first, what is not green next, then everything. line: the headline."""
+    text = [f"# {report.host}: {report.verdict}", "", line, ""]
+    if report.doubles:
+        text += ["**Doubles stood in for ComfyUI and Forge: this proves the deployment, not the applications.**", ""]
+    text += [f"{report.started} to {report.finished}", ""]
+    attention = [check for check in report.checks if check.verdict in ("failed", "warning")]
+    for check in attention:
+        text += [f"## {check.verdict}: {check.title}", "", f"- check: `{check.id}`", f"- expected: {check.expected}"]
+        text += [f"- observed: {check.observed}", f"- what to do: {check.hint}", ""]
+    text += ["## Checks", "", "| check | verdict | seconds | expected | observed |", "|---|---|---|---|---|"]
+    for check in report.checks:
+        cells = (f"`{check.id}`", check.verdict, f"{check.seconds:.2f}", check.expected, check.observed)
+        text.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    text += ["", "## Versions", "", *(f"- {name}: {version}" for name, version in sorted(report.versions.items())), ""]
+    if report.images:
+        text += ["## Images", ""]
+        text += [f"![{image.check}, {image.width}x{image.height}]({image.file})" for image in report.images]
+    return "\n".join(text) + "\n"
+
+
+def as_junit(report: Report) -> str:
+    """junit.xml, from the report itself: pytest's own would hold tracebacks with whatever a test had in its hands."""
+    suite = ElementTree.Element("testsuite", name=f"atelier verify {report.host}", tests=str(len(report.checks)))
+    for verdict, attribute in (("failed", "failures"), ("skipped", "skipped")):
+        suite.set(attribute, str(sum(check.verdict == verdict for check in report.checks)))
+    for check in report.checks:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=check.group, name=check.id, time=f"{check.seconds:.3f}"
+        )
+        if check.verdict in ("failed", "skipped"):
+            kind = "failure" if check.verdict == "failed" else "skipped"
+            detail = ElementTree.SubElement(case, kind, message=_printable(check.observed))
+            detail.text = _printable(f"expected: {check.expected}\nobserved: {check.observed}\n{check.hint}")
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """XML 1.0 cannot hold most control characters, not even escaped."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
+
+
+def timestamp(moment: datetime) -> str:
+    """2026-11-21T20:44:00Z."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def publish(
+    report: Report,
+    directory: Path,
+    secrets: Iterable[str],
+    required: Collection[str],
+    images: Path | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+) -> Path:
+    """Write the report into `directory`/<UTC stamp>, whole or not at all, and point `latest` to it.
+
+    secrets: never to appear in any of it. images: the folder that holds the report's images.
+    """
+    clean = Report.model_validate(redact(report.model_dump(by_alias=True), list(secrets)))
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=directory, prefix=".draft-"))
+    try:
+        (draft / "report.json").write_text(as_json(clean), encoding="utf-8")
+        (draft / "report.md").write_text(as_markdown(clean, headline(clean, required)), encoding="utf-8")
+        (draft / "junit.xml").write_text(as_junit(clean), encoding="utf-8")
+        for image in clean.images if images else []:
+            shutil.copyfile(images / image.file, draft / image.file)  # type: ignore[operator]
+        draft.chmod(0o755)
+        return _place(draft, directory, now())
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _place(draft: Path, directory: Path, moment: datetime) -> Path:
+    while True:
+        final = directory / moment.astimezone(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        try:
+            draft.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+            moment += timedelta(seconds=1)  # two runs within one second
+            continue
+        link = directory / f".latest-{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        link.replace(directory / "latest")
+        return final

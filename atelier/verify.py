@@ -1,0 +1,283 @@
+"""`make verify`: runs the checks of tests/verify against a host and turns what they saw into a published report.
+
+The checks run under pytest in a process of their own, over the SSH connection that this process holds open. They hand
+back one JSON line each through a pipe; a check that hands back nothing, or a pytest that crashes, fails the run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from atelier import credentials, paths
+from atelier.checks import Check, existing, required, select
+from atelier.console import Narrator
+from atelier.credentials import Credentials
+from atelier.errors import AtelierError
+from atelier.report import CheckResult, Report, ReportImage, Verdict, headline, judge, publish, redact, timestamp
+from atelier.ssh import Ssh
+from atelier.target import Target
+
+Say = Callable[[str, str], object]
+"""Prints one line; the second argument is a style of rich."""
+
+EXIT_STATUS: dict[Verdict, int] = {"passed": 0, "failed": 1, "incomplete": 3}
+
+CHECKS = paths.PROJECT / "tests" / "verify"
+STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim", "incomplete": "yellow"}
+DOUBLES = "Doubles stand in for ComfyUI and Forge: this proves the deployment, not the applications."
+PATIENCE = 15
+"""Seconds that pytest gets to end after an interrupt."""
+
+VERSIONS = (
+    '. /etc/os-release; echo "system=$PRETTY_NAME"; echo "kernel=$(uname -r)"; '
+    "echo \"docker=$(docker version --format '{{.Server.Version}}')\"; "
+    'echo "compose=$(docker compose version --short)"'
+)
+
+
+def secret_strings(known: Credentials) -> list[str]:
+    """Everything that no report, log or argument may hold."""
+    pairs = [f"{account.user}:{account.password}" for account in (known.comfyui, known.forge)]
+    hashes = [known.comfyui.password_bcrypt, known.forge.password_bcrypt]
+    return [*hashes, *pairs, known.comfyui.password, known.forge.password, known.comfyui_cookie_key]
+
+
+def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:
+    """What the host says was deployed to it. Raises AtelierError where nothing was."""
+    answer = ssh.run(f"cat {data_root}/state/deployed.json")
+    if answer.status != 0:
+        raise AtelierError(f"{ssh.destination.host}: nothing is deployed here", "run `make deploy` first")
+    return dict(json.loads(answer.stdout))
+
+
+def doubles_used(deployed: dict[str, Any]) -> bool:
+    """Whether doubles stand in for the applications."""
+    return bool(deployed.get("sources") == "double")
+
+
+@contextmanager
+def services(target: Target, ssh: Ssh) -> Iterator[dict[str, str]]:
+    """Base URLs on this computer of the host's services, by name, forwarded over SSH."""
+    settings = target.settings
+    # A wildcard is no address to connect to.
+    address = "127.0.0.1" if settings.bind_address in ("0.0.0.0", "::") else settings.bind_address  # noqa: S104
+    ports = {name: service.port for name, service in settings.enabled().items()}
+    with ssh.forward(ports, address) as local:
+        yield {name: f"http://127.0.0.1:{port}" for name, port in local.items()}
+
+
+def verify(
+    target: Target,
+    *,
+    quick: bool = False,
+    groups: Collection[str] = (),
+    checks: Collection[str] = (),
+    say: Say | None = None,
+) -> Report:
+    """Prove that a host does what it should, and publish the report; its verdict is the answer.
+
+    quick: only the quick checks. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
+    An interrupt publishes what was seen so far, as incomplete. Raises AtelierError before the first check when there
+    is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
+    """
+    say = say or Narrator().say
+    declared = existing(target.settings)
+    selected = select(declared, quick=quick, groups=groups, ids=checks)
+    known = credentials.load(paths.secrets_dir(target.name))
+    if known is None:
+        raise AtelierError(
+            f"no credentials of {target.name} on this computer",
+            "run `make deploy`, or copy `.secrets/` from where it ran",
+        )
+    ssh = target.ssh()
+    ssh.connect()
+    deployed = read_deployed(ssh, target.settings.data_root)
+    started = datetime.now(timezone.utc)
+    secrets = secret_strings(known)
+    if doubles_used(deployed):
+        say(DOUBLES, "yellow")
+    with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as urls:
+        work = Path(folder)
+        context = {
+            "target": {
+                "name": target.name,
+                "host": target.destination.host,
+                "user": target.destination.user,
+                "port": target.destination.port,
+                "config": str(target.destination.config) if target.destination.config else None,
+                "sudo": ssh._sudo,
+                "sudo_password": ssh._sudo_password,
+            },
+            "settings": target.settings.model_dump(),
+            "secrets_dir": str(paths.secrets_dir(target.name)),
+            "deployed": deployed,
+            "urls": urls,
+            "work": str(work),
+            "selected": [check.id for check in selected],
+        }
+        run = Run(work, selected, secrets, say)
+        run.execute(context)
+        results = [run.result(check) for check in declared]
+        verdict = judge(results, required(selected), crashed=run.crashed)
+        report = Report(
+            host=target.name,
+            started=timestamp(started),
+            finished=timestamp(datetime.now(timezone.utc)),
+            verdict="incomplete" if run.interrupted and verdict == "passed" else verdict,
+            doubles=doubles_used(deployed),
+            checks=results,
+            versions=_versions(ssh, deployed) | run.versions,
+            images=run.images,
+        )
+        place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
+    _conclude(report, place, required(selected), len(declared) - len(selected), say)
+    return report
+
+
+def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
+    lines = ssh.run(VERSIONS).stdout.splitlines()
+    release = {"atelier": str(deployed.get("release")), "sources": str(deployed.get("sources"))}
+    images = {f"image {name}": image["tag"] for name, image in deployed.get("images", {}).items()}
+    return {name: value for name, _, value in (line.partition("=") for line in lines) if value} | release | images
+
+
+def _conclude(report: Report, place: Path, wanted: Collection[str], unselected: int, say: Say) -> None:
+    if unselected:
+        say(f"{unselected} further checks are not part of this run.", "dim")
+    say(f"Report: {os.path.relpath(place)}/report.md", "")
+    if report.doubles:
+        say(DOUBLES, "yellow")
+    say(f"Verdict: {report.verdict}. {headline(report, wanted)}", STYLES[report.verdict])
+
+
+class Run:
+    """One run of pytest: collects and prints what each check hands back."""
+
+    def __init__(self, work: Path, selected: list[Check], secrets: list[str], say: Say) -> None:
+        self.work, self.selected, self.secrets, self.say = work, selected, secrets, say
+        self.records: dict[str, CheckResult] = {}
+        self.versions: dict[str, str] = {}
+        self.images: list[ReportImage] = []
+        self.crashed = False
+        self.interrupted = False
+        self._finished = False
+
+    def execute(self, context: dict[str, Any]) -> None:
+        """Run the selected checks; an interrupt ends them early."""
+        reader, writer = os.pipe()
+        path = self.work / "context.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({**context, "results": writer}), encoding="utf-8")
+        flags = ["-q", "-p", "no:cacheprovider", f"--rootdir={CHECKS}", f"--confcutdir={CHECKS}", f"--context={path}"]
+        command = [sys.executable, "-m", "pytest", *flags, str(CHECKS)]
+        # Nobody's options and plugins decide about a verdict.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        log = self.work / "pytest.log"
+        with log.open("wb") as output:
+            # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can end what it began.
+            process = subprocess.Popen(
+                command,
+                cwd=paths.PROJECT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writer,),
+                start_new_session=True,
+            )
+        os.close(writer)
+        with os.fdopen(reader, encoding="utf-8") as records:
+            try:
+                for line in records:
+                    self._take(json.loads(line))
+                status = process.wait()
+            except KeyboardInterrupt:
+                self.interrupted = True
+                self.say("Interrupted: ending the checks ...", "yellow")
+                _stop(process)
+                for line in records:
+                    self._take(json.loads(line))
+                return
+            finally:
+                _stop(process)
+        failed = any(record.verdict == "failed" for record in self.records.values())
+        if status not in (0, 1) or not self._finished or (status == 1 and not failed) or not self.records:
+            self.crashed = True
+            tail = redact(log.read_text(encoding="utf-8", errors="replace"), self.secrets).splitlines()[-20:]
+            self.say(f"pytest ended with {status} and {len(self.records)} results:", STYLES["failed"])
+            for line in tail:
+                self.say(f"    {line}", "")
+
+    def _take(self, record: dict[str, Any]) -> None:
+        record = redact(record, self.secrets)
+        if "finished" in record:
+            self._finished = True
+        elif "versions" in record:
+            self.versions |= record["versions"]
+        elif "image" in record:
+            self.images.append(ReportImage.model_validate(record["image"]))
+        else:
+            check = next(check for check in self.selected if check.id == record["id"])
+            if check.id in self.records:
+                record |= {"verdict": "failed", "observed": "two tests in tests/verify claim this check"}
+            self._add(check, record)
+
+    def _add(self, check: Check, record: dict[str, Any]) -> None:
+        result = CheckResult(
+            id=check.id,
+            group=check.group,
+            title=check.title,
+            verdict=record["verdict"],
+            seconds=round(record["seconds"], 3),
+            expected=record["expected"],
+            observed=record["observed"],
+            hint=(record["hint"] or check.hint) if record["verdict"] != "passed" else "",
+        )
+        self.records[check.id] = result
+        style = STYLES[result.verdict]
+        self.say(f"{result.verdict:8} {result.id:32} {result.title} ({result.seconds:.1f} s)", style)
+        if result.verdict != "passed":
+            for name in ("expected", "observed", "hint"):
+                if value := getattr(result, name):
+                    self.say(f"         {name}: {value}", "")
+
+    def result(self, check: Check) -> CheckResult:
+        """What a declared check saw, or why it saw nothing."""
+        if check.id in self.records:
+            return self.records[check.id]
+        if check not in self.selected:
+            reason = "not part of this run (QUICK, GROUP or CHECK)"
+        else:
+            reason = "interrupted before its turn" if self.interrupted else "declared, but it did not run"
+        fields = check.id, check.group, check.title
+        return CheckResult(
+            id=fields[0],
+            group=fields[1],
+            title=fields[2],
+            verdict="skipped",
+            seconds=0,
+            expected="",
+            observed=reason,
+            hint="",
+        )
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End pytest: first as Ctrl-C does, so that checks undo what they began."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(PATIENCE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()

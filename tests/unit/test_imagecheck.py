@@ -1,0 +1,91 @@
+"""Image checks: each defect is named, a picture is not accused."""
+
+import io
+import random
+
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from atelier import imagecheck
+from atelier.errors import AtelierError
+
+
+def png(image: Image.Image, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    pixels = random.Random(7).randbytes(size[0] * size[1] * 3)  # noqa: S311
+    return Image.frombytes("RGB", size, pixels)
+
+
+def picture(size: tuple[int, int] = (512, 512)) -> Image.Image:
+    """Shapes on a gradient, softened, with some grain: what a photograph is like at every scale."""
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    draw, chance = ImageDraw.Draw(image), random.Random(3)  # noqa: S311
+    for _ in range(40):
+        x, y, r = chance.randrange(size[0]), chance.randrange(size[1]), chance.randrange(size[0] // 16, size[0] // 4)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(chance.randrange(256) for _ in range(3)))
+    return Image.blend(image.filter(ImageFilter.GaussianBlur(2)), noise(size), 0.08)
+
+
+WHOLE = png(picture())
+SMALL = png(picture((64, 64)))
+DECODED_NOISE = noise((64, 64)).resize((512, 512), Image.Resampling.BICUBIC)
+SPECK = Image.new("RGB", (64, 64), (9, 9, 9))
+SPECK.putpixel((5, 5), (99, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "trained", "problem"),
+    [
+        (WHOLE, (512, 512), True, None),
+        (SMALL, (64, 64), True, None),
+        (WHOLE, (64, 64), True, "is 512x512 instead of 64x64"),
+        (WHOLE[: len(WHOLE) // 2], (512, 512), True, "not a whole image"),
+        (WHOLE[:-20], (512, 512), True, "not a whole image"),
+        (b'{"error": "no"}', (64, 64), False, "not a whole image"),
+        (b"", (64, 64), False, "not a whole image (0 bytes)"),
+        (png(Image.new("RGB", (64, 64), (10, 20, 30))), (64, 64), False, "is flat"),
+        (png(Image.new("RGB", (64, 64))), (64, 64), True, "is flat"),
+        (png(SPECK), (64, 64), True, "is flat"),
+        (png(SPECK), (64, 64), False, None),
+        (png(noise((512, 512))), (512, 512), True, "is noise"),
+        (png(noise((64, 64))), (64, 64), True, "is noise"),
+        (png(noise((64, 64))), (64, 64), False, None),
+        (png(DECODED_NOISE), (512, 512), True, "is decoded noise"),
+        (png(DECODED_NOISE), (512, 512), False, None),
+    ],
+)
+def test_problems(data, size, trained, problem):
+    found = imagecheck.problems(data, size, trained=trained)
+    assert (not found) if problem is None else (len(found) == 1 and problem in found[0]), found
+
+
+def test_metadata_is_not_part_of_a_picture():
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("prompt", "another")
+    other = png(picture(), pnginfo=info)
+    assert other != WHOLE and imagecheck.pixels_equal(other, WHOLE)
+    changed = picture()
+    changed.putpixel((0, 0), (1, 2, 3))
+    assert not imagecheck.pixels_equal(png(changed), WHOLE)
+    assert imagecheck.pixel_hash(png(Image.new("L", (2, 8)))) != imagecheck.pixel_hash(png(Image.new("L", (8, 2))))
+
+
+def test_filled_with_takes_rounding_and_nothing_more():
+    data = png(Image.new("RGB", (9, 6), (51, 102, 153)))
+    assert imagecheck.filled_with(data, (51, 102, 153)) and imagecheck.filled_with(data, (50, 103, 153))
+    assert not imagecheck.filled_with(data, (49, 102, 153))
+    spot = Image.new("RGB", (9, 6), (51, 102, 153))
+    spot.putpixel((8, 5), (51, 102, 156))
+    assert not imagecheck.filled_with(png(spot), (51, 102, 153))
+
+
+def test_a_file_that_is_no_image_is_an_error():
+    with pytest.raises(AtelierError, match="not a whole image"):
+        imagecheck.pixel_hash(b"<html>")

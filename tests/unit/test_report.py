@@ -1,0 +1,154 @@
+"""The report: verdicts, schema, publication, and that no secret gets into any of it."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from datetime import datetime, timezone
+
+import pytest
+from pydantic import ValidationError
+
+from atelier.report import REMOVED, CheckResult, Report, ReportImage, as_markdown, headline, judge, publish, redact
+
+NOW = datetime(2026, 11, 21, 20, 44, 0, tzinfo=timezone.utc)
+SECRET = "$2b$12$p\"a'ss/w+o=rd\\é"
+
+
+def result(id: str, verdict: str, observed: str = "seen") -> CheckResult:
+    return CheckResult(
+        id=id,
+        group=id.split(".")[0],
+        title=f"Title of {id}",
+        verdict=verdict,
+        seconds=0.5,
+        expected="wanted",
+        observed=observed,
+        hint="do it",
+    )
+
+
+def report(*checks: CheckResult, verdict: str = "passed", **more) -> Report:
+    fields = {"host": "gpu1", "started": "2026-11-21T20:43:00Z", "finished": "2026-11-21T20:44:00Z", "doubles": False}
+    return Report(
+        **{**fields, "verdict": verdict, "checks": list(checks), "versions": {"kernel": "6.1"}, "images": [], **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "required", "crashed", "verdict"),
+    [
+        ({"a": "passed"}, "a", False, "passed"),
+        ({"a": "passed", "b": "skipped"}, "a", False, "passed"),
+        ({"a": "warning"}, "a", False, "passed"),
+        ({"a": "passed", "b": "skipped"}, "ab", False, "incomplete"),
+        ({"a": "passed"}, "ab", False, "incomplete"),  # declared, never ran
+        ({"a": "skipped", "b": "failed"}, "ab", False, "failed"),
+        ({"a": "passed", "b": "failed"}, "a", False, "failed"),  # optional, but red
+        ({"a": "passed"}, "a", True, "failed"),
+        ({}, "", False, "failed"),  # nothing ran
+        ({"a": "skipped"}, "", False, "failed"),
+        ({}, "a", False, "incomplete"),
+    ],
+)
+def test_verdict(verdicts, required, crashed, verdict):
+    checks = [result(id, value) for id, value in verdicts.items()]
+    assert judge(checks, set(required), crashed=crashed) == verdict
+
+
+def test_the_line_that_matters():
+    failed = report(result("a.x", "passed"), result("b.y", "failed", "200"), result("b.z", "failed"), verdict="failed")
+    assert headline(failed, {"a.x"}) == "b.y (and 1 more): 200 -> do it"
+    skipped = report(result("a.x", "skipped", "at work"), result("b.y", "skipped"), verdict="incomplete")
+    assert headline(skipped, {"a.x"}) == "1 required checks did not run, first a.x: at work"
+    assert headline(report(result("a", "passed"), result("b", "warning")), {"a"}) == "1 checks passed, 1 warnings"
+    assert headline(report(verdict="failed"), set()) == "no check ran"
+
+
+def test_fields_of_the_contract(tmp_path):
+    image = ReportImage(check="a.x", file="one.png", width=96, height=64, sha256="0" * 64)
+    (tmp_path / "one.png").write_bytes(b"image")
+    place = publish(
+        report(result("a.x", "passed"), images=[image]), tmp_path / "gpu1", [], {"a.x"}, tmp_path, lambda: NOW
+    )
+    document = json.loads((place / "report.json").read_text())
+    assert list(document) == [
+        "schema",
+        "host",
+        "started",
+        "finished",
+        "verdict",
+        "doubles",
+        "checks",
+        "versions",
+        "images",
+    ]
+    assert document["schema"] == 1 and document["verdict"] == "passed" and document["doubles"] is False
+    assert list(document["checks"][0]) == ["id", "group", "title", "verdict", "seconds", "expected", "observed", "hint"]
+    assert (place / "one.png").read_bytes() == b"image"
+    assert Report.model_validate(document)
+    for broken in ({"verdict": "fine"}, {"schema": 2}, {"more": 1}):
+        with pytest.raises(ValidationError):
+            Report.model_validate({**document, **broken})
+
+
+def test_published_whole_under_a_utc_stamp(tmp_path):
+    place = publish(report(result("a", "passed")), tmp_path, [], {"a"}, now=lambda: NOW)
+    assert place == tmp_path / "20261121T204400Z"
+    second = publish(report(result("a", "failed"), verdict="failed"), tmp_path, [], {"a"}, now=lambda: NOW)
+    assert second == tmp_path / "20261121T204401Z", "a second run within the second has a place of its own"
+    latest = tmp_path / "latest"
+    assert latest.is_symlink() and str(latest.readlink()) == second.name
+    assert json.loads((latest / "report.json").read_text())["verdict"] == "failed"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20261121T204400Z", "20261121T204401Z", "latest"]
+
+
+def test_a_publication_that_fails_leaves_nothing(tmp_path):
+    image = ReportImage(check="a", file="missing.png", width=1, height=1, sha256="")
+    with pytest.raises(FileNotFoundError):
+        publish(report(result("a", "passed"), images=[image]), tmp_path / "r", [], {"a"}, tmp_path)
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_no_secret_in_any_of_it(tmp_path):
+    spellings = [
+        SECRET,
+        json.dumps(SECRET)[1:-1],
+        repr(SECRET),
+        "JDJiJDEyJHAiYSdzcy93K289cmRcw6k=",
+        "%242b%2412%24p%22a%27ss%2Fw%2Bo%3Drd%5C%C3%A9",
+    ]
+    checks = [result(f"a.{number}", "failed", f"before {spelling} after") for number, spelling in enumerate(spellings)]
+    planted = report(*checks, verdict="failed", versions={"image": SECRET, SECRET: "x"})
+    place = publish(planted, tmp_path, [SECRET, "short"], {"a.0"}, now=lambda: NOW)
+    for file in place.iterdir():
+        text = file.read_text()
+        assert REMOVED in text
+        assert not re.search(r"p\W{1,5}a\W{1,6}ss", text) and "JDJiJDEyJHAi" not in text and "%242b" not in text, file
+    assert "before [secret] after" in (place / "report.md").read_text()
+    assert redact({"a": ["short one"]}, ["short"]) == {"a": ["short one"]}, (
+        "what is too short to be a password stays readable"
+    )
+
+
+def test_junit_is_well_formed(tmp_path):
+    checks = [
+        result("a.x", "passed"),
+        result("a.y", "failed", "odd \x1b[31m\x00 <&> output"),
+        result("b.z", "skipped", "busy"),
+    ]
+    place = publish(report(*checks, verdict="failed"), tmp_path, [], set(), now=lambda: NOW)
+    suite = ElementTree.parse(place / "junit.xml").getroot()  # noqa: S314 - our own file
+    assert {name: suite.get(name) for name in ("tests", "failures", "skipped")} == {
+        "tests": "3",
+        "failures": "1",
+        "skipped": "1",
+    }
+    assert suite.find("testcase[@name='b.z']/skipped").get("message") == "busy"
+    assert "<&>" in suite.find("testcase[@name='a.y']/failure").text
+
+
+def test_markdown_says_doubles_and_survives_pipes():
+    text = as_markdown(report(result("a.x", "failed", "one | two\nthree"), verdict="failed", doubles=True), "the line")
+    assert text.startswith("# gpu1: failed\n\nthe line\n")
+    assert "Doubles stood in" in text and "Doubles stood in" not in as_markdown(report(), "")
+    assert "| one \\| two three |" in text

@@ -1,0 +1,257 @@
+"""How verify turns what pytest does into results: nothing that went wrong may end as passed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from atelier import checks, paths, verify
+from atelier.checks import CATALOGUE, Check, existing, required, select
+from atelier.errors import AtelierError
+from atelier.report import judge
+from atelier.settings import Settings
+from atelier.verify import Run
+
+SECRET = "$2b$12$a-secret-of-the-test"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a test file as the checks of verify, each `check("x.y")` in it declared and selected."""
+
+    def execute(source: str, *ids: str, declared: tuple[str, ...] = ()) -> SimpleNamespace:
+        folder = tmp_path / "checks"
+        folder.mkdir()
+        shutil.copy(paths.PROJECT / "tests" / "verify" / "conftest.py", folder)
+        (folder / "stack.py").write_text("class Stack: pass\n")  # the clients take a second to import
+        (folder / "test_it.py").write_text(
+            "import os, pytest\nfrom atelier.errors import AtelierError\n" + textwrap.dedent(source)
+        )
+        monkeypatch.setattr(verify, "CHECKS", folder)
+        known = [Check(id, f"Title {id}", "", "the catalogue's hint") for id in (*ids, *declared)]
+        lines: list[str] = []
+        run = Run(tmp_path, known, [SECRET], lambda line, style: lines.append(line))
+        run.execute({"selected": [check.id for check in known]})
+        results = [run.result(check) for check in known]
+        return SimpleNamespace(
+            run=run,
+            lines=lines,
+            results={result.id: result for result in results},
+            verdict=judge(results, required(known), crashed=run.crashed),
+        )
+
+    return execute
+
+
+def test_what_a_check_recorded_is_reported(run, tmp_path):
+    it = run(
+        """
+        @pytest.mark.check("a.good")
+        def test_good(check):
+            check("401", 401, True)
+            check.none("no strays", [])
+            check.statuses("refused", (401,), {"/x": 401, "/y": 401})
+        """,
+        "a.good",
+    )
+    good = it.results["a.good"]
+    assert (good.verdict, good.hint, it.verdict, it.run.crashed) == ("passed", "", "passed", False)
+    assert (good.expected, good.observed) == ("401; no strays; refused", "401; so it is; 2 requests, all so")
+    assert good.seconds >= 0 and it.lines == [
+        f"passed   a.good                           Title a.good ({good.seconds:.1f} s)"
+    ]
+
+
+CATALOGUES = "the catalogue's hint"
+RED = {
+    "check('a', 1, True); check('401', 200, False)": ("200", CATALOGUES),
+    "check('401', 200, False, 'close it')": ("200", "close it"),
+    "check.none('none', ['one', 'two'])": ("one; two", CATALOGUES),
+    "check.statuses('refused', (401,), {'/x': 401, '/y': 200})": ("/y: 200", CATALOGUES),
+    "check.statuses('refused', (401,), {})": ("0 requests, all so", CATALOGUES),
+    "pass": ("the check recorded nothing", CATALOGUES),
+    "check('a', 1, True); raise RuntimeError('half way')": ("RuntimeError: half way", CATALOGUES),
+    "raise AtelierError('no route', 'plug it in')": ("no route", "plug it in"),
+    "assert 1 == 2": ("AssertionError: assert 1 == 2", CATALOGUES),
+    f"check('x', 'Bearer {SECRET}', False)": ("Bearer [secret]", CATALOGUES),
+}
+
+
+def test_red(run):
+    ids = [f"a.r{number}" for number in range(len(RED))]
+    source = "".join(
+        f"@pytest.mark.check('{id}')\ndef test_{id[2:]}(check):\n    {body}\n"
+        for id, body in zip(ids, RED, strict=True)
+    )
+    it = run(source, *ids)
+    for id, (body, (observed, hint)) in zip(ids, RED.items(), strict=True):
+        bad = it.results[id]
+        assert (bad.verdict, bad.observed, bad.hint) == ("failed", observed, hint), body
+    assert it.verdict == "failed" and not it.run.crashed
+    assert SECRET not in "\n".join(it.lines)
+
+
+GOOD = "@pytest.mark.check('a.good')\ndef test_good(check):\n    check('a', 1, True)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "verdict", "why"),
+    [
+        (GOOD + "@pytest.mark.check('a.two')\ndef test_two(check):\n    pytest.skip('busy')\n", "incomplete", "busy"),
+        (GOOD, "incomplete", "declared, but it did not run"),
+        (
+            GOOD + "@pytest.mark.check('a.two')\ndef test_two(check):\n    os._exit(0)\n",
+            "failed",
+            "declared, but it did not run",
+        ),
+        (
+            GOOD + "@pytest.mark.check('a.two')\ndef test_two(check, no_such):\n    pass\n",
+            "failed",
+            "FixtureLookupError: ('no_such'",
+        ),
+        (GOOD + "import no_such_module\n", "failed", "declared, but it did not run"),
+        (GOOD + "def test_unmarked():\n    pass\n", "failed", "declared, but it did not run"),
+        ("", "failed", "declared, but it did not run"),
+        (
+            GOOD + "@pytest.mark.check('a.two')\ndef test_2(check):\n    pytest.exit('enough', returncode=0)\n",
+            "incomplete",
+            "",
+        ),
+    ],
+    ids=["skipped", "not-written", "crash", "setup-error", "import-error", "unmarked", "nothing-collected", "exit-0"],
+)
+def test_never_passed(run, source, verdict, why):
+    it = run(source, "a.good", "a.two")
+    assert it.verdict == verdict, it.lines
+    assert why in it.results["a.two"].observed
+
+
+def test_a_check_claimed_twice_fails(run):
+    it = run(GOOD + GOOD.replace("test_good", "test_again"), "a.good")
+    assert it.verdict == "failed" and "two tests" in it.results["a.good"].observed
+
+
+def test_a_failing_teardown_fails_the_run(run):
+    source = "@pytest.fixture\ndef undo():\n    yield\n    raise RuntimeError('cannot undo')\n" + GOOD.replace(
+        "(check)", "(check, undo)"
+    )
+    assert run(source, "a.good").verdict == "failed"
+
+
+def test_order_is_the_catalogues_and_the_rest_is_left_out(run):
+    source = "".join(GOOD.replace("good", name) for name in ("c", "b", "a"))
+    it = run(source, "a.a", "a.c")
+    assert list(it.run.records) == ["a.a", "a.c"] and it.verdict == "passed"
+
+
+def test_an_interrupt_ends_the_checks_and_undoes_what_they_began(run, tmp_path):
+    mark = tmp_path / "undone"
+    source = f"""
+        import pathlib, time
+        @pytest.mark.check("a.good")
+        def test_good(check):
+            check("a", 1, True)
+        @pytest.mark.check("a.slow")
+        def test_slow(check):
+            try:
+                pathlib.Path({str(mark)!r}).write_text("begun")
+                time.sleep(60)
+            finally:
+                pathlib.Path({str(mark)!r}).write_text("undone")
+        """
+
+    def interrupt():
+        while not mark.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    it = run(source, "a.good", "a.slow", "a.later")
+    assert it.run.interrupted and mark.read_text() == "undone"
+    assert [result.verdict for result in it.results.values()] == ["passed", "skipped", "skipped"]
+    assert it.verdict == "incomplete"
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("services", [("comfyui", "forge"), ("comfyui",), ("forge",)])
+def test_checks_that_exist(profile, services):
+    enabled = {name: {"enabled": name in services} for name in ("comfyui", "forge")}
+    found = existing(Settings.model_validate({"profile": profile, "services": enabled}))
+    assert {check.service for check in found} == {None, *services}
+    assert [check.group for check in found] == sorted((check.group for check in found), key=checks.GROUPS.index)
+
+
+def test_gpu_checks_do_not_exist_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(
+        checks, "CATALOGUE", (Check("gpu.seen", "", "", "", profile="gpu"), Check("host.x", "", "", ""))
+    )
+    monkeypatch.setattr(checks, "GROUPS", ("host", "gpu"))
+    assert [check.id for check in existing(Settings(profile="cpu"))] == ["host.x"]
+    assert [check.id for check in existing(Settings(profile="gpu"))] == ["host.x", "gpu.seen"]
+
+
+SOME = [
+    Check("host.a", "", "", ""),
+    Check("host.b", "", "", "", quick=False),
+    Check("access.forge.x", "", "", "", optional=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("quick", "groups", "ids", "chosen"),
+    [
+        (False, (), (), ["host.a", "host.b", "access.forge.x"]),
+        (True, (), (), ["host.a", "access.forge.x"]),
+        (False, ("host",), (), ["host.a", "host.b"]),
+        (True, ("host",), (), ["host.a"]),
+        (False, (), ("host.b",), ["host.b"]),
+        (True, (), ("host.b",), ["host.b"]),
+        (False, (), ("access.forge",), ["access.forge.x"]),
+        (False, ("access",), ("host.a",), ["host.a", "access.forge.x"]),
+    ],
+)
+def test_selection(quick, groups, ids, chosen):
+    assert [check.id for check in select(SOME, quick=quick, groups=groups, ids=ids)] == chosen
+    assert required(SOME) == {"host.a", "host.b"}
+
+
+@pytest.mark.parametrize(("groups", "ids"), [(("hots",), ()), ((), ("host.c",)), ((), ("hos",))])
+def test_a_name_that_fits_nothing_is_an_error(groups, ids):
+    with pytest.raises(AtelierError, match="no check or group") as caught:
+        select(SOME, quick=False, groups=groups, ids=ids)
+    assert "host" in caught.value.hint
+
+
+def test_each_check_of_the_catalogue_is_written_once_and_none_besides():
+    """Collected in a process of its own: tests/verify runs through verify only."""
+    code = (
+        "import json, sys, pytest\n"
+        "class Seen:\n"
+        "    def pytest_collection_finish(self, session):\n"
+        "        ids = [marker.args[0] for item in session.items for marker in item.iter_markers('check')]\n"
+        "        print('IDS' + json.dumps([len(session.items), ids]))\n"
+        "folder = sys.argv[1]\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', f'--rootdir={folder}', folder], plugins=[Seen()]))"
+    )
+    command = [sys.executable, "-c", code, str(paths.PROJECT / "tests" / "verify")]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    output = subprocess.run(command, capture_output=True, text=True, cwd=paths.PROJECT, env=environment).stdout
+    found = next(line for line in output.splitlines() if line.startswith("IDS"))
+    number, ids = json.loads(found[3:])
+    assert number == len(ids), "a test in tests/verify carries no check"
+    assert sorted(ids) == sorted(check.id for check in CATALOGUE)
+
+
+def test_the_catalogue_is_complete():
+    assert len({check.id for check in CATALOGUE}) == len(CATALOGUE)
+    for check in CATALOGUE:
+        assert check.title and check.requirement and check.hint and check.group in checks.GROUPS, check.id
+        assert "{" not in check.id + check.title + check.hint, check.id

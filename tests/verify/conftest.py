@@ -1,0 +1,150 @@
+"""The pytest side of `make verify`: what a check is given, and what it hands back. See atelier/verify.py."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from stack import Stack
+
+from atelier.errors import AtelierError
+
+
+class CheckFailedError(Exception):
+    """What was observed is not what was expected."""
+
+
+class Recorder:
+    """Given to a check as `check`; it must be told at least one thing."""
+
+    def __init__(self) -> None:
+        self.expected: list[str] = []
+        self.observed: list[str] = []
+        self.hint = ""
+        self.finished = False
+
+    def __call__(self, expected: str, observed: object, holds: bool, hint: str = "") -> None:
+        """Record one thing; where it does not hold, the check ends, red, with this alone."""
+        if not holds:
+            self.expected, self.observed, self.hint, self.finished = [expected], [str(observed)], hint, True
+            raise CheckFailedError
+        self.expected.append(expected)
+        self.observed.append(str(observed))
+
+    def none(self, expected: str, wrong: list[str], hint: str = "") -> None:
+        """Record that a list of deviations is empty."""
+        self(expected, "; ".join(wrong) or "so it is", not wrong, hint)
+
+    def statuses(self, expected: str, allowed: tuple[int, ...], observed: dict[str, int]) -> None:
+        """Record that every request in a table was answered with an allowed status."""
+        wrong = [f"{request}: {status}" for request, status in observed.items() if status not in allowed]
+        self(expected, "; ".join(wrong) or f"{len(observed)} requests, all so", bool(observed) and not wrong)
+
+
+RECORDER = pytest.StashKey[Recorder]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--context", help="JSON file of atelier.verify; these checks run through `make verify` only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "check(id): the check of atelier.checks that this test carries out")
+
+
+def _context(config: pytest.Config) -> dict[str, Any]:
+    path = config.getoption("--context")
+    if not path:
+        raise pytest.UsageError("these checks run through `make verify` only")
+    with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - a name from the command line
+        return dict(json.load(stream))
+
+
+def _check_id(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("check")
+    if marker is None:
+        raise pytest.UsageError(f"{item.nodeid} carries no check")
+    return str(marker.args[0])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only the selected checks, in the catalogue's order: causes before their consequences."""
+    if not config.getoption("--context"):
+        return  # --collect-only, for the test that compares with the catalogue
+    selected = _context(config)["selected"]
+    items[:] = sorted(
+        (item for item in items if _check_id(item) in selected), key=lambda item: selected.index(_check_id(item))
+    )
+
+
+@pytest.fixture(scope="session")
+def stack(pytestconfig: pytest.Config) -> Iterator[Stack]:
+    """The host under test and the clients of its services."""
+    with Stack(_context(pytestconfig)) as stack:
+        yield stack
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest) -> Recorder:
+    return request.node.stash.setdefault(RECORDER, Recorder())
+
+
+@pytest.fixture
+def keep(request: pytest.FixtureRequest, stack: Stack) -> Callable[[str, bytes], None]:
+    """Puts an image beside the report, under a name."""
+
+    def write(name: str, data: bytes) -> None:
+        _send(request.config, {"image": stack.keep(_check_id(request.node), name, data)})
+
+    return write
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Adds a version to the report."""
+    return lambda name, version: _send(request.config, {"versions": {name: version}})
+
+
+def _send(config: pytest.Config, record: dict[str, Any]) -> None:
+    os.write(_context(config)["results"], (json.dumps(record) + "\n").encode())
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Tell that pytest came to its end by itself."""
+    if session.config.getoption("--context"):
+        _send(session.config, {"finished": int(exitstatus)})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Hand back what the check saw. A test that passes without having recorded anything has failed."""
+    report = yield
+    decided = report.when == "call" or (report.when == "setup" and report.outcome != "passed")
+    if not decided:
+        return report
+    recorder = item.stash.get(RECORDER, Recorder())
+    verdict, hint = report.outcome, recorder.hint
+    expected, observed = "; ".join(recorder.expected), "; ".join(recorder.observed)
+    if report.skipped:
+        observed = str(call.excinfo.value) if call.excinfo else "skipped"
+    elif report.failed and not recorder.finished:
+        error = call.excinfo.value if call.excinfo else None
+        observed = f"{error.message}" if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}"
+        hint = error.hint if isinstance(error, AtelierError) else ""
+        expected = "the check runs to its end" + (f", after: {expected}" if expected else "")
+    elif not recorder.expected:
+        verdict, observed = "failed", "the check recorded nothing"
+    _send(
+        item.config,
+        {
+            "id": _check_id(item),
+            "verdict": verdict,
+            "seconds": time.time() - call.start,
+            "expected": expected,
+            "observed": " ".join(observed.split())[:1500],
+            "hint": hint,
+        },
+    )
+    return report

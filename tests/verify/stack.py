@@ -1,0 +1,173 @@
+"""The host under test as the checks see it: commands, facts, clients, and the images they make."""
+
+import base64
+import dataclasses
+import json
+import random
+import shlex
+import uuid
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+from testinfra.backend.base import BaseBackend, CommandResult
+from testinfra.host import Host
+
+from atelier import credentials, imagecheck
+from atelier.comfyui import ComfyUI
+from atelier.forge import Forge
+from atelier.settings import Settings
+from atelier.ssh import Destination, Ssh
+
+COMMAND_SECONDS = 120
+"""A command on the host that takes longer is a failure named as a time-out."""
+
+
+class SharedConnection(BaseBackend):
+    """testinfra over the project's own connection: as root, multiplexed, sudo with a password included."""
+
+    NAME = "atelier"
+
+    def __init__(self, ssh: Ssh) -> None:
+        super().__init__(ssh.destination.host)
+        self._ssh = ssh
+
+    def run(self, command: str, *args: str, **_: Any) -> CommandResult:
+        """Run a shell command as root."""
+        command = self.quote(command, *args)
+        answer = self._ssh.run(command, timeout=COMMAND_SECONDS)
+        return self.result(answer.status, self.encode(command), answer.stdout.encode(), answer.stderr.encode())
+
+
+@dataclasses.dataclass
+class Stack:
+    """One deployed host. `context` is what atelier.verify wrote."""
+
+    context: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        target = self.context["target"]
+        config = Path(target["config"]) if target["config"] else None
+        self.destination = Destination(target["host"], target["user"], target["port"], config)
+        self.ssh = Ssh(self.destination, _sudo=target["sudo"], _sudo_password=target["sudo_password"])
+        self.settings = Settings.model_validate(self.context["settings"])
+        self.urls: dict[str, str] = self.context["urls"]
+        self.deployed: dict[str, Any] = self.context["deployed"]
+        secrets_dir = Path(self.context["secrets_dir"])
+        known = credentials.load(secrets_dir)
+        assert known is not None
+        self.credentials = known
+        self.token_file = secrets_dir / credentials.TOKEN_FILE
+        self._open: list[ComfyUI | Forge | httpx.Client] = []
+
+    def __enter__(self) -> "Stack":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._open:
+            client.close()
+
+    @cached_property
+    def host(self) -> Host:
+        """The host, for testinfra."""
+        return Host(SharedConnection(self.ssh))
+
+    def output(self, command: str) -> str:
+        """Standard output of a command that must succeed, as root on the host."""
+        return self.ssh.run(command, timeout=COMMAND_SECONDS, check=True).stdout
+
+    @property
+    def containers(self) -> dict[str, str]:
+        """Container names by service, the gateway included."""
+        services = {name: service.container for name, service in self.settings.enabled().items()}
+        return {**services, "gateway": self.settings.gateway_container}
+
+    @property
+    def applications(self) -> dict[str, str]:
+        """Container names of the applications by service."""
+        return {name: container for name, container in self.containers.items() if name != "gateway"}
+
+    def inspect(self) -> dict[str, dict[str, Any]]:
+        """`docker inspect` by service, of the containers that exist, as they are now."""
+        answer = self.ssh.run(
+            f"docker inspect --type container {' '.join(self.containers.values())}", timeout=COMMAND_SECONDS
+        )
+        found = {item["Name"].lstrip("/"): item for item in json.loads(answer.stdout or "[]")}
+        return {name: found[container] for name, container in self.containers.items() if container in found}
+
+    @cached_property
+    def comfyui(self) -> ComfyUI:
+        """ComfyUI's owner."""
+        client = ComfyUI(self.urls["comfyui"], self.credentials.comfyui.password_bcrypt)
+        self._open.append(client)
+        return client
+
+    @cached_property
+    def forge(self) -> Forge:
+        """Forge's owner."""
+        client = Forge(self.urls["forge"], self.credentials.forge.user, self.credentials.forge.password)
+        self._open.append(client)
+        return client
+
+    def http(self, service: str) -> httpx.Client:
+        """A client of a service that knows no credential. Proxies of the environment are not for this computer's ports."""
+        client = httpx.Client(base_url=self.urls[service], timeout=30, trust_env=False)
+        self._open.append(client)
+        return client
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are real, so that their images must be pictures."""
+        synthetic = self.deployed.get("sources") == "double" or "synthetic" in self.settings.models.sets
+        return self.settings.profile == "gpu" and not synthetic
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images to ask for."""
+        return (512, 512) if self.settings.profile == "gpu" else (64, 64)
+
+    def outputs(self, service: str) -> str:
+        """The declared directory of a service's images on the host."""
+        return f"{self.settings.data_root}/outputs/{service}"
+
+    def clock(self) -> float:
+        """The host's own time: its files are compared with nothing else."""
+        return float(self.output("date +%s.%N"))
+
+    def file(self, path: str) -> "HostFile | None":
+        """A file on the host, read whole."""
+        quoted = shlex.quote(path)
+        answer = self.ssh.run(f"stat -c '%.9Y %u' {quoted} && base64 -w0 {quoted}", timeout=COMMAND_SECONDS)
+        if answer.status != 0:
+            return None
+        status, _, content = answer.stdout.partition("\n")
+        changed, owner = status.split()
+        return HostFile(path, float(changed), int(owner), base64.b64decode(content))
+
+    def keep(self, check_id: str, name: str, data: bytes) -> dict[str, Any]:
+        """Put an image where the report will find it; returns what the report says of it."""
+        image, file = imagecheck.decode(data), f"{name}.png"
+        (Path(self.context["work"]) / file).write_bytes(data)
+        record = {"check": check_id, "file": file, "width": image.width, "height": image.height}
+        return {**record, "sha256": imagecheck.pixel_hash(data)}
+
+
+@dataclasses.dataclass(frozen=True)
+class HostFile:
+    """A file on the host. `changed`: seconds since 1970 by the host's clock. `owner`: user id."""
+
+    path: str
+    changed: float
+    owner: int
+    content: bytes
+
+
+def fresh_seed() -> int:
+    """A seed that nobody has used, within what both applications take."""
+    return random.SystemRandom().randrange(1, 2**32)
+
+
+def fresh_prefix() -> str:
+    """A file name prefix that nobody has used."""
+    return f"verify/{uuid.uuid4().hex}"

@@ -1,0 +1,277 @@
+"""Group access: strangers and wrong credentials are refused on the main paths of both applications, the owner is not."""
+
+import base64
+import json
+import secrets
+from collections.abc import Iterable
+
+import httpx
+import pytest
+from stack import Stack
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from atelier.comfyui import ComfyUIError
+
+REFUSED = (400, 401, 403)
+"""401 for who is not known; 400 and 403 for paths and headers that nobody may send."""
+
+COMFYUI_PATHS = (
+    *("GET /prompt", "GET /queue", "GET /history", "GET /object_info", "GET /system_stats", "GET /view?filename=x.png"),
+    *(
+        "GET /",
+        "GET /ws",
+        "GET /settings",
+        "GET /users",
+        "GET /models",
+        "GET /userdata?dir=workflows",
+        "GET /internal/logs",
+    ),
+    *("GET /api/prompt", "GET /api/queue", "GET /api/system_stats", "GET /api/ws", "GET /%70rompt", "GET //prompt"),
+    *("POST /prompt", "POST /upload/image", "POST /interrupt", "POST /free", "POST /queue", "POST /history"),
+    # What ComfyUI-Login itself leaves open: everything that ends like a static file.
+    *(
+        "GET /userdata/x.js",
+        "POST /userdata/x.js",
+        "DELETE /userdata/x.js",
+        "POST /settings/x.css",
+        "GET /prompt/x.ico",
+    ),
+    *("GET /experiment/models/preview/checkpoints/0//etc/hostname.js", "POST /userdata/a.json/move/b.js"),
+)
+FORGE_PATHS = (
+    *(
+        "GET /config",
+        "GET /info",
+        "GET /login_check",
+        "GET /queue/status",
+        "POST /queue/join",
+        "POST /upload",
+        "POST /run/predict",
+    ),
+    *(
+        "GET /sdapi/v1/samplers",
+        "GET /sdapi/v1/options",
+        "POST /sdapi/v1/options",
+        "POST /sdapi/v1/txt2img",
+        "GET /sdapi/v1/cmd-flags",
+    ),
+    *("GET /file=config.json", "GET /proxy=http://127.0.0.1/"),
+    # What Forge itself leaves open to everybody, with both of its logins in force.
+    *(
+        "GET /docs",
+        "GET /openapi.json",
+        "GET /app_id",
+        "GET /internal/ping",
+        "GET /internal/sysinfo",
+        "POST /internal/progress",
+    ),
+    *(
+        "GET /sdapi/v1/loras",
+        "POST /sdapi/v1/refresh-loras",
+        "GET /sd_extra_networks/metadata",
+        "GET /controlnet/model_list",
+    ),
+)
+
+
+def statuses(client: httpx.Client, paths: Iterable[str], headers: dict[str, str] | None = None) -> dict[str, int]:
+    """What each request is answered with, redirects not followed."""
+    requests = (path.split(" ", 1) for path in paths)
+    return {f"{method} {path}": client.request(method, path, headers=headers).status_code for method, path in requests}
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def one_off(text: str) -> str:
+    """The same text with another last character."""
+    return text[:-1] + ("A" if text[-1] != "A" else "B")
+
+
+@pytest.mark.check("access.comfyui.healthz")
+def test_comfyui_healthz(stack, check):
+    healthz(stack, check, "comfyui")
+
+
+@pytest.mark.check("access.forge.healthz")
+def test_forge_healthz(stack, check):
+    healthz(stack, check, "forge")
+
+
+def healthz(stack: Stack, check, service: str) -> None:
+    answer = stack.http(service).get("/healthz")
+    body = answer.text.strip()
+    check("200 `up`, to a stranger", f"{answer.status_code} {body[:60]!r}", answer.status_code == 200 and body == "up")
+
+
+@pytest.mark.check("access.comfyui.stranger")
+def test_comfyui_refuses_strangers(stack, check):
+    client = stack.http("comfyui")
+    check.statuses(f"refused: {REFUSED}", REFUSED, statuses(client, COMFYUI_PATHS))
+    page = client.get("/", headers={"Accept": "text/html"})
+    where = page.headers.get("location", "")
+    check(
+        "a browser is sent to /login",
+        f"{page.status_code} {where}",
+        page.status_code == 302 and where.startswith("/login"),
+    )
+
+
+@pytest.mark.check("access.forge.stranger")
+def test_forge_refuses_strangers(stack, check):
+    client = stack.http("forge")
+    check.statuses(f"refused: {REFUSED}", REFUSED, statuses(client, FORGE_PATHS))
+    page = client.get("/")
+    shown = (
+        "login page" if '"auth_required":true' in page.text.replace(" ", "") else f"{len(page.text)} other characters"
+    )
+    check("GET / is the login page, not the application", f"{page.status_code} {shown}", shown == "login page")
+
+
+@pytest.mark.check("access.comfyui.wrong")
+def test_comfyui_refuses_wrong_credentials(stack, check):
+    known, client = stack.credentials, stack.http("comfyui")
+    token = known.comfyui.password_bcrypt
+    headers = {
+        "a made-up token": "Bearer $2b$12$" + secrets.token_hex(27)[:53],
+        "the token, its last character changed": f"Bearer {one_off(token)}",
+        "the token without its dollars": f"Bearer {token.replace('$', '')}",
+        "the password as token": f"Bearer {known.comfyui.password}",
+        "Forge's password as token": f"Bearer {known.forge.password}",
+        "Forge's hash as token": f"Bearer {known.forge.password_bcrypt}",
+        "HTTP Basic of Forge": basic(known.forge.user, known.forge.password),
+        "HTTP Basic of ComfyUI": basic(known.comfyui.user, known.comfyui.password),
+        "Bearer alone": "Bearer",
+        "an empty Bearer": "Bearer ",
+        "Bearer with two values": f"Bearer {token} x",
+        "bearer in lower case": f"bearer {token}",
+        "the token without a scheme": token,
+        "a cookie nobody gave": "",
+    }
+    observed = {}
+    for name, value in headers.items():
+        header = {"Authorization": value} if value else {"Cookie": "AIOHTTP_SESSION=" + secrets.token_urlsafe(60)}
+        observed[name] = client.get("/system_stats", headers=header).status_code
+    twice = [("Authorization", f"Bearer {one_off(token)}"), ("Authorization", f"Bearer {token}")]
+    observed["two Authorization headers"] = client.get("/system_stats", headers=twice).status_code
+    check.statuses(f"refused: {REFUSED}", REFUSED, observed)
+
+
+@pytest.mark.check("access.forge.wrong")
+def test_forge_refuses_wrong_credentials(stack, check):
+    known, client = stack.credentials, stack.http("forge")
+    headers = {
+        "a wrong password": basic(known.forge.user, one_off(known.forge.password)),
+        "a wrong user": basic(one_off(known.forge.user), known.forge.password),
+        "ComfyUI's user and password": basic(known.comfyui.user, known.comfyui.password),
+        "the hash as password": basic(known.forge.user, known.forge.password_bcrypt),
+        "ComfyUI's token": f"Bearer {known.comfyui.password_bcrypt}",
+        "an empty password": basic(known.forge.user, ""),
+        "Basic alone": "Basic",
+        "Basic that is no base64": "Basic ****",
+        "a cookie nobody gave": "",
+    }
+    observed = {}
+    for name, value in headers.items():
+        header = (
+            {"Authorization": value} if value else {"Cookie": "access-token-unsecure-x=" + secrets.token_urlsafe(16)}
+        )
+        observed[name] = client.get("/sdapi/v1/samplers", headers=header).status_code
+    check.statuses(f"refused: {REFUSED}", REFUSED, observed)
+
+
+@pytest.mark.check("access.comfyui.token")
+def test_the_token_file_opens_comfyui(stack, check):
+    raw = stack.token_file.read_bytes()
+    check("a token of 60 characters, no line end", f"{len(raw)} bytes", len(raw) == 60 and raw.strip() == raw)
+    headers = {b"Authorization": b"Bearer " + raw}
+    client, paths = (
+        stack.http("comfyui"),
+        ("/prompt", "/queue", "/system_stats", "/object_info/SaveImage", "/api/queue", "/"),
+    )
+    observed = {path: client.get(path, headers=headers).status_code for path in paths}
+    check.statuses("200 to exactly its bytes", (200,), observed)
+
+
+@pytest.mark.check("access.comfyui.query")
+def test_tokens_in_urls(stack, check):
+    parameters = {"token": stack.credentials.comfyui.password_bcrypt}
+    client = stack.http("comfyui")
+    observed = {path: client.get(path, params=parameters).status_code for path in ("/prompt", "/api/queue")}
+    observed["/prompt, twice"] = client.get("/prompt", params=[*parameters.items()] * 2).status_code
+    empty = client.get("/prompt", params={"token": ""}).status_code
+    check("an empty token is refused", empty, empty in REFUSED)
+    if stack.settings.allow_query_token:
+        check("accepted, as allow_query_token says", observed["/prompt"], observed["/prompt"] == 200)
+    else:
+        check.statuses(f"refused: {REFUSED}", REFUSED, observed)
+
+
+@pytest.mark.check("access.comfyui.browser")
+def test_comfyui_login_in_a_browser(stack, check):
+    account, form = stack.credentials.comfyui, {"Accept": "text/html"}
+    client = stack.http("comfyui")
+    page = client.get("/login", headers=form)
+    check("the login page", page.status_code, page.status_code == 200 and "password" in page.text)
+    wrong = {"username": account.user, "password": one_off(account.password)}
+    refused = client.post("/login", data=wrong, headers=form)
+    inside = client.get("/prompt").status_code
+    check("a wrong password opens nothing", f"{refused.status_code}, then {inside}", inside in REFUSED)
+    client.post("/login", data={"username": account.user, "password": account.password}, headers=form)
+    observed = {path: client.get(path, headers=form).status_code for path in ("/", "/prompt", "/queue")}
+    check.statuses("200 with the cookie of the right password", (200,), observed)
+
+
+@pytest.mark.check("access.comfyui.websocket")
+def test_comfyui_websocket(stack, check):
+    url = "ws" + stack.urls["comfyui"].removeprefix("http") + "/ws"
+    tokens = {"no token": None, "a wrong token": f"Bearer {one_off(stack.credentials.comfyui.password_bcrypt)}"}
+    for name, value in tokens.items():
+        try:
+            with connect(
+                url, additional_headers={"Authorization": value} if value else None, open_timeout=10, proxy=None
+            ):
+                status = 101
+        except InvalidStatus as error:
+            status = error.response.status_code
+        check(f"refused with {name}", status, status in REFUSED)
+    try:
+        with stack.comfyui.socket(secrets.token_hex(8)) as socket:
+            first = json.loads(socket.recv(timeout=10))
+    except (TimeoutError, ComfyUIError) as error:
+        first = {"type": f"nothing: {error}"}
+    check("the token's owner hears `status` first", first["type"], first["type"] == "status")
+
+
+@pytest.mark.check("access.forge.basic")
+def test_basic_opens_forges_api(stack, check):
+    samplers, options = stack.forge.samplers(), stack.forge.checkpoints()
+    check(
+        "samplers and checkpoints are listed", f"{len(samplers)} samplers, {len(options)} checkpoints", bool(samplers)
+    )
+    client = stack.http("forge")
+    inside = client.get("/config", auth=(stack.credentials.forge.user, stack.credentials.forge.password)).status_code
+    check("HTTP Basic opens the API only, not the interface", inside, inside in REFUSED)
+
+
+@pytest.mark.check("access.forge.login")
+def test_forge_login_form(stack, check):
+    account, client = stack.credentials.forge, stack.http("forge")
+    wrong = client.post("/login", data={"username": account.user, "password": one_off(account.password)})
+    inside = client.get("/config").status_code
+    check(
+        "a wrong password opens nothing",
+        f"{wrong.status_code}, then {inside}",
+        wrong.status_code in REFUSED and inside in REFUSED,
+    )
+    right = client.post("/login", data={"username": account.user, "password": account.password})
+    check("the right password is accepted", right.status_code, right.status_code == 200)
+    page = client.get("/")
+    shown = '"auth_required":true' not in page.text.replace(" ", "") and page.status_code == 200
+    check("GET / is the application", f"{page.status_code}, {len(page.text)} characters", shown)
+    observed = {path: client.get(path).status_code for path in ("/config", "/info")}
+    check.statuses("200 with the cookie", (200,), observed)
+    api = client.get("/sdapi/v1/options").status_code
+    check("the cookie does not open the API", api, api in REFUSED)

@@ -1,0 +1,74 @@
+"""Group host: what of the services can be reached, and where."""
+
+import re
+import socket
+import subprocess
+
+import pytest
+
+ANY = ("0.0.0.0", "[::]", "*")
+WILDCARDS = ("0.0.0.0", "::")
+
+
+def listeners(output: str, ports: set[int]) -> dict[int, set[str]]:
+    """Addresses that something listens on, by port, from `ss -Hltn`."""
+    found: dict[int, set[str]] = {port: set() for port in ports}
+    for line in output.splitlines():
+        address, _, port = line.split()[3].rpartition(":")
+        if port.isdigit() and int(port) in ports:
+            found[int(port)].add(re.sub(r"%.*", "", address))
+    return found
+
+
+@pytest.mark.check("host.listening")
+def test_ports_listen_on_the_configured_address_only(stack, check):
+    ports = {service.port for service in stack.settings.enabled().values()}
+    bind = stack.settings.bind_address
+    allowed = set(ANY) if bind in WILDCARDS else {bind, f"[{bind}]"}
+    for port, addresses in listeners(stack.output("ss -Hltn"), ports).items():
+        where = ", ".join(sorted(addresses)) or "nowhere"
+        check(f"port {port} on {bind} only", f"{port} on {where}", bool(addresses) and addresses <= allowed)
+    strays = [line for line in stack.output("ss -Hltne").splitlines() if f"uid:{stack.settings.service_uid} " in line]
+    check.none("no program of the service user listens on the host itself", strays)
+
+
+def reach(stack, address: str, port: int) -> bool:
+    """Whether the host itself can connect to one of its addresses."""
+    return stack.host.run("timeout 3 bash -c 'exec 3<>/dev/tcp/'%s/%s", address, str(port)).rc == 0
+
+
+def reach_from_here(address: str, port: int) -> bool:
+    """Whether this computer can connect; unreachable and filtered are as good as refused."""
+    try:
+        socket.create_connection((address, port), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.check("host.closed")
+def test_other_addresses_refuse(stack, check):
+    bind = stack.settings.bind_address
+    if bind in WILDCARDS:
+        check("every address is meant to be bound", bind, True)
+        return
+    ports = [service.port for service in stack.settings.enabled().values()]
+    answering = [f"{bind}:{port}" for port in ports if reach(stack, bind, port)]
+    check("the bound address answers", ", ".join(answering) or "nothing", len(answering) == len(ports))
+    lines = stack.output("ip -o addr show scope global").splitlines()
+    others = {line.split()[3].partition("/")[0] for line in lines} - {bind}
+    open_doors = [f"{address}:{port}" for address in sorted(others) for port in ports if reach(stack, address, port)]
+    check.none(
+        f"{len(others)} other addresses of the host refuse its ports", [f"{door} answers" for door in open_doors]
+    )
+    if not bind.startswith("127."):
+        return
+    config = subprocess.run(["ssh", "-G", *stack.destination.arguments()], capture_output=True, text=True, check=True)
+    address = dict(line.split(" ", 1) for line in config.stdout.splitlines() if " " in line)["hostname"]
+    if address not in ("localhost", "127.0.0.1", "::1"):
+        doors = [f"{address}:{port} answers this computer" for port in ports if reach_from_here(address, port)]
+        check.none(f"{address} refuses this computer", doors)
+    rule = stack.host.run("iptables -t raw -C PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP")
+    check(
+        "packets for loopback from outside are dropped", "rule present" if rule.rc == 0 else rule.stderr, rule.rc == 0
+    )

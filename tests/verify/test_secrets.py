@@ -1,0 +1,110 @@
+"""Groups secrets and storage: each secret where it belongs and nowhere else, each file where it was declared."""
+
+import hashlib
+import json
+import shlex
+
+import pytest
+
+from atelier import render
+from atelier.tree import probe_script
+from atelier.verify import secret_strings
+
+LEAKS = r"""
+private=$(mktemp -d -p /dev/shm) && trap 'rm -rf "$private"' EXIT && umask 077 && cat >"$private/patterns" || exit 1
+holds() { grep -aqF -f "$private/patterns"; }
+files() { xargs -0r grep -aslF -f "$private/patterns" --; }
+printf '%s\0' "$CANARY" | files
+docker inspect $(docker ps -aq) | holds && echo 'docker inspect'
+for c in $CONTAINERS; do docker logs "$c" 2>&1 | holds && echo "docker logs $c"; done
+for t in $IMAGES; do docker history --no-trunc "$t" 2>/dev/null | holds && echo "docker history $t"; done
+find /proc -maxdepth 2 -path '/proc/[0-9]*' \( -name cmdline -o -name environ \) -print0 2>/dev/null | files
+find "$ROOT" -path "$ROOT/secrets" -prune -o -type f -print0 | files
+find "$STATE" -type f -print0 | files
+find "$USERS" -type f \( -name '*.log' -o -name '*.json' \) -print0 | files
+journalctl -b -q -n 20000 --no-pager 2>/dev/null | holds && echo journal
+true
+"""
+"""Prints every place that holds one of the secrets on standard input. They are in no argument and no environment."""
+
+
+@pytest.mark.check("secrets.files")
+def test_secret_files_are_private(stack, check):
+    declared = render.secret_files(stack.settings, stack.credentials)
+    entries = {entry.path: entry.signature().rsplit(" ", 1)[0] for files in declared.values() for entry in files}
+    found = {line.split(" ", 4)[4]: " ".join(line.split(" ")[:3]) for line in probe(stack, entries)}
+    wrong = [
+        f"{path} is {found.get(path, 'missing')}, not {want}"
+        for path, want in entries.items()
+        if found.get(path) != want
+    ]
+    check.none(f"{len(entries)} files and directories with mode and owner as declared", wrong)
+    root = f"{stack.settings.config_root}/secrets"
+    extra = set(stack.output(f"find {root} -mindepth 1").splitlines()) - set(entries)
+    check.none(f"nothing else lies in {root}", sorted(extra))
+
+
+def probe(stack, paths) -> list[str]:
+    """Lines of `type mode owner:group sha256 path`, the first three as one signature."""
+    return [line for line in stack.output(probe_script(paths)).splitlines() if line]
+
+
+@pytest.mark.check("secrets.arrived")
+def test_secrets_in_the_containers_are_those_generated(stack, check):
+    declared = render.secret_files(stack.settings, stack.credentials)
+    for service, container in stack.containers.items():
+        files = {
+            f"/run/secrets/atelier/{entry.path.rpartition('/')[2]}": entry.content for entry in declared[container][1:]
+        }
+        if service == "comfyui":
+            files["/opt/comfyui/login/PASSWORD"] = files["/run/secrets/atelier/PASSWORD"]
+        answer = stack.host.run(f"docker exec {container} sha256sum {' '.join(files)}")
+        sums = {line.split(maxsplit=1)[1]: line.split()[0] for line in answer.stdout.splitlines()}
+        differ = [path for path, content in files.items() if sums.get(path) != hashlib.sha256(content).hexdigest()]
+        check.none(f"{container}: sha256 of {len(files)} secrets as generated", [f"{path} differs" for path in differ])
+
+
+@pytest.mark.check("secrets.leaks")
+def test_secrets_appear_nowhere_else(stack, check):
+    settings = stack.settings
+    canary = next(
+        entry.path for entry in render.secret_files(settings, stack.credentials)[settings.gateway_container][1:]
+    )
+    names = {
+        "CANARY": canary,
+        "CONTAINERS": " ".join(stack.containers.values()),
+        "IMAGES": " ".join(image["tag"] for image in stack.deployed["images"].values()),
+        "ROOT": settings.config_root,
+        "STATE": f"{settings.data_root}/state",
+        "USERS": f"{settings.data_root}/users",
+    }
+    script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in names.items()) + LEAKS
+    # In JSON, as in `docker inspect` and in logs, a secret is written with its escapes.
+    patterns = {form for secret in secret_strings(stack.credentials) for form in (secret, json.dumps(secret)[1:-1])}
+    answer = stack.ssh.run(script, stdin="\n".join(sorted(patterns)).encode(), timeout=120, check=True)
+    places = answer.stdout.splitlines()
+    check("the search finds the gateway's own secret file", canary in places, canary in places)
+    check.none("no other place holds a secret", [place for place in places if place != canary])
+
+
+@pytest.mark.check("storage.outputs")
+def test_directories_are_mounted_as_declared(stack, check):
+    found, root, uid = stack.inspect(), stack.settings.data_root, stack.settings.service_uid
+    for service in stack.applications:
+        mounts = {mount["Source"]: mount["RW"] for mount in found[service]["Mounts"] if mount["Type"] == "bind"}
+        wanted = {stack.outputs(service): True, f"{root}/models": False}
+        wrong = [
+            f"{path}: {'missing' if path not in mounts else 'writable' if mounts[path] else 'read-only'}"
+            for path, writable in wanted.items()
+            if mounts.get(path) is not writable
+        ]
+        wrong += [
+            f"{path} is writable" for path, writable in mounts.items() if writable and not path.startswith(f"{root}/")
+        ]
+        check.none(f"{service}: outputs writable, weights read-only, nothing else of the host", wrong)
+        owner = stack.output(f"stat -c '%u %a' {stack.outputs(service)}").strip()
+        check(
+            f"{service}: outputs belong to {uid}, not writable to others",
+            owner,
+            owner.split()[0] == str(uid) and owner[-1] in "054",
+        )
