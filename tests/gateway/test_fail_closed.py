@@ -143,6 +143,24 @@ def test_application_that_turns_open_is_refused_within_a_second(own_gateway: Cal
 
 
 @pytest.mark.parametrize("kind", ["comfyui", "forge"])
+def test_made_up_sessions_get_nothing_while_it_turns_open(own_gateway: Callable[..., Gateway], kind: str) -> None:
+    """An open application confirms everything; that must not help in the moment before the next probe."""
+    gateway = own_gateway()
+    statuses: Counter[int] = Counter()
+    for attempt in range(3):
+        gateway.applications[kind].toggle()
+        until = time.monotonic() + 0.7
+        while time.monotonic() < until:
+            made_up = {"Cookie": f"AIOHTTP_SESSION={attempt}{len(statuses)}; access-token-a={time.monotonic()}"}
+            answer = gateway.ask(kind, "GET", "/sdapi/v1/samplers", made_up)
+            assert MARKER not in answer.body
+            statuses[answer.status] += 1
+        gateway.applications[kind].toggle()
+        gateway.wait(kind, 200, 3)
+    assert set(statuses) <= {401, 503}
+
+
+@pytest.mark.parametrize("kind", ["comfyui", "forge"])
 def test_application_that_comes_back_open_serves_nobody(own_gateway: Callable[..., Gateway], kind: str) -> None:
     """Killed and restarted open under load: no request gets to the open process, the owner's neither."""
     gateway = own_gateway()
