@@ -189,13 +189,21 @@ def down(name: str, say: Say) -> None:
 @contextlib.contextmanager
 def _locked(name: str, say: Say) -> Iterator[None]:
     """One command at a time for each sandbox; the second waits and says so."""
-    with (folder() / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"Another command is working on sandbox {name}: waiting for it ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = folder() / f"{name}.lock"
+    while True:
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"Another command is working on sandbox {name}: waiting for it ...")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                continue  # the one before removed the file that we waited for
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
 
 
 def _as_root(arguments: list[str], say: Say) -> None:

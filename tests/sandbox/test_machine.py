@@ -50,8 +50,10 @@ def python(guest: machine.Machine, code: str) -> str:
     return answer(guest, f"python3 -c '{code}'")
 
 
-def pid_of_supervisor(guest: machine.Machine) -> int:
-    return int((guest.state_dir / "supervisor.pid").read_text())
+def kill_supervisor(guest: machine.Machine) -> None:
+    as_root = [] if os.geteuid() == 0 else tools.sudo_prefix()
+    pid = (guest.state_dir / "supervisor.pid").read_text().strip()
+    subprocess.run([*as_root, "kill", "-KILL", pid], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +147,9 @@ def test_its_disk_is_its_own(guest: machine.Machine) -> None:
 
 
 def test_it_cannot_set_this_computers_clock(guest: machine.Machine) -> None:
-    before = time.time()
-    done = ssh(guest, "sudo date -s '2001-01-01'")
+    done = ssh(guest, "sudo date -s @$(date +%s)")  # the time that it is, in case this test has something to find
     assert done.returncode != 0
     assert "Operation not permitted" in done.stderr
-    assert abs(time.time() - before) < 60
 
 
 def test_root_in_it_lacks_the_clock_and_module_capabilities(guest: machine.Machine) -> None:
@@ -229,13 +229,14 @@ def test_down_leaves_nothing() -> None:
     assert kinds >= {"process", "control group", "loop device", "network namespace", "interface", "route", "folder"}
     assert machine.down(OTHER, print) is None
     assert leftovers.find(OTHER, machine.folder()) == []
+    assert list(machine.folder().glob(f"{OTHER}*")) == []
     assert machine.get(OTHER) is None
     assert not machine.answers(guest)
 
 
 def test_down_leaves_nothing_after_the_supervisor_was_killed() -> None:
     guest = up(OTHER)
-    os.kill(pid_of_supervisor(guest), signal.SIGKILL)
+    kill_supervisor(guest)
     machine.down(OTHER, print)
     assert leftovers.find(OTHER, machine.folder()) == []
 
@@ -244,7 +245,7 @@ def test_up_after_the_supervisor_was_killed_boots_the_same_disk() -> None:
     guest = up(OTHER)
     try:
         answer(guest, "echo kept > kept; sync")
-        os.kill(pid_of_supervisor(guest), signal.SIGKILL)
+        kill_supervisor(guest)
         while machine.get(OTHER) is not None:
             time.sleep(0.01)
         assert answer(up(OTHER), "cat kept") == "kept"
