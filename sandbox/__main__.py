@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--allow-host", action="append", default=[], help="one more host for the proxy to pass on to")
     parser.add_argument("--purge", action="store_true", help="down: the base image and the package cache, too")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         return run(options)
     except (machine.SandboxError, tools.UnavailableError, RuntimeError, OSError) as error:

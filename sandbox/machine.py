@@ -147,7 +147,7 @@ def up(
     if os.geteuid() != 0:
         options = [f"--disk-gb={disk_gb}", *(f"--allow-host={host}" for host in allowed_hosts)]
         options += [f"--bind={json.dumps(bind)}" for bind in binds]
-        _as_root(["up", *options, name], say)
+        _as_root(["up", name, *options], say)
         made = get(name)
         if made is None:
             raise SandboxError(f"Sandbox {name} does not run although sudo reported no error.")
