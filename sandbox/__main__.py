@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except (machine.SandboxError, tools.UnavailableError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{machine.ERROR_PREFIX}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; `down` removes what was begun", file=sys.stderr)

@@ -22,6 +22,7 @@ from sandbox import base, boot, cgroup, leftovers, sources, tools
 Say = Callable[[str], None]
 Bind = tuple[str, str, bool]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?")
+ERROR_PREFIX = "error: "  # how __main__ begins the one clear reason
 BOOT_SECONDS = 60
 REBOOT_SECONDS = 15
 OWNER = "ATELIER_SANDBOX_OWNER"  # "uid:gid", from _as_root to the process that it starts
@@ -153,8 +154,9 @@ def up(
             raise SandboxError(f"Sandbox {name} does not run although sudo reported no error.")
         return made
     tools.install_missing(say)
+    missing = [path for path in (folder(), *folder().parents) if not path.exists()]
     folder().mkdir(parents=True, exist_ok=True)
-    _give_to_caller(folder().parent, folder())
+    _give_to_caller(*missing)
     with _locked(name, say):
         running = _running(name, say)
         if running is not None:
@@ -215,13 +217,15 @@ def _as_root(arguments: list[str], say: Say) -> None:
     environment |= {"PYTHONPATH": str(PACKAGE_PARENT), "PYTHONDONTWRITEBYTECODE": "1"}
     assignments = [f"{key}={value}" for key, value in environment.items()]
     command = [*tools.sudo_prefix(), "env", *assignments, sys.executable, "-m", "sandbox", *arguments]
-    lines: list[str] = []
+    reason: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
-            lines.append(line.rstrip())
-            say(lines[-1])
+            if reason or line.startswith(ERROR_PREFIX):
+                reason.append(line.removeprefix(ERROR_PREFIX).rstrip())
+            else:
+                say(line.rstrip())
     if process.returncode:
-        raise SandboxError(lines[-1] if lines else f"sudo ended with status {process.returncode}")
+        raise SandboxError("\n".join(reason) or f"sudo ended with status {process.returncode}")
 
 
 def _boot(name: str, say: Say, disk_gb: int, binds: list[Bind], allowed_hosts: list[str]) -> Machine:
