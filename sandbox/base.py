@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import internet, proxy, sources
+from sandbox import internet, proxy, sources, tools
 
 SUITE = "trixie"
 COMPONENTS = "main contrib non-free non-free-firmware"
@@ -114,13 +114,15 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
         file.truncate(IMAGE_BYTES)
     root.mkdir(exist_ok=True)
     wanted.write_text(apt_sources)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "atelier", part], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["mkfs.ext4", "-q", "-F", "-L", "atelier", part], env=tools.environment(), check=True, stdin=subprocess.DEVNULL
+    )
     listener = internet.listen("127.0.0.1", 0)
     with proxy.in_background(proxy.Proxy(None, folder / "packages", say), listener):
         environment = {
             **{
                 key: value
-                for key, value in os.environ.items()
+                for key, value in tools.environment().items()
                 if not key.lower().endswith("_proxy") and key != "TMPDIR"
             },
             "LC_ALL": "C.UTF-8",
@@ -133,16 +135,7 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
             "LOGIN": USER,
             "PROXY_PORT": str(listener.getsockname()[1]),
         }
-        namespaces = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-        ]
+        namespaces = "unshare --mount --propagation private --pid --fork --kill-child --mount-proc".split()
         built = subprocess.run(
             [*namespaces, "sh", "-c", BUILD],
             env=environment,
@@ -158,7 +151,7 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
             f"The base image could not be built. The end of mmdebstrap's output:\n{built.stdout[-3000:]}"
         )
     # So that resize2fs takes each copy without a check of its own.
-    subprocess.run(["e2fsck", "-fy", part], capture_output=True)
+    subprocess.run(["e2fsck", "-fy", part], env=tools.environment(), capture_output=True)
     for old in folder.glob("base-*.img"):
         old.unlink()
         old.with_suffix(".sources").unlink(missing_ok=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-from sandbox import cgroup, network
+from sandbox import cgroup, network, tools
 
 NSPAWN_STATE = Path("/run/systemd/nspawn")
 
@@ -21,9 +20,12 @@ def _named(name: str) -> network.Network:
 
 def loop_devices(folder: Path) -> list[str]:
     """The loop devices whose file lies under the folder."""
-    listed = subprocess.run(["losetup", "--json", "--list"], capture_output=True, text=True).stdout
-    devices = json.loads(listed)["loopdevices"] if listed.strip() else []
-    return [device["name"] for device in devices if device["back-file"].startswith(f"{folder}/")]
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # let go of while we were looking
+            if backing.read_text().startswith(f"{folder}/"):
+                found.append(f"/dev/{backing.parts[3]}")
+    return found
 
 
 def mounts(folder: Path) -> list[str]:
@@ -61,13 +63,13 @@ def remove(name: str, folder: Path, seconds: float = 10) -> None:
     cgroup.remove(name)
     network.remove(_named(name))
     for target in mounts(state_dir):
-        subprocess.run(["umount", "--lazy", target], check=True)
+        subprocess.run(["umount", "--lazy", target], env=tools.environment(), check=True)
     deadline = time.monotonic() + seconds
     while devices := loop_devices(state_dir):  # the kernel lets go of a killed guest's disk a moment later
         if time.monotonic() > deadline:
             raise RuntimeError(f"{', '.join(devices)} still holds the disk of sandbox {name}")
         for device in devices:
-            subprocess.run(["losetup", "--detach", device], capture_output=True)
+            subprocess.run(["losetup", "--detach", device], env=tools.environment(), capture_output=True)
         time.sleep(0.02)
     for path in _nspawn_paths(name):
         if path.is_dir():

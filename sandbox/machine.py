@@ -288,7 +288,7 @@ def _make_disk(image: Path, disk: Path, disk_gb: int) -> None:
     subprocess.run(["cp", "--sparse=always", "--reflink=auto", image, part], check=True)
     with part.open("r+b") as file:
         file.truncate(disk_gb * 2**30)
-    done = subprocess.run(["resize2fs", part], capture_output=True, text=True)
+    done = subprocess.run(["resize2fs", part], env=tools.environment(), capture_output=True, text=True)
     if done.returncode:
         raise SandboxError(f"The disk of {disk_gb} GiB could not be made: {done.stderr.strip()}")
     part.rename(disk)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox import tools
+
 SSH_RANGE = ipaddress.ip_network("198.18.0.0/15")  # RFC 2544: for tests, never routed on the internet
 GUEST_ADDRESS = "10.213.0.2"  # seen only between the guest and its own fake internet, so the same in every guest
 INTERNET_ADDRESS = "10.213.0.1"
@@ -55,7 +57,7 @@ def plan(name: str, taken: Iterable[str]) -> Network:
 
 def ip(*arguments: str) -> str:
     """Runs ``ip`` and returns what it printed; raises RuntimeError with its message."""
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    done = subprocess.run(["ip", *arguments], env=tools.environment(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout

@@ -63,10 +63,19 @@ def install_missing(say: Callable[[str], None]) -> None:
 
 
 def _apt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
     return subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment() | {"DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with the administrator's folders in PATH, which a user's shell may lack."""
+    return {**os.environ, "PATH": f"{PATH}:{os.environ.get('PATH', '')}"}
 
 
 def sudo_prefix() -> list[str]:
