@@ -29,8 +29,8 @@ class Fake:
         self.sessions: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        headers = dict(request.headers)
-        shown = {key: headers.get(key) for key in ("Authorization", "Cookie", "X-Forwarded-For", "X-Atelier-Who")}
+        names = ("Authorization", "Cookie", "X-Forwarded-For", "X-Forwarded-Uri", "X-Atelier-Who")
+        shown = {name: request.headers.get(name) for name in names}
         self.log.write(
             json.dumps({"method": request.method, "target": request.raw_path, "open": self.is_open, **shown}) + "\n"
         )

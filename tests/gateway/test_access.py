@@ -1,9 +1,11 @@
 """The whole table of access.txt through real Caddy and the real guard, and the logins that it takes for granted."""
 
 import base64
+import http.client
 import json
 import socket
 import urllib.request
+from urllib.parse import quote
 
 import pytest
 from access_table import Cell, Shown, cells
@@ -101,13 +103,15 @@ def test_login_as_gradio_sends_it(gateway: Gateway) -> None:
     assert answer.headers["Set-Cookie"].startswith("access-token-")
 
 
-def test_wrong_passwords_never_reach_an_application(gateway: Gateway) -> None:
+def test_wrong_passwords_and_tokens_never_reach_an_application(gateway: Gateway) -> None:
     gateway.login("comfyui", password="wrong-one")
     gateway.login("forge", username=gateway.accounts["forge"]["user"], password="wrong-one")
     guess = base64.b64encode(b"forge-owner:wrong-one").decode()
     assert gateway.ask("forge", "GET", "/sdapi/v1/samplers", {"Authorization": f"Basic {guess}"}).status == 401
+    token = gateway.authorization("comfyui")[:-3] + "abc"
+    assert gateway.ask("comfyui", "GET", "/prompt", {"Authorization": token}).status == 401
     seen = [request for application in gateway.applications.values() for request in application.requests()]
-    assert not [request for request in seen if request["Authorization"] == f"Basic {guess}"]
+    assert not [request for request in seen if request["Authorization"] in (f"Basic {guess}", token)]
     log = gateway.output.read_text()
     assert "credential refused" in log
     assert "wrong-one" not in log
@@ -190,7 +194,26 @@ def test_headers_of_ours_cannot_be_brought_along(gateway: Gateway) -> None:
     assert gateway.ask("comfyui", "GET", "/spoofed", owner).status == 200
     seen = next(r for r in gateway.applications["comfyui"].requests() if r["target"] == "/spoofed")
     assert seen["X-Atelier-Who"] is None
+    assert seen["X-Forwarded-Uri"] is None
     assert seen["X-Forwarded-For"] == "127.0.0.1"
+    # Naming headers in `Connection` makes a proxy drop them; not the guard's own, after it has judged.
+    owner["Connection"] = "X-Forwarded-Uri, X-Forwarded-Method, X-Atelier-Purpose, X-Atelier-Application, X-Atelier-Who"
+    assert gateway.ask("comfyui", "GET", "/internal/logs", owner).status == 403
+    assert gateway.ask("comfyui", "GET", "/queue", owner).status == 200
+
+
+def test_the_guard_serves_only_login_pages_itself(gateway: Gateway) -> None:
+    """Should a mistake in the Caddyfile ever send it more than what it said was open."""
+    guard = http.client.HTTPConnection("gateway")
+    guard.sock = socket.socket(socket.AF_UNIX)
+    guard.sock.connect(str(gateway.output.parent / "run" / "guard.sock"))
+    ours = {"X-Atelier-Purpose": "serve", "X-Atelier-Application": "comfyui-qwen"}
+    for target, status in (("/login", 200), ("/prompt", 403), ("/internal/logs", 403)):
+        guard.request("GET", target, headers=ours | {"Authorization": gateway.authorization("comfyui")})
+        answer = guard.getresponse()
+        assert answer.status == status
+        assert MARKER not in answer.read()
+    guard.close()
 
 
 def test_answers_say_nothing_about_the_servers(gateway: Gateway) -> None:
@@ -217,7 +240,7 @@ def test_no_credential_in_any_log(gateway: Gateway) -> None:
     log = gateway.output.read_text()
     secrets = [token, session.partition("=")[2], gateway.authorization("forge").split()[1]]
     secrets += [account["password"] for account in gateway.accounts.values()]
-    assert [secret for secret in secrets if secret in log] == []
+    assert [secret for secret in secrets if secret in log or quote(secret) in log] == []
     lines = [line for line in gateway.log_lines() if line.get("msg") == "handled request"]
     assert {"user_id", "request", "status", "resp_headers"} <= set(lines[-1])
     assert lines[-1]["user_id"] == "basic:forge-owner"
