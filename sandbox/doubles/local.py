@@ -23,7 +23,7 @@ COOKIE_KEY = "A" * 43 + "=,2999-01-01T00:00:00"
 
 
 def interpreter(lock_name: str) -> Path:
-    """Python with what `locks/images/<lock_name>` lists; made once per content of the lock (about 5 s).
+    """Python (>= 3.11) with what `locks/images/<lock_name>` lists; made once per content of the lock (about 5 s).
 
     Raises subprocess.CalledProcessError with pip's or uv's words on standard error when it cannot be installed.
     """
@@ -36,7 +36,7 @@ def interpreter(lock_name: str) -> Path:
     building = cache.with_name(f"{key}.{os.getpid()}")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", building], check=True)
     if uv := shutil.which("uv"):
-        install = [uv, "pip", "install", "--quiet", "--python", str(building / "bin" / "python")]
+        install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(building / "bin" / "python")]
     else:
         install = [sys.executable, "-m", "pip", "--quiet", "--python", str(building / "bin" / "python"), "install"]
     subprocess.run([*install, "--require-hashes", "-r", str(lock)], check=True)
@@ -120,3 +120,31 @@ def start_comfyui(folder: Path, *arguments: str, env: dict[str, str] | None = No
     flags = ["--cpu", "--disable-api-nodes", "--listen=127.0.0.1", f"--port={port}", database, *directories]
     command = [*python.split(), "main.py", *flags, *arguments]
     return Running(command, folder / "ComfyUI", folder / "log", port, {"PYTHONDONTWRITEBYTECODE": "1", **(env or {})})
+
+
+def lay_out_forge(folder: Path) -> Path:
+    """Copies Forge and the repositories that belong beside it; returns the source folder.
+
+    ATELIER_FORGE_SOURCE names another source, such as the real one with its repositories, to hold the tests against it.
+    """
+    source = folder / "forge"
+    upstream = os.environ.get("ATELIER_FORGE_SOURCE")
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(upstream or HERE / "stable-diffusion-webui-forge", source, ignore=without)
+    if not upstream:
+        for name in ("stable-diffusion-webui-assets", "huggingface_guess", "BLIP"):
+            shutil.copytree(HERE / name, source / "repositories" / name, ignore=without)
+    for name in ("data", "checkpoints"):
+        (folder / name).mkdir()
+    return source
+
+
+def start_forge(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Running:
+    """Starts what `lay_out_forge` laid out. ATELIER_FORGE_PYTHON names another Python."""
+    python = os.environ.get("ATELIER_FORGE_PYTHON") or str(interpreter("forge-double.txt"))
+    port = free_port()
+    flags = ["--always-cpu", "--skip-prepare-environment", "--skip-install", f"--port={port}"]
+    folders = [f"--data-dir={folder / 'data'}", f"--ckpt-dir={folder / 'checkpoints'}"]
+    command = [*python.split(), "launch.py", *flags, *folders, *arguments]
+    quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "GIT_PYTHON_REFRESH": "quiet"}
+    return Running(command, folder / "forge", folder / "log", port, {**quiet, **(env or {})})

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from websockets.sync.client import ClientConnection, connect
 from sandbox.doubles import local, weights
 
 REAL = "ATELIER_COMFYUI_SOURCE" in os.environ
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="the doubles' locks are for Python 3.11 and newer")
 double_only = pytest.mark.skipif(REAL, reason="the double's own, or closed in the pinned ComfyUI")
 
 PASSWORD = "geheim"

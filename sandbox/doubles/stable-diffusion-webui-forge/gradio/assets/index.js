@@ -1,0 +1,1 @@
+// TEST DOUBLE, never deploy: stands for gradio's front end

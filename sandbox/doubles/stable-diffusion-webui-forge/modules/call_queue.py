@@ -1,0 +1,5 @@
+"""TEST DOUBLE, never deploy."""
+
+import threading
+
+queue_lock = threading.Lock()
