@@ -64,9 +64,9 @@ def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> Non
         ssh.connect()
         with lifecycle.host_lock(ssh):
             deployment = lifecycle.prepare(target, ssh, sources, narrator)
-            obstacles = lifecycle.find_obstacles(ssh, deployment)
+            obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
+            operate.print_findings(obstacles, narrator)
             if obstacles:
-                operate.print_findings(obstacles, narrator)
                 return 1
             from stages import provision
 
@@ -115,7 +115,7 @@ def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> 
         operate.ensure_up(target, narrator)
         ssh = target.ssh()
         ssh.connect()
-        obstacles = lifecycle.find_obstacles(ssh, lifecycle.prepare(target, ssh, sources, narrator))
+        obstacles = lifecycle.find_obstacles(ssh, lifecycle.prepare(target, ssh, sources, narrator), narrator)
         operate.print_findings(obstacles, narrator)
         return 1 if obstacles else 0
 

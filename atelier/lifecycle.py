@@ -84,13 +84,16 @@ def prepare(target: Target, ssh: Ssh, source_mode: Literal["auto", "upstream", "
     return deployment
 
 
-def find_obstacles(ssh: Ssh, deployment: Deployment) -> list[preflight.Finding]:
+def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[preflight.Finding]:
     """Everything that would stop this deploy, the reachability of the sources it will use included."""
+    narrator.begin("Preflight", "Look for everything that would stop this deploy")
     present = ssh.run(hostfacts.presence_script(deployment.settings, deployment.weights)).stdout.split()
     urls = needed_urls(deployment, frozenset(present))
     script = hostfacts.reachability_script(deployment.settings.proxy, urls, archive=not deployment.facts.deployed)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
-    return preflight.findings(deployment.facts, deployment.settings, time.time(), unreachable)
+    found = preflight.findings(deployment.facts, deployment.settings, time.time(), unreachable)
+    narrator.end(changed=False)
+    return found
 
 
 def needed_urls(deployment: Deployment, present: frozenset[str]) -> list[str]:

@@ -57,9 +57,9 @@ def require_up(target: Target) -> None:
 def print_findings(findings: list[Finding], narrator: Narrator) -> None:
     """The list of preflight, each with its remedy."""
     if not findings:
-        narrator.say("Preflight: nothing stands in the way.", style="green")
+        narrator.say("  nothing stands in the way", style="green")
         return
-    narrator.say(f"Preflight: {len(findings)} reason(s) why this deploy would fail; nothing was changed.", style="red")
+    narrator.say(f"  {len(findings)} reason(s) why this deploy would fail; nothing was changed:", style="red")
     for number, finding in enumerate(findings, 1):
         narrator.say(f"  {number}. {finding.problem}")
         narrator.say(f"     -> {finding.remedy}")

@@ -36,7 +36,7 @@ def deploy_once(name: str):
     ssh.connect()
     with Narrator() as narrator, lifecycle.host_lock(ssh):
         deployment = lifecycle.prepare(target, ssh, "auto", narrator)
-        assert not lifecycle.find_obstacles(ssh, deployment)
+        assert not lifecycle.find_obstacles(ssh, deployment, narrator)
         return provision.apply(ssh, deployment, narrator)
 
 
