@@ -11,6 +11,8 @@ from stack import Stack
 
 from atelier.errors import AtelierError
 
+UNEXPECTED = "the check could not go on: see `make status` and `make logs`; if all is well there, the check is at fault"
+
 
 class CheckFailedError(Exception):
     """What was observed is not what was expected."""
@@ -35,7 +37,7 @@ class Recorder:
 
     def none(self, expected: str, wrong: list[str], hint: str = "") -> None:
         """Record that a list of deviations is empty."""
-        self(expected, "; ".join(wrong) or "so it is", not wrong, hint)
+        self(expected, "; ".join(wrong) or "no exception", not wrong, hint)
 
     def statuses(self, expected: str, allowed: tuple[int, ...], observed: dict[str, int]) -> None:
         """Record that every request in a table was answered with an allowed status."""
@@ -131,8 +133,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         observed = str(call.excinfo.value) if call.excinfo else "skipped"
     elif report.failed and not recorder.finished:
         error = call.excinfo.value if call.excinfo else None
-        observed = f"{error.message}" if isinstance(error, AtelierError) else f"{type(error).__name__}: {error}"
-        hint = error.hint if isinstance(error, AtelierError) else ""
+        known = isinstance(error, AtelierError)
+        observed = error.message if known else f"{type(error).__name__}: {error}"
+        hint = error.hint if known else UNEXPECTED
         expected = "the check runs to its end" + (f", after: {expected}" if expected else "")
     elif not recorder.expected:
         verdict, observed = "failed", "the check recorded nothing"

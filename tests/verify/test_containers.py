@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,8 +10,8 @@ from atelier.render import INTERNAL_PORTS, network_name
 
 OUTSIDE = ("1.1.1.1:443", "8.8.8.8:53", "169.254.169.254:80")
 PROBE = (
-    'for t in "$@"; do (timeout 3 bash -c "exec 3<>/dev/tcp/${t%:*}/${t##*:}" 2>/dev/null && echo "$t") & done; '
-    "(timeout 3 getent ahostsv4 example.com >/dev/null && echo DNS) & wait"
+    'for t in "$@"; do (timeout 2 bash -c "exec 3<>/dev/tcp/${t%:*}/${t##*:}" 2>/dev/null && echo "$t") & done; '
+    "(timeout 2 getent ahostsv4 example.com >/dev/null && echo DNS) & wait"
 )
 """Prints each TCP address that answers, and DNS where names resolve."""
 
@@ -145,22 +146,30 @@ def test_applications_cannot_get_out(stack, check):
     ssh_port = stack.host.run("ss -Hltnp | grep -m1 '\"sshd\"'").stdout.split()[3:4]
     door = ssh_port[0].rpartition(":")[2] if ssh_port else "22"
     host_doors = [f"{line.split()[3].partition('/')[0]}:{door}" for line in own]
-    for service, container in stack.applications.items():
+
+    def probe(service: str, container: str) -> tuple[str, set[str], bool]:
         gateway = f"{addresses['gateway', network_name(container)]}:{INTERNAL_PORTS[service]}"
         others = [
             f"{address}:{INTERNAL_PORTS[name]}"
             for (name, _), address in addresses.items()
             if name not in (service, "gateway")
         ]
-        targets = [gateway, *OUTSIDE, *host_doors, *others]
-        command = f"docker exec {container} bash -c {shlex.quote(PROBE)} probe {' '.join(targets)}"
-        answered = set(stack.output(command).split())
+        targets = " ".join([gateway, *OUTSIDE, *host_doors, *others])
+        answered = stack.output(f"docker exec {container} bash -c {shlex.quote(PROBE)} probe {targets}").split()
+        inward = addresses[service, network_name(container)], str(INTERNAL_PORTS[service])
+        reached = stack.host.run("timeout 2 bash -c 'exec 3<>/dev/tcp/'%s/%s", *inward).rc == 0
+        return gateway, set(answered), reached
+
+    with ThreadPoolExecutor() as pool:
+        probes = dict(
+            zip(stack.applications, pool.map(probe, *zip(*stack.applications.items(), strict=True)), strict=True)
+        )
+    for service, (gateway, answered, reached) in probes.items():
         # Without this the probe itself could be broken and everything would look closed.
-        check(f"{service}: the probe reaches the gateway", gateway in answered, gateway in answered)
+        seen = "reached" if gateway in answered else "not reached"
+        check(f"{service}: the probe reaches the gateway", seen, gateway in answered)
         wrong = sorted(f"{service} reaches {target}" for target in answered - {gateway})
         check.none(f"{service} reaches no internet, no DNS, no address of the host, no other application", wrong)
-        inward = f"{addresses[service, network_name(container)]} {INTERNAL_PORTS[service]}"
-        reached = stack.host.run("timeout 3 bash -c 'exec 3<>/dev/tcp/'%s/%s", *inward.split()).rc == 0
         check(f"the host does not reach {service} beside the gateway", "reached" if reached else "refused", not reached)
 
 

@@ -34,7 +34,7 @@ def test_ports_listen_on_the_configured_address_only(stack, check):
 
 def reach(stack, address: str, port: int) -> bool:
     """Whether the host itself can connect to one of its addresses."""
-    return stack.host.run("timeout 3 bash -c 'exec 3<>/dev/tcp/'%s/%s", address, str(port)).rc == 0
+    return stack.host.run("timeout 2 bash -c 'exec 3<>/dev/tcp/'%s/%s", address, str(port)).rc == 0
 
 
 def reach_from_here(address: str, port: int) -> bool:
