@@ -6,7 +6,6 @@ import ctypes
 import fcntl
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -118,7 +117,7 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
         ["mkfs.ext4", "-q", "-F", "-L", "atelier", part], env=tools.environment(), check=True, stdin=subprocess.DEVNULL
     )
     listener = internet.listen("127.0.0.1", 0)
-    with proxy.in_background(proxy.Proxy(None, folder / "packages", say), listener):
+    with proxy.in_background(proxy.Proxy(None, folder / "packages", say, sources.computers_route()), listener):
         environment = {
             **{
                 key: value
@@ -135,7 +134,16 @@ def _build(folder: Path, image: Path, apt_sources: str, say: Callable[[str], Non
             "LOGIN": USER,
             "PROXY_PORT": str(listener.getsockname()[1]),
         }
-        namespaces = "unshare --mount --propagation private --pid --fork --kill-child --mount-proc".split()
+        namespaces = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         built = subprocess.run(
             [*namespaces, "sh", "-c", BUILD],
             env=environment,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import socket
@@ -46,7 +47,8 @@ def is_cacheable(method: str, url: str, headers: Mapping[str, str]) -> bool:
 class Proxy:
     """An HTTP proxy: ``CONNECT``, and requests in absolute form.
 
-    ``allowed`` None means any host (used while the base image is built, by this computer's own tool).
+    ``allowed`` None means any host (used while the base image is built, by this computer's own tool). ``route`` gives
+    the proxy to go through for a scheme and a host, or None; without it, this process's environment decides.
     """
 
     def __init__(
@@ -54,12 +56,12 @@ class Proxy:
         allowed: frozenset[str] | None,
         cache: Path,
         log: Callable[[str], None],
-        environment: Mapping[str, str] | None = None,
+        route: Callable[[str, str], tuple[str, int] | None] | None = None,
     ) -> None:
         self._allowed = allowed
         self._cache = cache
         self._log = log
-        self._environment = os.environ if environment is None else environment
+        self._route = route or functools.partial(upstream, os.environ)
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self, listener: socket.socket) -> None:
@@ -115,7 +117,7 @@ class Proxy:
         self, scheme: str, host: str, port: int
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bool]:
         """A connection towards the host, and whether it ends at another proxy."""
-        through = upstream(self._environment, scheme, host)
+        through = self._route(scheme, host)
         reader, writer = await asyncio.open_connection(*(through or (host, port)), limit=HEAD_LIMIT)
         return reader, writer, through is not None
 

@@ -10,10 +10,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from sandbox import proxy
 
 DEBIAN_SUITES = frozenset(
     ("bullseye", "bookworm", "trixie", "forky", "sid", "oldoldstable", "oldstable", "stable", "testing", "unstable")
@@ -106,6 +108,28 @@ def apt_sources(root: Path = Path("/etc/apt")) -> list[AptSource]:
     for path in sorted((root / "sources.list.d").glob("*.sources")):
         found += parse_deb822(path.read_text(errors="replace"))
     return found
+
+
+def apt_proxies(apt_configuration: str) -> dict[str, str]:
+    """``http_proxy`` and ``https_proxy`` as apt is told to use them, from the text of ``apt-config dump``."""
+    found = re.findall(r'^Acquire::(https?)::Proxy "([^"]+)";$', apt_configuration, re.MULTILINE)
+    return {f"{scheme}_proxy": address for scheme, address in found if address != "DIRECT"}
+
+
+def route_of(
+    environment: Mapping[str, str], apt: Mapping[str, str], apt_hosts: frozenset[str]
+) -> Callable[[str, str], tuple[str, int] | None]:
+    """How this computer reaches a host: apt's own proxy for apt's archives, the environment's for the rest."""
+    return lambda scheme, host: proxy.upstream(
+        {**environment, **apt} if host in apt_hosts else environment, scheme, host
+    )
+
+
+def computers_route() -> Callable[[str, str], tuple[str, int] | None]:
+    """``route_of`` with what apt and the environment of this computer say."""
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout
+    hosts = hosts_of(source.uri for source in apt_sources())
+    return route_of(os.environ, apt_proxies(dump), frozenset(hosts))
 
 
 def pip_index_urls(environment: Mapping[str, str], files: Iterable[str]) -> tuple[str, list[str]]:

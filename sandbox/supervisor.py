@@ -36,7 +36,7 @@ def boot_command(state_dir: Path, uptime_seconds: int) -> list[str]:
 async def run_once(spec: dict[str, Any], state_dir: Path, allowed: frozenset[str]) -> int:
     """Serves the network and boots the guest in it; returns systemd-nspawn's exit status when the guest has ended."""
     plan = network.Network(**spec["network"])
-    packages = proxy.Proxy(allowed, state_dir.parent / "packages", log)
+    packages = proxy.Proxy(allowed, state_dir.parent / "packages", log, sources.computers_route())
     outside = internet.Internet(plan.internet_namespace)
     try:
         await packages.start(

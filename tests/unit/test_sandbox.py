@@ -238,7 +238,7 @@ def packages(tmp_path: Path) -> Iterator[tuple[int, list[str]]]:
     """A proxy that passes on to 127.0.0.1 only; yields its port and its log."""
     lines: list[str] = []
     listener = internet.listen("127.0.0.1", 0)
-    server = proxy.Proxy(frozenset({"127.0.0.1"}), tmp_path / "cache", lines.append, {})
+    server = proxy.Proxy(frozenset({"127.0.0.1"}), tmp_path / "cache", lines.append, lambda scheme, host: None)
     with proxy.in_background(server, listener):
         yield listener.getsockname()[1], lines
 
@@ -292,6 +292,37 @@ def test_proxy_tunnels(archive: int, packages: tuple[int, list[str]]) -> None:
     connection.set_tunnel("127.0.0.1", archive)
     connection.request("GET", "/through")
     assert connection.getresponse().read() == b"package" * 1000
+
+
+def test_proxy_goes_through_the_computers_own_proxy(
+    archive: int, packages: tuple[int, list[str]], tmp_path: Path
+) -> None:
+    own, lines = packages
+    refused: list[str] = []
+    listener = internet.listen("127.0.0.1", 0)
+    chained = proxy.Proxy(None, tmp_path / "chained", refused.append, lambda scheme, host: ("127.0.0.1", own))
+    with proxy.in_background(chained, listener):
+        port = listener.getsockname()[1]
+        plain = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        plain.request("GET", f"http://127.0.0.1:{archive}/plain")
+        assert plain.getresponse().read() == b"package" * 1000
+        tunnel = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        tunnel.set_tunnel("127.0.0.1", archive)
+        tunnel.request("GET", "/tunnel")
+        assert tunnel.getresponse().read() == b"package" * 1000
+        unlisted = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        unlisted.request("CONNECT", f"localhost:{archive}")
+        assert unlisted.getresponse().status == 502
+    assert lines == ["proxy: refused CONNECT localhost"]
+
+
+def test_apt_has_a_proxy_of_its_own() -> None:
+    apt = sources.apt_proxies('Acquire::http::Proxy "http://a.example:3142";\nAcquire::https::Proxy "DIRECT";\n')
+    assert apt == {"http_proxy": "http://a.example:3142"}
+    route = sources.route_of({"https_proxy": "http://p.example:1"}, apt, frozenset({"archive.example"}))
+    assert route("http", "archive.example") == ("a.example", 3142)
+    assert route("http", "index.example") is None
+    assert route("https", "index.example") == ("p.example", 1)
 
 
 def test_proxy_wants_absolute_addresses(packages: tuple[int, list[str]]) -> None:
