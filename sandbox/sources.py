@@ -166,18 +166,20 @@ def pip_configuration_files(environment: Mapping[str, str], home: Path) -> list[
     return [path for path in paths if path.is_file()]
 
 
+def pip_wheels() -> list[Path]:
+    """The wheels of pip that lie on this computer for making virtual environments."""
+    folders = (Path("/usr/share/python-wheels"), Path(os.__file__).parent / "ensurepip/_bundled")
+    return [wheel for folder in folders for wheel in folder.glob("pip-*.whl")]
+
+
 def pip_default_hosts() -> set[str]:
-    """The hosts pip uses when no index is configured, asked from the nearest pip itself (installed or bundled)."""
-    bundled = [*Path("/usr/share/python-wheels").glob("pip-*.whl")]
-    for folder in {Path(os.__file__).parent, Path("/usr/lib/python3")}:
-        bundled += (folder / "ensurepip/_bundled").glob("pip-*.whl")
+    """The hosts pip uses when no index is configured, asked from the nearest pip itself (installed, or a wheel)."""
     question = "from pip._internal.models.index import PyPI as i; print(i.netloc, i.file_storage_domain)"
-    for interpreter in (sys.executable, "/usr/bin/python3"):
-        for path in ["", *map(str, bundled)]:
-            environment = {**os.environ, "PYTHONPATH": path} if path else dict(os.environ)
-            answer = subprocess.run([interpreter, "-c", question], env=environment, capture_output=True, text=True)
-            if answer.returncode == 0:
-                return set(answer.stdout.split())
+    for path in ["", *map(str, pip_wheels())]:
+        environment = {**os.environ, "PYTHONPATH": path} if path else dict(os.environ)
+        answer = subprocess.run([sys.executable, "-c", question], env=environment, capture_output=True, text=True)
+        if answer.returncode == 0:
+            return set(answer.stdout.split())
     return set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -10,7 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sandbox import sources
+
 REMEDY = "Use a real machine instead: HOST=user@address."
+PIP = "a pip, to ask it for the hosts it uses"
 # What must be there -> the Debian package that brings it.
 NEEDED = {
     "mmdebstrap": "mmdebstrap",
@@ -23,6 +27,7 @@ NEEDED = {
     "unshare": "util-linux",
     "losetup": "mount",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+    PIP: "python3-pip-whl",
 }
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -37,6 +42,8 @@ def missing_packages(is_there: Callable[[str], bool]) -> list[str]:
 
 
 def _is_there(need: str) -> bool:
+    if need == PIP:
+        return bool(importlib.util.find_spec("pip") or sources.pip_wheels())
     return Path(need).exists() if need.startswith("/") else shutil.which(need, path=PATH) is not None
 
 
