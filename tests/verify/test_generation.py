@@ -37,7 +37,8 @@ def comfyui_image(
 def same_file(stack: Stack, check, path: str, data: bytes, before: float) -> None:
     """The host's own file is what the service handed out, and newer than the request."""
     file = stack.file(path)
-    check("a file in the declared directory on the host", path if file else f"{path} is missing", file is not None)
+    elsewhere = "it saves its images somewhere else: compare the container's mounts with the settings"
+    check("a file in the declared directory", path if file else f"{path} is missing", file is not None, elsewhere)
     age = file.changed - before
     check("newer than the request, by the host's clock", f"{age:+.1f} s", age > -0.05)
     check("equal to what the service handed out", f"{len(file.content)} and {len(data)} bytes", file.content == data)
@@ -108,7 +109,8 @@ def test_forge_text_to_image(stack, check, keep, note):
             imagecheck.problems(images[0].data, stack.size, trained=stack.trained),
         )
         names = stack.output(f"find {stack.outputs('forge')} -type f -name '*{seed}*.png'").splitlines()
-        check("one file with this seed on the host", ", ".join(names) or "none", len(names) == 1)
+        elsewhere = "Forge saves its images somewhere else: compare its `outdir_*` settings with what is mounted"
+        check("one file with this seed in the declared directory", ", ".join(names) or "none", len(names) == 1, elsewhere)
         file = stack.file(names[0])
         check(
             "newer than the request, by the host's clock",
