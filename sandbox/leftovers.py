@@ -48,7 +48,7 @@ def find(name: str, folder: Path) -> list[str]:
     found += [f"loop device {device}" for device in loop_devices(state_dir)]
     namespaces = (names.guest_namespace, names.internet_namespace)
     found += [f"network namespace {namespace}" for namespace in namespaces if Path(f"/run/netns/{namespace}").exists()]
-    if Path(f"/sys/class/net/{names.outer_link}").exists():
+    if network.has_link(names.outer_link):
         found.append(f"interface {names.outer_link}")
     found += [f"route {route}" for route in network.ip("route").splitlines() if names.outer_link in route]
     found += [f"path {path}" for path in _nspawn_paths(name)]

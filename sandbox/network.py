@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import ipaddress
 import json
+import socket
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ def taken_networks() -> list[str]:
     return found + [route for route in routes if route != "default"]
 
 
+def has_link(name: str) -> bool:
+    """Whether this process's namespace has the interface; ``/sys/class/net`` may show another's."""
+    return name in (link for _, link in socket.if_nameindex())
+
+
 def create(network: Network) -> None:
     """Makes both namespaces and both links. Whatever an earlier crash left is removed first."""
     remove(network)
@@ -108,7 +114,7 @@ def create(network: Network) -> None:
 
 def remove(network: Network) -> None:
     """Removes the namespaces and the link; what is already gone is no error."""
-    if Path(f"/sys/class/net/{network.outer_link}").exists():
+    if has_link(network.outer_link):
         ip("link", "delete", network.outer_link)
     for namespace in (network.guest_namespace, network.internet_namespace):
         if Path(f"/run/netns/{namespace}").exists():
