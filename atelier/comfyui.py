@@ -176,6 +176,10 @@ def read_history(prompt_id: str, entry: Mapping[str, Any]) -> Generation:
         for image in output.get("images", [])
         if image["type"] == "output"
     ]
+    if not images:
+        raise GenerationError(
+            f"generation {prompt_id} succeeded and saved no image", "give the workflow a SaveImage node"
+        )
     return Generation(prompt_id, images, list(messages.get("execution_cached", {}).get("nodes", [])))
 
 

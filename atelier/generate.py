@@ -1,14 +1,13 @@
 """`make generate`: one image from the command line, saved on this computer."""
 
 import secrets
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from rich.progress import Progress
-
 from atelier import credentials, imagecheck, paths, workflows
-from atelier.comfyui import ComfyUI, prepare
+from atelier.comfyui import ComfyUI, Progress, prepare
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.forge import Forge
@@ -20,6 +19,7 @@ Say = Callable[[str], object]
 FORGE_PARAMETERS = {"steps": 1, "cfg_scale": 1, "sampler_name": "Euler a"}
 """SDXL Turbo's; a checkpoint of another kind is for the browser."""
 EDIT_DENOISING = 0.6
+PROGRESS_SECONDS = 2
 
 
 def generate(target: Target, prompt: str, image: Path | None, service: str, say: Say) -> Path:
@@ -77,11 +77,24 @@ def _seed() -> int:
     return secrets.randbelow(2**32)
 
 
+def _progress(say: Say) -> Progress:
+    """Tells every last step, and of the others one in PROGRESS_SECONDS."""
+    told = time.monotonic()
+
+    def tell(node: str, step: int, of: int) -> None:
+        nonlocal told
+        if step == of or time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            say(f"  {node}: step {step} of {of}")
+
+    return tell
+
+
 def _with_comfyui(
     url: str, known: Credentials, prompt: str, reference: bytes | None, size: tuple[int, int], timeout: float, say: Say
 ) -> bytes:
     prefix = f"generate/{secrets.token_hex(8)}"
-    with ComfyUI(url, known.comfyui.password_bcrypt) as client, Progress(transient=True) as bar:
+    with ComfyUI(url, known.comfyui.password_bcrypt) as client:
         offered = client.object_info()
         if reference:
             workflow = workflows.edit(offered)
@@ -94,10 +107,7 @@ def _with_comfyui(
         waiting = sum(len(ids) for ids in busy.values())
         if waiting:
             say(f"ComfyUI is at work; {waiting} generation(s) come first.")
-        task = bar.add_task("ComfyUI", total=None)
-        made = client.generate(
-            graph, timeout, lambda node, step, of: bar.update(task, description=node, completed=step, total=of)
-        )
+        made = client.generate(graph, timeout, _progress(say))
         return client.view(made.images[0])
 
 
@@ -105,8 +115,7 @@ def _with_forge(
     url: str, known: Credentials, prompt: str, reference: bytes | None, size: tuple[int, int], timeout: float, say: Say
 ) -> bytes:
     parameters = {**FORGE_PARAMETERS, "width": size[0], "height": size[1], "seed": _seed(), "save_images": True}
-    with Forge(url, known.forge.user, known.forge.password) as client, Progress(transient=True) as bar:
-        bar.add_task("Forge", total=None)
+    with Forge(url, known.forge.user, known.forge.password) as client:
         checkpoint = workflows.preferred(client.checkpoints())
         if reference:
             # One step at full strength would keep nothing of the picture: Turbo needs steps times strength of 1 at least.

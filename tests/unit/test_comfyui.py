@@ -59,6 +59,7 @@ def status(*messages, status_str="error", completed=False) -> dict:
         (status(status_str="success"), GenerationError, "completed False"),
         (status(["execution_error", FAILURE], status_str="success", completed=True), GenerationError, "KSampler"),
         ({"outputs": SUCCESS["outputs"]}, GenerationError, "None"),
+        ({**SUCCESS, "outputs": {"8": SUCCESS["outputs"]["8"]}}, GenerationError, "no image"),
         ({"status": None, "outputs": {}}, GenerationError, "None"),
     ],
 )
