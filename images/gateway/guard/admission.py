@@ -141,8 +141,8 @@ class Admission:
             talk = await Conversation.open(application.host, application.port, patience=PATIENCE)
             try:
                 confirmed = await confirms(talk, application, credential)
-                # On the same connection, so about the same process: an open one would have confirmed anything.
-                await prove_closed(talk, application)
+                # The same question without the credential, to the same process: an open one confirms anything.
+                await prove_closed(talk, [application.policy.confirm_paths[credential.scheme]])
                 return confirmed
             finally:
                 talk.close()

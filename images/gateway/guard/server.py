@@ -114,7 +114,7 @@ class Gate:
                 target, headers, patience=PATIENCE, method=request.method, host=request.host, body=form
             )
             # The same process must refuse a stranger, else this may be more than a login page.
-            await prove_closed(talk, application)
+            await prove_closed(talk, application.policy.stranger_paths[:1])
         finally:
             talk.close()
         return _passed_on(answer)

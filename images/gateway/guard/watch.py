@@ -1,7 +1,7 @@
 """Watches each application as a stranger: it is served only while the process behind it refuses strangers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from guard.config import Application
 from guard.conversation import Conversation, ConversationError
@@ -14,13 +14,13 @@ class AnswersStrangersError(Exception):
     """An application did not say 401 to a request without credentials."""
 
 
-async def prove_closed(talk: Conversation, application: Application, patience: float = PATIENCE) -> None:
+async def prove_closed(talk: Conversation, paths: Iterable[str]) -> None:
     """Ask as a stranger what only the owner may see.
 
     Raises AnswersStrangersError unless every answer is 401, ConversationError when there is none.
     """
-    for path in application.policy.stranger_paths:
-        answer = await talk.ask(path, patience=patience)
+    for path in paths:
+        answer = await talk.ask(path, patience=PATIENCE)
         if answer.status != 401:
             raise AnswersStrangersError(f"GET {path} answered {answer.status} to a stranger, 401 expected")
 
@@ -58,7 +58,7 @@ class Watch:
         talk = await Conversation.open(application.host, application.port, patience=PATIENCE, on_lost=self._lost)
         try:
             while True:
-                await prove_closed(talk, application)
+                await prove_closed(talk, application.policy.stranger_paths)
                 if talk.lost.is_set():
                     return
                 self._say(None)
