@@ -75,6 +75,14 @@ class Running:
             time.sleep(0.02)
         raise RuntimeError(f"it does not listen on port {self.port} (exit {self.process.poll()}):\n{self.log()}")
 
+    def wait_for(self, words: str, seconds: float = 20) -> None:
+        """Until the log holds these words. Raises RuntimeError with the log when it does not in time."""
+        deadline = time.monotonic() + seconds
+        while words not in self.log():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"its log has no {words!r} after {seconds} s:\n{self.log()}")
+            time.sleep(0.02)
+
     def stop(self, number: signal.Signals = signal.SIGKILL) -> int:
         """Sends the signal and returns the exit status that follows."""
         self.process.send_signal(number)
@@ -82,10 +90,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def stopping(start: Callable[[], Running]) -> Iterator[Running]:
+def stopping(start: Callable[[], Running], seconds: float = 60) -> Iterator[Running]:
+    """Starts, waits until it listens, and kills at the end."""
     running = start()
     try:
-        running.wait_until_it_listens()
+        running.wait_until_it_listens(seconds)
         yield running
     finally:
         running.stop()

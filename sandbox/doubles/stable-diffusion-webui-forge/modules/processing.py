@@ -36,6 +36,7 @@ class Job:
     batch_size: int = 1
     n_iter: int = 1
     override_settings: dict[str, Any] | None = None
+    override_settings_restore_afterwards: bool = True
     denoising_strength: float = 0.75
     init_images: list[Image.Image] = field(default_factory=list)
     save: bool = False
@@ -56,6 +57,8 @@ def process_images(job: Job) -> Processed:
     for name in settings:
         shared.opts.defaults[name]
     loaded = sd_models.load(settings.get("sd_model_checkpoint"))
+    if settings and not job.override_settings_restore_afterwards:
+        shared.opts.set({**settings, "sd_model_checkpoint": loaded.checkpoint.title})
     sampler, scheduler = sd_samplers.choose(job.sampler_name, job.scheduler)
     seed = random.randrange(2**32) if job.seed in (-1, None) else job.seed
     count = job.batch_size * job.n_iter

@@ -17,7 +17,7 @@ from PIL import Image
 
 JOB_FIELDS = (
     "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "width", "height", "scheduler", "batch_size", "n_iter",
-    "override_settings",
+    "override_settings", "override_settings_restore_afterwards",
 )  # fmt: skip
 EMPTY_LISTS = (
     "extensions", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "sd-modules", "upscalers",
