@@ -1,10 +1,9 @@
-"""``python -m sandbox up|down|list|status [NAME...]``."""
+"""``python -m sandbox up|down|status [NAME...]`` or ``list|purge``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 
 from sandbox import machine, tools
@@ -13,14 +12,13 @@ from sandbox import machine, tools
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 with one clear reason, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
-    parser.add_argument("command", choices=("up", "down", "list", "status"))
+    parser.add_argument("command", choices=("up", "down", "list", "status", "purge"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: sandbox")
     parser.add_argument("--disk-gb", type=int, default=60, help="size of a new machine's disk in GiB (sparse)")
     parser.add_argument(
         "--bind", action="append", default=[], type=json.loads, help='["host path", "guest path", true]'
     )
     parser.add_argument("--allow-host", action="append", default=[], help="one more host for the proxy to pass on to")
-    parser.add_argument("--purge", action="store_true", help="down: the base image and the package cache, too")
     options = parser.parse_intermixed_args(arguments)
     try:
         return run(options)
@@ -43,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "list":
         for name in machine.names():
             say(name)
+    elif options.command == "purge":
+        machine.purge(say)
     elif options.command == "status":
         for name in names:
             found = machine.get(name)
@@ -63,8 +63,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         for name in names:
             machine.down(name, say)
-        if options.purge:
-            shutil.rmtree(machine.folder(), ignore_errors=True)
     return 0
 
 

@@ -75,15 +75,15 @@ def added_certificates(computer: str, guest: str) -> list[str]:
     return [certificate for certificate in dict.fromkeys(CERTIFICATE.findall(computer)) if certificate not in known]
 
 
-def pip_configuration(index: str, extra: list[str]) -> str:
+def pip_configuration(pip: sources.PipIndexes) -> str:
     """A pip.conf with the computer's indexes; folders of this computer are left out, the guest does not have them."""
-    lines = []
-    if sources.hosts_of([index]):
-        lines.append(f"index-url = {index}")
-    reachable = [url for url in extra if sources.hosts_of([url])]
-    if reachable:
-        lines.append(f"extra-index-url = {' '.join(reachable)}")
-    return "\n".join(["[global]", *lines, ""]) if lines else ""
+    settings = {"index-url": [pip.index], "extra-index-url": pip.extra, "find-links": pip.find_links}
+    lines = ["[global]"]
+    for key, urls in settings.items():
+        reachable = [url for url in urls if sources.hosts_of([url])]
+        if reachable:
+            lines.append(f"{key} = {' '.join(reachable)}")
+    return "\n".join([*lines, ""]) if len(lines) > 1 else ""
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:

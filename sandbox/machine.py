@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 Bind = tuple[str, str, bool]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?")
 ERROR_PREFIX = "error: "  # how __main__ begins the one clear reason
-BOOT_SECONDS = 60
+BOOT_SECONDS = 120
 REBOOT_SECONDS = 15
 OWNER = "ATELIER_SANDBOX_OWNER"  # "uid:gid", from _as_root to the process that it starts
 PACKAGE_PARENT = Path(__file__).resolve().parent.parent
@@ -188,6 +188,21 @@ def down(name: str, say: Say) -> None:
         say(f"Sandbox {name} is removed." if was_there else f"There is no sandbox {name}.")
 
 
+def purge(say: Say) -> None:
+    """Removes the base image and the package cache, which ``down`` keeps. Raises SandboxError while a sandbox exists."""
+    if names():
+        raise SandboxError(
+            f"The base image is kept while there are sandboxes: {', '.join(names())}. Take them down first."
+        )
+    if os.geteuid() != 0:
+        _as_root(["purge"], say)
+        return
+    for path in folder().glob("base[-.]*"):
+        path.unlink()
+    shutil.rmtree(folder() / "packages", ignore_errors=True)
+    say("The base image and the package cache are removed.")
+
+
 @contextlib.contextmanager
 def _locked(name: str, say: Say) -> Iterator[None]:
     """One command at a time for each sandbox; the second waits and says so."""
@@ -239,22 +254,21 @@ def _boot(name: str, say: Say, disk_gb: int, binds: list[Bind], allowed_hosts: l
     else:
         say(f"Making sandbox {name}, a Debian 13 machine with a disk of {disk_gb} GiB ...")
         _make_disk(image, disk, disk_gb)
-    index, extra = sources.pip_index_urls(
-        os.environ, [path.read_text() for path in sources.pip_configuration_files(os.environ, Path.home())]
-    )
+    for host_path, _, _ in binds:
+        if not Path(host_path).exists():
+            Path(host_path).mkdir(parents=True)
+            _give_to_caller(Path(host_path))
     used = image.with_suffix(".sources").read_text()
     archives = sources.hosts_of(
         source.uri for parse in (sources.parse_deb822, sources.parse_one_line) for source in parse(used)
     )
-    for host_path, _, _ in binds:
-        Path(host_path).mkdir(parents=True, exist_ok=True)
     spec = {
         "name": name,
         "user": base.USER,
         "home": str(Path.home()),
         "binds": binds,
         "allowed_hosts": sorted(archives | set(allowed_hosts)),
-        "pip_configuration": boot.pip_configuration(index, extra),
+        "pip_configuration": boot.pip_configuration(sources.computers_pip_indexes(os.environ, Path.home())),
     }
     (state_dir / "machine.json").write_text(json.dumps(spec))
     _make_keys(state_dir / "ssh")

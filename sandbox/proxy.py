@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 PORT = 3128
 CHUNK = 256 * 1024
 HEAD_LIMIT = 64 * 1024
+DEB_MAGIC = b"!<arch>\n"
 HOP_BY_HOP = frozenset(("connection", "proxy-connection", "keep-alive", "proxy-authorization", "te", "upgrade"))
 
 
@@ -214,8 +215,8 @@ class Proxy:
         keep_as.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=keep_as.parent, prefix="part-") as part:
             whole = await _copy(far_reader, writer, length, part.file.write)
-            if whole:
-                part.flush()
+            part.seek(0)
+            if whole and part.read(len(DEB_MAGIC)) == DEB_MAGIC:  # not a login page with status 200
                 # Linked, not renamed: two guests may fetch one package at once, and the first wins.
                 with contextlib.suppress(FileExistsError):
                     os.link(part.name, keep_as)

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -132,21 +132,35 @@ def computers_route() -> Callable[[str, str], tuple[str, int] | None]:
     return route_of(os.environ, apt_proxies(dump), frozenset(hosts))
 
 
-def pip_index_urls(environment: Mapping[str, str], files: Iterable[str]) -> tuple[str, list[str]]:
-    """``(index, extra indexes)`` as pip would read them: the environment over the files, later files over earlier ones.
+@dataclass(frozen=True)
+class PipIndexes:
+    """Where pip looks for packages; ``index`` is empty where pip's own default serves."""
 
-    ``index`` is empty where nothing is configured: pip then uses its own default. ``files`` are the texts of pip.conf.
-    """
-    index, extra = "", ""
-    for text in files:
-        parser = configparser.RawConfigParser()
+    index: str
+    extra: tuple[str, ...]
+    find_links: tuple[str, ...]
+
+
+def pip_indexes(environment: Mapping[str, str], files: Sequence[str]) -> PipIndexes:
+    """As pip would read them: the environment over the files (texts of pip.conf), later files over earlier ones."""
+    parsers = [configparser.RawConfigParser() for _ in files]
+    for parser, text in zip(parsers, files, strict=True):
         parser.read_string(text)
-        for section in ("global", "install", "download"):
-            index = parser.get(section, "index-url", fallback=index)
-            extra = parser.get(section, "extra-index-url", fallback=extra)
-    index = environment.get("PIP_INDEX_URL", index)
-    extra = environment.get("PIP_EXTRA_INDEX_URL", extra)
-    return index.strip(), extra.split()
+
+    def setting(key: str) -> str:
+        value = ""
+        for parser in parsers:
+            for section in ("global", "install", "download"):
+                value = parser.get(section, key, fallback=value)
+        return environment.get(f"PIP_{key.upper().replace('-', '_')}", value).strip()
+
+    extra, find_links = (tuple(setting(key).split()) for key in ("extra-index-url", "find-links"))
+    return PipIndexes(setting("index-url"), extra, find_links)
+
+
+def computers_pip_indexes(environment: Mapping[str, str], home: Path) -> PipIndexes:
+    """``pip_indexes`` of this computer and user."""
+    return pip_indexes(environment, [path.read_text() for path in pip_configuration_files(environment, home)])
 
 
 def pip_configuration_files(environment: Mapping[str, str], home: Path) -> list[Path]:
@@ -190,10 +204,8 @@ def hosts_of(urls: Iterable[str]) -> set[str]:
 
 def allowed_hosts(environment: Mapping[str, str], home: Path) -> frozenset[str]:
     """Every host that the sandbox's proxy may connect to: this computer's apt archives and package indexes."""
-    index, extra = pip_index_urls(
-        environment, [path.read_text() for path in pip_configuration_files(environment, home)]
-    )
-    hosts = hosts_of(source.uri for source in apt_sources()) | hosts_of(extra)
+    pip = computers_pip_indexes(environment, home)
+    hosts = hosts_of(source.uri for source in apt_sources()) | hosts_of([*pip.extra, *pip.find_links])
     # An index may keep its files elsewhere; only pip's default one is known to (its own code names both hosts).
-    hosts |= hosts_of([index]) if index else pip_default_hosts()
+    hosts |= hosts_of([pip.index]) if pip.index else pip_default_hosts()
     return frozenset(hosts)

@@ -105,23 +105,27 @@ def test_base_image_changes_its_name_with_the_mirror() -> None:
 @pytest.mark.parametrize(
     ("environment", "files", "expected"),
     [
-        ({}, [], ("", [])),
-        ({}, ["[global]\nindex-url = http://a.example/simple\n"], ("http://a.example/simple", [])),
-        ({}, ["[global]\nindex-url = http://a/\n", "[install]\nindex-url = http://b/\n"], ("http://b/", [])),
-        ({"PIP_INDEX_URL": "http://c/"}, ["[global]\nindex-url = http://a/\n"], ("http://c/", [])),
-        ({"PIP_EXTRA_INDEX_URL": "http://d/ file:///e"}, [], ("", ["http://d/", "file:///e"])),
-        ({}, ["[global]\nextra-index-url =\n  http://f/\n  http://g/\n"], ("", ["http://f/", "http://g/"])),
+        ({}, [], ("", (), ())),
+        ({}, ["[global]\nindex-url = http://a.example/simple\n"], ("http://a.example/simple", (), ())),
+        ({}, ["[global]\nindex-url = http://a/\n", "[install]\nindex-url = http://b/\n"], ("http://b/", (), ())),
+        ({"PIP_INDEX_URL": "http://c/"}, ["[global]\nindex-url = http://a/\n"], ("http://c/", (), ())),
+        ({"PIP_EXTRA_INDEX_URL": "http://d/ file:///e"}, [], ("", ("http://d/", "file:///e"), ())),
+        ({}, ["[global]\nextra-index-url =\n  http://f/\n  http://g/\n"], ("", ("http://f/", "http://g/"), ())),
+        ({"PIP_FIND_LINKS": "/srv/wheels http://h/"}, [], ("", (), ("/srv/wheels", "http://h/"))),
     ],
 )
-def test_pip_index_urls(environment: dict[str, str], files: list[str], expected: tuple[str, list[str]]) -> None:
-    assert sources.pip_index_urls(environment, files) == expected
+def test_pip_indexes(environment: dict[str, str], files: list[str], expected: tuple[str, ...]) -> None:
+    assert sources.pip_indexes(environment, files) == sources.PipIndexes(*expected)  # type: ignore[arg-type]
 
 
 def test_folders_of_this_computer_stay_out_of_the_guest() -> None:
-    assert boot.pip_configuration("", ["file:///srv/simple"]) == ""
+    assert boot.pip_configuration(sources.PipIndexes("", ("file:///srv/simple",), ("/srv/wheels",))) == ""
     assert sources.hosts_of(["file:///srv/simple", "https://user:pw@i.example:8443/simple"]) == {"i.example"}
-    text = boot.pip_configuration("https://i.example/simple", ["file:///srv", "https://j.example/simple"])
-    assert sources.pip_index_urls({}, [text]) == ("https://i.example/simple", ["https://j.example/simple"])
+    here = sources.PipIndexes(
+        "https://i.example/s", ("file:///srv", "https://j.example/s"), ("/w", "https://k.example/")
+    )
+    there = sources.PipIndexes("https://i.example/s", ("https://j.example/s",), ("https://k.example/",))
+    assert sources.pip_indexes({}, [boot.pip_configuration(here)]) == there
 
 
 def test_pip_knows_its_own_default_hosts() -> None:
@@ -199,6 +203,9 @@ def test_the_computers_own_proxy(
     assert proxy.upstream(environment, scheme, host) == expected
 
 
+BODY = b"package" * 1000
+
+
 class Archive(BaseHTTPRequestHandler):
     """An archive on loopback that counts what it is asked for."""
 
@@ -207,7 +214,7 @@ class Archive(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        body = b"package" * 1000
+        body = b"!<arch>\n" + BODY[8:] if "pool" in self.path else BODY
         self.send_response(404 if "missing" in self.path else 200)
         self.send_header("Content-Length", str(len(body) + 10 if "cut" in self.path else len(body)))
         self.end_headers()
@@ -281,9 +288,11 @@ def test_proxy_keeps_whole_packages_only(archive: int, packages: tuple[int, list
 
     assert [fetch("/pool/a_1.deb"), fetch("/pool/a_1.deb")] == [7000, 7000]
     assert [fetch("/pool/cut.deb"), fetch("/pool/cut.deb")] == [-1, -1]
+    assert [fetch("/login-page.deb"), fetch("/login-page.deb")] == [7000, 7000]
     assert [fetch("/pool/missing.deb"), fetch("/dists/InRelease"), fetch("/dists/InRelease")] == [7000] * 3
     assert Archive.asked.count("/pool/a_1.deb") == 1
     assert Archive.asked.count("/pool/cut.deb") == 2
+    assert Archive.asked.count("/login-page.deb") == 2
     assert Archive.asked.count("/dists/InRelease") == 2
 
 
@@ -291,7 +300,7 @@ def test_proxy_tunnels(archive: int, packages: tuple[int, list[str]]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", packages[0], timeout=5)
     connection.set_tunnel("127.0.0.1", archive)
     connection.request("GET", "/through")
-    assert connection.getresponse().read() == b"package" * 1000
+    assert connection.getresponse().read() == BODY
 
 
 def test_proxy_goes_through_the_computers_own_proxy(
@@ -305,11 +314,11 @@ def test_proxy_goes_through_the_computers_own_proxy(
         port = listener.getsockname()[1]
         plain = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         plain.request("GET", f"http://127.0.0.1:{archive}/plain")
-        assert plain.getresponse().read() == b"package" * 1000
+        assert plain.getresponse().read() == BODY
         tunnel = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         tunnel.set_tunnel("127.0.0.1", archive)
         tunnel.request("GET", "/tunnel")
-        assert tunnel.getresponse().read() == b"package" * 1000
+        assert tunnel.getresponse().read() == BODY
         unlisted = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         unlisted.request("CONNECT", f"localhost:{archive}")
         assert unlisted.getresponse().status == 502
