@@ -197,9 +197,11 @@ def purge(say: Say) -> None:
     if os.geteuid() != 0:
         _as_root(["purge"], say)
         return
-    for path in folder().glob("base[-.]*"):
-        path.unlink()
-    shutil.rmtree(folder() / "packages", ignore_errors=True)
+    for path in [*folder().glob("base[-.]*"), folder() / "packages"]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     say("The base image and the package cache are removed.")
 
 
