@@ -69,7 +69,7 @@ class Conversation(asyncio.Protocol):
             raise ConversationError(f"no answer within {patience:g} s") from error
         except h11.ProtocolError as error:
             self.close()
-            raise ConversationError("not an HTTP answer") from error
+            raise ConversationError("connection ended" if self.lost.is_set() else "not an HTTP answer") from error
 
     def close(self) -> None:
         """End the connection."""
