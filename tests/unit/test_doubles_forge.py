@@ -382,12 +382,11 @@ def test_the_page_generates_through_its_queue(both: Forge) -> None:
 def test_it_answers_while_it_generates_and_can_be_interrupted(both: Forge) -> None:
     working = Thread(target=both.post, args=("txt2img", {**SMALL, "steps": 3000}))
     working.start()
-    state: dict[str, Any] = {}
-    while not state.get("sampling_step"):
+    progress: dict[str, Any] = {"progress": 0}
+    while not progress["progress"] or not progress["state"]["sampling_step"]:
         progress = HTTP.get(f"{both.url}/sdapi/v1/progress", auth=RIGHT).json()
-        state = progress["state"]
     assert HTTP.get(f"{both.url}/internal/ping").json() == {}
-    assert working.is_alive() and 0 < progress["progress"] < 1 and state["sampling_steps"] == 3000
+    assert working.is_alive() and 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 3000
     assert both.post("interrupt", {}).status_code == 200
     working.join(20)
     assert not working.is_alive()
