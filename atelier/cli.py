@@ -70,6 +70,7 @@ def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> Non
                 return 1
             from stages import provision
 
+            lifecycle.keep_credentials(target, deployment)
             verdict, changed = "failed", tuple[str, ...]()
             try:
                 outcome = provision.apply(ssh, deployment, narrator)
@@ -80,9 +81,9 @@ def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> Non
             f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
             f"{outcome.commands} SSH commands, {time.monotonic() - started:.0f} s."
         )
-        status = operate.quick_verify(target, narrator)
+        verified = operate.quick_verify(target, narrator) == 0
         operate.print_access(target, deployment.settings, narrator)
-        return status
+        return 0 if verified else 1
 
     _for_each(host, limit, action)
 

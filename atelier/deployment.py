@@ -36,6 +36,7 @@ class Deployment:
     builds: tuple[ImageBuild, ...]
     weights: tuple[Weight, ...]
     sources: str
+    certificate: render.Certificate | None = None
 
     def image_tags(self) -> dict[str, str]:
         """Tag by image name."""
@@ -44,7 +45,12 @@ class Deployment:
     def projects(self) -> tuple[render.Project, ...]:
         """The compose projects, the gateway last."""
         return render.projects(
-            self.settings, self.credentials, self.image_tags(), self.facts.controllers, self.gpu_devices()
+            self.settings,
+            self.credentials,
+            self.image_tags(),
+            self.facts.controllers,
+            self.gpu_devices(),
+            self.certificate,
         )
 
     def gpu_devices(self) -> dict[str, str]:
@@ -87,7 +93,9 @@ class Deployment:
     def secrets(self) -> tuple[Entry, ...]:
         """Every container's secret files."""
         return tuple(
-            entry for entries in render.secret_files(self.settings, self.credentials).values() for entry in entries
+            entry
+            for entries in render.secret_files(self.settings, self.credentials, self.certificate).values()
+            for entry in entries
         )
 
 

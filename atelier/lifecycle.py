@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from atelier import credentials as store
-from atelier import hostfacts, images, paths, preflight, sources
+from atelier import hostfacts, images, paths, preflight, render, sources
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.deployment import Deployment, uses_docker_ce
 from atelier.errors import AtelierError
 from atelier.hostfacts import HostFacts
 from atelier.models import weights_for
+from atelier.settings import TlsSettings
 from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared
@@ -28,8 +30,8 @@ from sandbox import shared
 LOCK = "/run/lock/atelier.lock"
 
 
-def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[str, str]) -> tuple[Credentials, bool]:
-    """The credentials of a deploy, and whether they are fresh.
+def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[str, str]) -> Credentials:
+    """The credentials of a deploy: those stored on this computer, else fresh ones, which only a deploy stores.
 
     Raises AtelierError rather than rotate anything silently: when the host carries credentials that this computer does
     not know, or when the environment asks for others than are stored.
@@ -45,14 +47,21 @@ def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[st
             f"{target.name} was deployed before (instance {facts.instance}) and this computer {known}", remedy
         )
     if stored is None:
-        return store.generate(environment), True
+        return store.generate(environment)
     names = store.differing(stored, environment)
     if names:
         raise AtelierError(
             f"{', '.join(names)} in the environment differ from the stored credentials of {target.name}",
             "unset them; they choose credentials at the first deploy only",
         )
-    return stored, False
+    return stored
+
+
+def keep_credentials(target: Target, deployment: Deployment) -> None:
+    """Store the credentials of a deploy on this computer, before the host gets them."""
+    directory = paths.secrets_dir(target.name)
+    if store.load(directory) != deployment.credentials:
+        store.save(directory, deployment.credentials)
 
 
 def gather(ssh: Ssh, target: Target) -> HostFacts:
@@ -60,10 +69,12 @@ def gather(ssh: Ssh, target: Target) -> HostFacts:
     return hostfacts.parse(ssh.run(hostfacts.script(target.settings), timeout=120, check=True).stdout)
 
 
-def prepare(target: Target, ssh: Ssh, source_mode: Literal["auto", "upstream", "double"], narrator: Narrator) -> Deployment:
+def prepare(
+    target: Target, ssh: Ssh, source_mode: Literal["auto", "upstream", "double"], narrator: Narrator
+) -> Deployment:
     """Everything decided: sources fetched into the local cache, images planned, credentials chosen. The host is not changed."""
     facts = gather(ssh, target)
-    credentials, fresh = choose_credentials(target, facts, os.environ)
+    credentials = choose_credentials(target, facts, os.environ)
     narrator.begin("Sources", "Fetch sources at their pinned commits into the local cache")
     chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
     builds = images.plan(target.settings, chosen)
@@ -76,12 +87,30 @@ def prepare(target: Target, ssh: Ssh, source_mode: Literal["auto", "upstream", "
             "mirrors": [shared.mirror(chosen.mode)],
         }
         settings = settings.model_copy(update={"models": settings.models.model_copy(update=synthetic)})
-    deployment = Deployment(
-        settings, facts, credentials, builds, weights_for(settings.models, paths.PROJECT), chosen.mode
+    return Deployment(
+        settings,
+        facts,
+        credentials,
+        builds,
+        weights_for(settings.models, paths.PROJECT),
+        chosen.mode,
+        read_certificate(settings.tls),
     )
-    if fresh:
-        store.save(paths.secrets_dir(target.name), credentials)
-    return deployment
+
+
+def read_certificate(tls: TlsSettings) -> render.Certificate | None:
+    """The operator's certificate and key. Raises AtelierError when they cannot be read or do not belong together."""
+    if tls.mode == "off":
+        return None
+    chain, key = (paths.PROJECT / str(name) for name in (tls.certificate, tls.key))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=lambda: b"")
+        return render.Certificate(chain.read_text(encoding="ascii"), key.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise AtelierError(
+            f"tls: {chain} and {key} are not a certificate and its key: {error}",
+            "name a PEM chain and its private key without a passphrase",
+        ) from None
 
 
 def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[preflight.Finding]:

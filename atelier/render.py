@@ -86,12 +86,24 @@ def networks(settings: Settings) -> tuple[Network, ...]:
     return (*internal, Network(network_name(settings.gateway_container), False))
 
 
-def secret_files(settings: Settings, credentials: Credentials) -> dict[str, tuple[Entry, ...]]:
+@dataclass(frozen=True)
+class Certificate:
+    """The gateway's certificate chain and private key, PEM."""
+
+    chain: str
+    key: str
+
+
+def secret_files(
+    settings: Settings, credentials: Credentials, certificate: Certificate | None = None
+) -> dict[str, tuple[Entry, ...]]:
     """For each container, its directory of secrets and the files in it, readable by the service user alone."""
     owner = settings.service_user
     contents: dict[str, dict[str, str]] = {
         settings.gateway_container: {"credentials.json": json.dumps(_hashes(settings, credentials))}
     }
+    if certificate:
+        contents[settings.gateway_container] |= {"tls.crt": certificate.chain, "tls.key": certificate.key}
     for name, service in settings.enabled().items():
         contents[service.container] = _service_secrets(name, credentials)
     return {
@@ -131,12 +143,13 @@ def projects(
     images: Mapping[str, str],
     controllers: frozenset[str],
     gpus: Mapping[str, str],
+    certificate: Certificate | None = None,
 ) -> tuple[Project, ...]:
     """The compose projects in the order in which they start; the gateway is the last.
 
     images: tag by service name and `gateway`. controllers: cgroup v2 controllers of the host. gpus: CDI device by service.
     """
-    secrets = secret_files(settings, credentials)
+    secrets = secret_files(settings, credentials, certificate)
     applications = tuple(
         _application(settings, name, service, images[name], controllers, gpus.get(name), secrets[service.container])
         for name, service in settings.enabled().items()

@@ -92,12 +92,9 @@ class ServicesSettings(_Model):
 class TlsSettings(_Model):
     """Transport security of the gateway."""
 
-    mode: Literal["off", "internal", "files"] = Field(
-        "off",
-        description="`off`; `internal`: a CA of the gateway's own; `files`: your certificate and key on the host.",
-    )
-    certificate: HostPath | None = Field(None, description="Path on the host of the certificate chain (mode `files`).")
-    key: HostPath | None = Field(None, description="Path on the host of the private key (mode `files`).")
+    mode: Literal["off", "files"] = Field("off", description="`off`, or `files`: your own certificate and key.")
+    certificate: str | None = Field(None, description="The certificate chain (PEM), a file on this computer (mode `files`).")
+    key: str | None = Field(None, description="Its private key (PEM), a file on this computer (mode `files`).")
 
 
 class ModelsSettings(_Model):

@@ -383,14 +383,15 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
 
 
 def test_a_fresh_host_gets_fresh_credentials(target: Target) -> None:
-    _, fresh = lifecycle.choose_credentials(target, FACTS, {})
-    assert fresh
+    first, second = (lifecycle.choose_credentials(target, FACTS, {}) for _ in range(2))
+    assert first.instance != second.instance
+    assert store.load(paths.secrets_dir("gpu1")) is None, "only a deploy stores them"
 
 
 def test_known_credentials_are_reused(target: Target) -> None:
     store.save(paths.secrets_dir("gpu1"), CREDENTIALS)
-    assert lifecycle.choose_credentials(target, replace(FACTS, instance="i"), {}) == (CREDENTIALS, False)
-    assert lifecycle.choose_credentials(target, FACTS, {}) == (CREDENTIALS, False)
+    assert lifecycle.choose_credentials(target, replace(FACTS, instance="i"), {}) == CREDENTIALS
+    assert lifecycle.choose_credentials(target, FACTS, {}) == CREDENTIALS
 
 
 def test_a_host_with_unknown_credentials_is_never_rotated_silently(target: Target) -> None:
@@ -402,7 +403,7 @@ def test_a_host_with_unknown_credentials_is_never_rotated_silently(target: Targe
 
 
 def test_the_environment_chooses_at_the_first_deploy_only(target: Target) -> None:
-    chosen, _ = lifecycle.choose_credentials(
+    chosen = lifecycle.choose_credentials(
         target, FACTS, {"FORGE_USER": "teacher", "FORGE_PASSWORD": "correct horse"}
     )
     assert (chosen.forge.user, chosen.forge.password) == ("teacher", "correct horse")
