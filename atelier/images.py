@@ -19,6 +19,9 @@ from atelier.pip_settings import PipSettings
 from atelier.settings import Settings
 from atelier.sources import Placed, Sources
 
+SECRET_FILES = {"apt_conf": "apt.conf", "apt_sources": "sources.list"}
+"""What debian-archive.sh writes on the host, by the secret's name in the Dockerfiles."""
+
 
 @dataclass(frozen=True)
 class ImageBuild:
@@ -32,8 +35,8 @@ class ImageBuild:
     parent: str | None = None
     lock: Path | None = None
     parent_lock: Path | None = None
-    from_archive: bool = False
-    """Installs Debian packages, and so needs to know how the host reaches Debian's archive."""
+    apt: tuple[str, ...] = ()
+    """Installs Debian packages: what it must be told of how the host reaches Debian's archive."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,17 @@ def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
 
     user = (("USER", settings.service_user), ("UID", str(settings.service_uid)))
     registry = (("BASE", settings.images.base),) if settings.images.base else ()
-    base = _build("base", (*registry, *user), _files(root / "base"), from_archive=True)
+    # An image of a registry names its own archive; one made on the host names none.
+    apt = ("apt_conf",) if registry else ("apt_conf", "apt_sources")
+    base = _build("base", (*registry, *user), _files(root / "base"), apt=apt)
 
     torch_lock = locks / f"torch-{torch_variant}.txt"
     torch = _build(
-        "torch", (("BASE", base.tag), ("VARIANT", torch_variant)), _files(root / "torch"), parent=base.tag, lock=torch_lock
+        "torch",
+        (("BASE", base.tag), ("VARIANT", torch_variant)),
+        _files(root / "torch"),
+        parent=base.tag,
+        lock=torch_lock,
     )
     applications = []
     for name in settings.enabled():
@@ -74,7 +83,7 @@ def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
         )
     gateway_lock = root / "gateway" / "requirements.txt"
     gateway = _build(
-        "gateway", (("BASE", base.tag),), _files(root / "gateway"), parent=base.tag, lock=gateway_lock, from_archive=True
+        "gateway", (("BASE", base.tag),), _files(root / "gateway"), parent=base.tag, lock=gateway_lock, apt=apt
     )
     return (base, torch, *applications, gateway)
 
@@ -113,7 +122,6 @@ def write_context(build: ImageBuild, directory: Path, pip: PipSettings, proxy: s
     secrets.mkdir(parents=True, mode=0o700)
     for name in ("wheels", "sources"):
         (context / name).mkdir(parents=True)
-        (context / name / ".keep").touch()
     for name, path in build.files:
         (context / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, context / name)
@@ -125,8 +133,10 @@ def write_context(build: ImageBuild, directory: Path, pip: PipSettings, proxy: s
         lock = build.lock.read_text(encoding="utf-8")
         (context / "requirements.txt").write_text(lock, encoding="utf-8")
         already = build.parent_lock.read_text(encoding="utf-8") if build.parent_lock else ""
-        for wheel in pip_settings.local_files(pip, lock, already):
+        wheels = pip_settings.local_files(pip, lock, already)
+        for wheel in wheels:
             shutil.copyfile(wheel, context / "wheels" / wheel.name)
+        (context / "wheels" / "requirements.txt").write_text(pip_settings.part(lock, wheels), encoding="utf-8")
         _write_secret(secrets / "pip_conf", pip.pip_conf(proxy).encode())
     if ca_bundle := pip.ca_bundle():
         _write_secret(secrets / "ca", ca_bundle)
@@ -136,17 +146,16 @@ def build_script(build: ImageBuild, directory: str, pip: PipSettings) -> str:
     """Shell that builds the image on the host from what `write_context` laid out, uploaded to `directory`."""
     context, secrets = f"{directory}/context", f"{directory}/secrets"
     arguments = dict(build.arguments)
-    if build.name == "base" and "BASE" not in arguments:
+    if "BASE" not in arguments:
         return shlex.join(["sh", f"{context}/make-base.sh", build.tag, arguments["USER"], arguments["UID"]])
-    ids = {"pip_conf": "pip_conf"} if build.lock else {}
-    ids |= {"ca": "ca"} if pip.ca_bundle() else {}
+    ids = [*(["pip_conf"] if build.lock else []), *(["ca"] if pip.ca_bundle() else []), *build.apt]
     prelude = ""
-    if build.from_archive and build.parent:
-        prelude = shlex.join(["sh", f"{context}/debian-archive.sh", secrets]) + " && "
-        ids |= {"apt_sources": "sources.list", "apt_conf": "apt.conf"}
+    if build.apt:
+        only = [] if "apt_sources" in build.apt else ["settings"]
+        prelude = shlex.join(["sh", f"{context}/debian-archive.sh", secrets, *only]) + " && "
     command = ["docker", "build", "--progress=plain", "--network=host", f"--tag={build.tag}"]
     command += [f"--build-arg={name}={value}" for name, value in build.arguments]
-    command += [f"--secret=id={name},src={secrets}/{file}" for name, file in ids.items()]
+    command += [f"--secret=id={name},src={secrets}/{SECRET_FILES.get(name, name)}" for name in ids]
     return f"{prelude}DOCKER_BUILDKIT=1 {shlex.join([*command, context])}"
 
 
@@ -158,7 +167,9 @@ def archive_name(tag: str) -> str:
 def save_script(tag: str, directory: str) -> str:
     """Shell that keeps a built image as an archive in a directory on the host; it appears there whole or not at all."""
     archive = shlex.quote(f"{directory}/{archive_name(tag)}")
-    return f"mkdir -p {shlex.quote(directory)} && docker save --output {archive}.part {tag} && mv {archive}.part {archive}"
+    return (
+        f"mkdir -p {shlex.quote(directory)} && docker save --output {archive}.part {tag} && mv {archive}.part {archive}"
+    )
 
 
 def load_script(tag: str, directory: str) -> str:
@@ -185,9 +196,9 @@ def _build(
     parent: str | None = None,
     lock: Path | None = None,
     parent_lock: Path | None = None,
-    from_archive: bool = False,
+    apt: tuple[str, ...] = (),
 ) -> ImageBuild:
-    if from_archive and parent:
+    if apt and parent:
         files = (*files, ("debian-archive.sh", paths.PROJECT / "images" / "base" / "debian-archive.sh"))
     inputs = [
         name,
@@ -197,7 +208,7 @@ def _build(
         hashlib.sha256(lock.read_bytes()).hexdigest() if lock else "",
     ]
     tag = f"atelier/{name}:{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]}"
-    return ImageBuild(name, tag, arguments, files, sources, parent, lock, parent_lock, from_archive)
+    return ImageBuild(name, tag, arguments, files, sources, parent, lock, parent_lock, apt)
 
 
 def _write_secret(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -83,11 +83,20 @@ def parse(files: Iterable[str], environment: Mapping[str, str]) -> PipSettings:
         parser = configparser.RawConfigParser()
         parser.read_string(text)
         for section in SECTIONS:
-            values |= {name.replace("_", "-"): value for name, value in (parser.items(section) if parser.has_section(section) else ())}
+            values |= {
+                name.replace("_", "-"): value
+                for name, value in (parser.items(section) if parser.has_section(section) else ())
+            }
     for name, value in environment.items():
         if name.startswith("PIP_") and value:
             values[name.removeprefix("PIP_").lower().replace("_", "-")] = value
     return PipSettings(values)
+
+
+def part(lock: str, files: Iterable[Path]) -> str:
+    """The part of a hash-locked requirements file that these files are for."""
+    chosen = {_distribution(path.name) for path in files}
+    return "".join(f"{text}\n" for key, text in _entries(lock) if key in chosen)
 
 
 def local_files(settings: PipSettings, lock: str, already: str = "") -> list[Path]:
@@ -114,10 +123,7 @@ def local_files(settings: PipSettings, lock: str, already: str = "") -> list[Pat
 
 def locked(lock: str) -> dict[tuple[str, str], frozenset[str]]:
     """The sha256 values of a hash-locked requirements file by (normalised name, version)."""
-    result: dict[tuple[str, str], frozenset[str]] = {}
-    for name, version, hashes in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)((?:\s*\\\n\s+--hash=\S+)*)", lock, re.MULTILINE):
-        result[_normalised(name), version] = frozenset(re.findall(r"sha256:([0-9a-f]{64})", hashes))
-    return result
+    return {key: frozenset(re.findall(r"sha256:([0-9a-f]{64})", text)) for key, text in _entries(lock)}
 
 
 def default_index() -> list[str]:
@@ -154,6 +160,11 @@ def _local_path(address: str) -> Path | None:
 
 def _folded(value: str) -> str:
     return value.replace(" ", "\n    ")
+
+
+def _entries(lock: str) -> Iterator[tuple[tuple[str, str], str]]:
+    for found in re.finditer(r"^([A-Za-z0-9._-]+)==(\S+)(?:\s*\\\n\s+--hash=\S+)*", lock, re.MULTILINE):
+        yield (_normalised(found[1]), found[2]), found[0]
 
 
 def _normalised(name: str) -> str:

@@ -204,7 +204,9 @@ def _fetched(place: Placed) -> Path:
     repository.mkdir(parents=True, exist_ok=True)
     try:
         _git(["init", "--quiet", "--bare"], repository)
-        if subprocess.run(_command(["cat-file", "-e", f"{place.commit}^{{tree}}"], repository), capture_output=True).returncode:
+        if subprocess.run(
+            _command(["cat-file", "-e", f"{place.commit}^{{tree}}"], repository), capture_output=True
+        ).returncode:
             # A server that stalls is given up after a minute.
             patience = ["-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60"]
             _git([*patience, "fetch", "--quiet", "--depth=1", "--no-tags", place.url, place.commit], repository)
@@ -226,7 +228,9 @@ def _all_answer(places: Sequence[Placed]) -> bool:
             return True
         try:
             command = ["git", "ls-remote", "--quiet", place.url, "HEAD"]
-            return subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, env=_environment()).returncode == 0
+            return (
+                subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, env=_environment()).returncode == 0
+            )
         except subprocess.TimeoutExpired:
             return False
 

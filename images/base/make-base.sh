@@ -1,10 +1,10 @@
 #!/bin/sh
-# Make the base image, Debian 12 with Python 3.11, on this host: make-base.sh TAG USER UID [MIRROR]
+# Make the base image, Debian 12 with Python 3.11, on this host: make-base.sh TAG USER UID
 #
 # From Debian's signed archive with mmdebstrap, so that no image registry is needed. What of the host's configuration was
 # used (sources, proxies) is left out of the image.
 set -eu
-tag=$1 user=$2 uid=$3 mirror=${4:-}
+tag=$1 user=$2 uid=$3
 here=$(cd "$(dirname "$0")" && pwd)
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 for tool in mmdebstrap docker; do
@@ -13,7 +13,7 @@ done
 [ -e "$keyring" ] || { echo "atelier: $keyring is missing; install debian-archive-keyring" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-sh "$here/debian-archive.sh" "$work" "$mirror"
+sh "$here/debian-archive.sh" "$work"
 
 # Into a file and not through a pipe: an import must not succeed with half an archive.
 mmdebstrap --quiet --variant=minbase --mode=root --format=tar --keyring="$keyring" \
