@@ -217,24 +217,19 @@ def test_weakness_where_credentials_leak(login_only: Forge, both: Forge) -> None
 # ---------------------------------------------------------------------------------------------------- bad credentials
 
 
-def test_weakness_the_environment_leaks_too(tmp_path: Path) -> None:
-    local.lay_out_forge(tmp_path)
-    variable = {"COMMANDLINE_ARGS": f"--gradio-auth {USER}:{PASSWORD}"}
-    with local.stopping(lambda: started(tmp_path, env=variable), SECONDS_TO_START) as running:
-        running.wait_for(LAST_ROUTES_ADDED, SECONDS_TO_START)
-        assert PASSWORD in running.log()
-        assert PASSWORD in HTTP.get(f"{running.url}/internal/sysinfo").text
-        assert running.stop(signal.SIGINT) == 0
-
-
-def test_weakness_an_empty_credential_is_no_login(tmp_path: Path) -> None:
+def test_weakness_empty_credentials_are_no_login_and_the_environment_leaks(tmp_path: Path) -> None:
     local.lay_out_forge(tmp_path)
     (tmp_path / "auth").write_text("\n")
     arguments = ["--gradio-auth=", f"--gradio-auth-path={tmp_path / 'auth'}"]
-    with local.stopping(lambda: started(tmp_path, *arguments), SECONDS_TO_START) as running:
+    variable = {"COMMANDLINE_ARGS": f"--api-auth={USER}:{PASSWORD}"}
+    with local.stopping(lambda: started(tmp_path, *arguments, env=variable), SECONDS_TO_START) as running:
         running.wait_for(LAST_ROUTES_ADDED, SECONDS_TO_START)
         assert HTTP.get(f"{running.url}/config").status_code == 200
         assert '"auth_required"' not in HTTP.get(f"{running.url}/").text
+        assert HTTP.get(f"{running.url}/sdapi/v1/options").status_code == 401
+        assert PASSWORD in running.log()
+        assert PASSWORD in HTTP.get(f"{running.url}/internal/sysinfo").text
+        assert running.stop(signal.SIGINT) == 0
 
 
 def test_weakness_a_comma_in_the_password_and_no_port_opens(tmp_path: Path) -> None:
