@@ -12,7 +12,7 @@ from typing import Literal
 from atelier.errors import AtelierError
 from atelier.settings import Settings
 
-GROUPS = ("host", "containers", "access", "secrets", "storage", "generation", "survival")
+GROUPS = ("containers", "host", "access", "secrets", "storage", "generation", "survival")
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,14 @@ def _rejection(answer: Mapping[str, Any]) -> ComfyUIError:
     return ComfyUIError("ComfyUI refused the workflow: " + "; ".join([": ".join(parts), *nodes] if parts else nodes))
 
 
+def _parsed(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        where = f"{response.request.method} {response.request.url.path}"
+        raise ComfyUIError(f"ComfyUI answered {where} with something else than JSON: {response.text[:80]!r}") from None
+
+
 class ComfyUI:
     """ComfyUI at `base_url` with a bearer token. Use as a context manager, or call `close`.
 
@@ -237,7 +245,7 @@ class ComfyUI:
         response = self._request(method, path, **arguments)
         if response.status_code != 200:
             raise ComfyUIError(f"ComfyUI answered {method} {path} with {response.status_code}: {response.text[:300]}")
-        return response.json()
+        return _parsed(response)
 
     def submit(self, workflow: Workflow, *, client_id: str | None = None, prompt_id: str | None = None) -> str:
         """Queue a workflow and return its prompt id.
@@ -250,7 +258,7 @@ class ComfyUI:
         response = self._request("POST", "/prompt", json=body)
         if response.status_code not in (200, 400):
             raise ComfyUIError(f"ComfyUI answered POST /prompt with {response.status_code}: {response.text[:300]}")
-        answer = response.json()
+        answer = _parsed(response)
         if response.status_code == 400 or answer.get("node_errors"):
             if answer.get("prompt_id"):
                 self.cancel(answer["prompt_id"])

@@ -100,7 +100,11 @@ class Forge:
             raise ForgeError("Forge refused the user name or password", "see `make credentials`")
         if response.status_code != 200:
             raise ForgeError(f"Forge answered {method} {path} with {response.status_code}: {_detail(response)}")
-        return response.json()
+        try:
+            return response.json()
+        except ValueError:
+            text = f"{response.text[:80]!r}"
+            raise ForgeError(f"Forge answered {method} {path} with something else than JSON: {text}", LOGS) from None
 
     def samplers(self) -> list[str]:
         """Names of the samplers."""

@@ -124,6 +124,7 @@ def answer(**changes) -> tuple[int, object]:
         ((422, {"detail": "wrong type"}), "422: wrong type"),
         ((503, b""), "does not serve Forge"),
         ((404, b"plain"), "404: plain"),
+        ((200, b"<html>"), "something else than JSON: '<html>'"),
     ],
 )
 def test_a_200_proves_nothing(fake, reply, words):

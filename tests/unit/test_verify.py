@@ -13,11 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from atelier import checks, paths, verify
+from atelier import checks, credentials, paths, verify
 from atelier.checks import CATALOGUE, Check, existing, required, select
 from atelier.errors import AtelierError
+from atelier.generate import generate
 from atelier.report import judge
 from atelier.settings import Settings
+from atelier.ssh import Completed, Destination
+from atelier.target import Target
 from atelier.verify import Run
 
 SECRET = "$2b$12$a-secret-of-the-test"
@@ -256,3 +259,40 @@ def test_the_catalogue_is_complete():
     for check in CATALOGUE:
         assert check.title and check.requirement and check.hint and check.group in checks.GROUPS, check.id
         assert "{" not in check.id + check.title + check.hint, check.id
+
+
+def target(tmp_path, monkeypatch, **answers) -> Target:
+    """A target whose host answers with what is given; this computer's folders lie in tmp_path."""
+    for name in ("secrets_dir", "reports_dir", "outputs_dir"):
+        monkeypatch.setattr(paths, name, lambda host, name=name: tmp_path / name / host)
+    ssh = SimpleNamespace(
+        connect=lambda: None, destination=SimpleNamespace(host="gpu1"), run=lambda *_, **__: Completed(**answers)
+    )
+    monkeypatch.setattr(Target, "ssh", lambda self: ssh)
+    return Target("gpu1", "host", Destination("gpu1"), Settings())
+
+
+def test_nothing_to_verify_is_an_error_and_no_report(tmp_path, monkeypatch):
+    host = target(tmp_path, monkeypatch, status=1, stdout="", stderr="no such file")
+    with pytest.raises(AtelierError, match="no check or group 'hots'"):
+        verify.verify(host, groups=["hots"], say=lambda *_: None)
+    with pytest.raises(AtelierError, match="no credentials of gpu1 on this computer"):
+        verify.verify(host, say=lambda *_: None)
+    credentials.save(tmp_path / "secrets_dir" / "gpu1", credentials.generate({}))
+    with pytest.raises(AtelierError, match="nothing is deployed here"):
+        verify.verify(host, say=lambda *_: None)
+    assert not (tmp_path / "reports_dir").exists()
+
+
+def test_generate_refuses_before_it_connects(tmp_path, monkeypatch):
+    host = target(tmp_path, monkeypatch, status=1, stdout="", stderr="")
+    text = tmp_path / "note.txt"
+    text.write_text("no picture")
+    for arguments, words in (
+        (("x", None, "gateway"), "SERVICE=gateway is not on this host"),
+        (("x", tmp_path / "none.png", "forge"), "none.png: No such file"),
+        (("x", text, "comfyui"), "note.txt: not a whole image"),
+        (("x", None, "comfyui"), "no credentials of gpu1"),
+    ):
+        with pytest.raises(AtelierError, match=words):
+            generate(host, *arguments, print)

@@ -16,6 +16,7 @@ from testinfra.host import Host
 
 from atelier import credentials, imagecheck
 from atelier.comfyui import ComfyUI
+from atelier.errors import AtelierError
 from atelier.forge import Forge
 from atelier.settings import Settings
 from atelier.ssh import Destination, Ssh
@@ -38,6 +39,19 @@ class SharedConnection(BaseBackend):
         command = self.quote(command, *args)
         answer = self._ssh.run(command, timeout=COMMAND_SECONDS)
         return self.result(answer.status, self.encode(command), answer.stdout.encode(), answer.stderr.encode())
+
+
+class Anonymous(httpx.Client):
+    """A client whose errors are for people."""
+
+    def request(self, method: str, url: Any, **arguments: Any) -> httpx.Response:
+        """As httpx does. Raises AtelierError where no answer comes."""
+        try:
+            return super().request(method, url, **arguments)
+        except httpx.TransportError as error:
+            raise AtelierError(
+                f"{method} {url}: no answer: {error}", "see `make status`: the gateway, or its port, is down"
+            ) from None
 
 
 @dataclasses.dataclass
@@ -89,12 +103,15 @@ class Stack:
         return {name: container for name, container in self.containers.items() if name != "gateway"}
 
     def inspect(self) -> dict[str, dict[str, Any]]:
-        """`docker inspect` by service, of the containers that exist, as they are now."""
+        """`docker inspect` by service, as it is now. Raises AtelierError naming a container that does not exist."""
         answer = self.ssh.run(
             f"docker inspect --type container {' '.join(self.containers.values())}", timeout=COMMAND_SECONDS
         )
         found = {item["Name"].lstrip("/"): item for item in json.loads(answer.stdout or "[]")}
-        return {name: found[container] for name, container in self.containers.items() if container in found}
+        missing = [container for container in self.containers.values() if container not in found]
+        if missing:
+            raise AtelierError(f"no container {', '.join(missing)}", "run `make deploy`")
+        return {name: found[container] for name, container in self.containers.items()}
 
     @cached_property
     def comfyui(self) -> ComfyUI:
@@ -112,7 +129,7 @@ class Stack:
 
     def http(self, service: str) -> httpx.Client:
         """A client of a service that knows no credential. Proxies of the environment are not for this computer's ports."""
-        client = httpx.Client(base_url=self.urls[service], timeout=30, trust_env=False)
+        client = Anonymous(base_url=self.urls[service], timeout=30, trust_env=False)
         self._open.append(client)
         return client
 

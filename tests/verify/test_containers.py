@@ -16,17 +16,9 @@ PROBE = (
 """Prints each TCP address that answers, and DNS where names resolve."""
 
 
-def inspected(stack, check):
-    """`docker inspect` of every container; one that is missing ends the check."""
-    found = stack.inspect()
-    missing = [name for service, name in stack.containers.items() if service not in found]
-    check.none(f"{len(stack.containers)} containers exist", [f"no container {name}" for name in missing])
-    return found
-
-
 @pytest.mark.check("containers.running")
 def test_containers_run_and_are_healthy(stack, check):
-    for container in inspected(stack, check).values():
+    for container in stack.inspect().values():
         state, name = container["State"], container["Name"].lstrip("/")
         health = state.get("Health", {}).get("Status", "no health check")
         last = (state.get("Health", {}).get("Log") or [{}])[-1].get("Output", "").strip()
@@ -44,7 +36,7 @@ def test_containers_run_and_are_healthy(stack, check):
 @pytest.mark.check("containers.images")
 def test_containers_run_the_deployed_images(stack, check):
     wrong = []
-    for service, container in inspected(stack, check).items():
+    for service, container in stack.inspect().items():
         deployed = stack.deployed["images"][service]
         if not deployed["id"] or container["Image"] != deployed["id"]:
             wrong.append(
@@ -59,7 +51,7 @@ def test_containers_run_the_deployed_images(stack, check):
 @pytest.mark.check("containers.hardened")
 def test_containers_are_unprivileged(stack, check):
     uid, wrong = stack.settings.service_uid, []
-    for service, container in inspected(stack, check).items():
+    for service, container in stack.inspect().items():
         host = container["HostConfig"]
         status = stack.output(f"cat /proc/{container['State']['Pid']}/status")
         process = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -124,7 +116,7 @@ def test_networks_are_internal_and_private(stack, check):
             closed,
         )
         check(f"{name} joins {container} and {gateway}", members, members == sorted([container, gateway]))
-    for service, inspect in inspected(stack, check).items():
+    for service, inspect in stack.inspect().items():
         attached = sorted(inspect["NetworkSettings"]["Networks"])
         wanted = (
             [names[stack.containers[service]]]
@@ -136,7 +128,7 @@ def test_networks_are_internal_and_private(stack, check):
 
 @pytest.mark.check("containers.egress")
 def test_applications_cannot_get_out(stack, check):
-    found = inspected(stack, check)
+    found = stack.inspect()
     addresses = {
         (service, network): entry["IPAddress"]
         for service, container in found.items()
@@ -175,7 +167,7 @@ def test_applications_cannot_get_out(stack, check):
 
 @pytest.mark.check("containers.logs")
 def test_logs_tell_of_no_failed_import(stack, check):
-    for service, container in inspected(stack, check).items():
+    for service, container in stack.inspect().items():
         started, name = container["State"]["StartedAt"], container["Name"].lstrip("/")
         pattern = "IMPORT FAILED|missing: \\[|Cannot import|Successfully installed|ModuleNotFoundError"
         lines = stack.output(

@@ -110,7 +110,9 @@ def test_forge_text_to_image(stack, check, keep, note):
         )
         names = stack.output(f"find {stack.outputs('forge')} -type f -name '*{seed}*.png'").splitlines()
         elsewhere = "Forge saves its images somewhere else: compare its `outdir_*` settings with what is mounted"
-        check("one file with this seed in the declared directory", ", ".join(names) or "none", len(names) == 1, elsewhere)
+        check(
+            "one file with this seed in the declared directory", ", ".join(names) or "none", len(names) == 1, elsewhere
+        )
         file = stack.file(names[0])
         check(
             "newer than the request, by the host's clock",

@@ -27,7 +27,8 @@ def test_ports_listen_on_the_configured_address_only(stack, check):
     allowed = set(ANY) if bind in WILDCARDS else {bind, f"[{bind}]"}
     for port, addresses in listeners(stack.output("ss -Hltn"), ports).items():
         where = ", ".join(sorted(addresses)) or "nowhere"
-        check(f"port {port} on {bind} only", f"{port} on {where}", bool(addresses) and addresses <= allowed)
+        hint = "" if addresses else "nothing listens: see `make status`"
+        check(f"port {port} on {bind} only", f"{port} on {where}", bool(addresses) and addresses <= allowed, hint)
     strays = [line for line in stack.output("ss -Hltne").splitlines() if f"uid:{stack.settings.service_uid} " in line]
     check.none("no program of the service user listens on the host itself", strays)
 
@@ -54,7 +55,8 @@ def test_other_addresses_refuse(stack, check):
         return
     ports = [service.port for service in stack.settings.enabled().values()]
     answering = [f"{bind}:{port}" for port in ports if reach(stack, bind, port)]
-    check("the bound address answers", ", ".join(answering) or "nothing", len(answering) == len(ports))
+    seen = ", ".join(answering) or "nothing"
+    check(f"{bind} answers on {ports}", seen, len(answering) == len(ports), "a service is down: see `make status`")
     lines = stack.output("ip -o addr show scope global").splitlines()
     others = {line.split()[3].partition("/")[0] for line in lines} - {bind}
     open_doors = [f"{address}:{port}" for address in sorted(others) for port in ports if reach(stack, address, port)]

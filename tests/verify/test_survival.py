@@ -45,34 +45,37 @@ class Stranger(threading.Thread):
 def restart(stack: Stack, check, service: str) -> None:
     """Restart a container with strangers at every door, and wait until it is healthy and its doors are served again."""
     container, seconds = stack.containers[service], stack.settings.timeouts.start
-    strangers = {name: Stranger(stack, name) for name in stack.applications if service in (name, "gateway")}
+    served = {name: is_up(stack, name) for name in stack.applications if service in (name, "gateway")}
+    check("served before the restart", served, all(served.values()))
+    strangers = {name: Stranger(stack, name) for name in served}
     for stranger in strangers.values():
         stranger.start()
     started = time.monotonic()
-    stack.output(f"docker restart {container} >/dev/null")
-    while time.monotonic() - started < seconds:
-        state = stack.inspect()[service]["State"]
-        if (
-            state["Status"] == "running"
-            and state["Health"]["Status"] == "healthy"
-            and all(map(is_up(stack), strangers))
-        ):
-            break
-        time.sleep(0.3)
-    took = time.monotonic() - started
-    check(f"{container} healthy and served within {seconds} s", f"{took:.1f} s", took < seconds)
-    for name, stranger in strangers.items():
-        check.statuses(f"{name}: strangers never got in meanwhile", (*REFUSED, *DOWN), stranger.stop())
+    try:
+        stack.output(f"docker restart {container} >/dev/null")
+        while not (is_healthy(stack, service) and all(is_up(stack, name) for name in served)):
+            if time.monotonic() - started > seconds:
+                check(f"{container} healthy and served within {seconds} s", "time-out", False)
+            time.sleep(0.3)
+    finally:
+        answers = {name: stranger.stop() for name, stranger in strangers.items()}
+    check(f"{container} restarted", f"in {time.monotonic() - started:.1f} s", True)
+    for name, statuses in answers.items():
+        check.statuses(f"{name}: strangers never got in meanwhile", (*REFUSED, *DOWN), statuses)
 
 
-def is_up(stack: Stack):
-    def up(service: str) -> bool:
-        try:
-            return httpx.get(stack.urls[service] + "/healthz", timeout=5, trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
+def is_healthy(stack: Stack, service: str) -> bool:
+    """Whether a container runs and its health check says so."""
+    state = stack.inspect()[service]["State"]
+    return state["Status"] == "running" and state.get("Health", {}).get("Status") == "healthy"
 
-    return up
+
+def is_up(stack: Stack, service: str) -> bool:
+    """Whether the gateway serves an application."""
+    try:
+        return httpx.get(stack.urls[service] + "/healthz", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def owner_gets_in(stack: Stack, check, service: str) -> None:
