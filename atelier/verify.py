@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -195,20 +196,13 @@ class Run:
                 start_new_session=True,
             )
         os.close(writer)
-        with os.fdopen(reader, encoding="utf-8") as records:
-            try:
-                for line in records:
+        with self._interruptible(process), os.fdopen(reader, encoding="utf-8") as records:
+            for line in records:
+                if line.endswith("\n"):  # else pytest was killed in the middle of it
                     self._take(json.loads(line))
-                status = process.wait()
-            except KeyboardInterrupt:
-                self.interrupted = True
-                self.say("Interrupted: ending the checks ...", "yellow")
-                _stop(process)
-                for line in records:
-                    self._take(json.loads(line))
-                return
-            finally:
-                _stop(process)
+            status = process.wait()
+        if self.interrupted:
+            return
         failed = any(record.verdict == "failed" for record in self.records.values())
         if status not in (0, 1) or not self._finished or (status == 1 and not failed) or not self.records:
             self.crashed = True
@@ -216,6 +210,30 @@ class Run:
             self.say(f"pytest ended with {status} and {len(self.records)} results:", STYLES["failed"])
             for line in tail:
                 self.say(f"    {line}", "")
+
+    @contextmanager
+    def _interruptible(self, process: "subprocess.Popen[bytes]") -> Iterator[None]:
+        """Pass Ctrl-C on to pytest, which then undoes what the check at work began; a second one, or PATIENCE, kills it."""
+
+        def interrupt(*_: object) -> None:
+            if self.interrupted:
+                process.kill()
+                return
+            self.interrupted = True
+            self.say("Interrupted: ending the checks ...", "yellow")
+            process.send_signal(signal.SIGINT)
+            killer = threading.Timer(PATIENCE, process.kill)
+            killer.daemon = True
+            killer.start()
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if process.poll() is None:  # we are leaving because something failed here
+                process.kill()
+                process.wait()
 
     def _take(self, record: dict[str, Any]) -> None:
         record = redact(record, self.secrets)
@@ -269,15 +287,3 @@ class Run:
             observed=reason,
             hint="",
         )
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End pytest: first as Ctrl-C does, so that checks undo what they began."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(PATIENCE)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.kill()
-        process.wait()

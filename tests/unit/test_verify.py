@@ -54,7 +54,14 @@ def run(tmp_path, monkeypatch):
     return execute
 
 
-def test_what_a_check_recorded_is_reported(run, tmp_path):
+def test_what_a_check_recorded_is_reported(run, tmp_path, monkeypatch):
+    context, start, modes = tmp_path / "context.json", subprocess.Popen, []
+
+    def note_mode(*arguments, **more):
+        modes.append(context.stat().st_mode & 0o777)
+        return start(*arguments, **more)
+
+    monkeypatch.setattr(verify.subprocess, "Popen", note_mode)
     it = run(
         """
         @pytest.mark.check("a.good")

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ class Recorder:
 
 
 RECORDER = pytest.StashKey[Recorder]()
+CONTEXT = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,15 +55,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--context"):
+        config.stash[CONTEXT] = json.loads(Path(path).read_text(encoding="utf-8"))
+        Path(path).unlink()  # it may hold a password of sudo
     config.addinivalue_line("markers", "check(id): the check of atelier.checks that this test carries out")
 
 
 def _context(config: pytest.Config) -> dict[str, Any]:
-    path = config.getoption("--context")
-    if not path:
+    if CONTEXT not in config.stash:
         raise pytest.UsageError("these checks run through `make verify` only")
-    with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - a name from the command line
-        return dict(json.load(stream))
+    return config.stash[CONTEXT]
 
 
 def _check_id(item: pytest.Item) -> str:
@@ -73,7 +76,7 @@ def _check_id(item: pytest.Item) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Only the selected checks, in the catalogue's order: causes before their consequences."""
-    if not config.getoption("--context"):
+    if CONTEXT not in config.stash:
         return  # --collect-only, for the test that compares with the catalogue
     selected = _context(config)["selected"]
     items[:] = sorted(
@@ -115,7 +118,7 @@ def _send(config: pytest.Config, record: dict[str, Any]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Tell that pytest came to its end by itself."""
-    if session.config.getoption("--context"):
+    if CONTEXT in session.config.stash:
         _send(session.config, {"finished": int(exitstatus)})
 
 
