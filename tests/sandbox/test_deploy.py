@@ -45,8 +45,8 @@ def plan(project: Path = ROOT, expect: int = 0) -> str:
     return atelier("plan", "--host", NAME, "--sources", "double", project=project, expect=expect)
 
 
-def ssh(script: str, name: str = NAME) -> str:
-    result = sandbox_target(name, ROOT).ssh().run(script)
+def ssh(script: str, name: str = NAME, stdin: str = "") -> str:
+    result = sandbox_target(name, ROOT).ssh().run(script, stdin=stdin.encode())
     assert result.status == 0, result.stderr
     return result.stdout
 
@@ -268,9 +268,10 @@ def test_without_the_login_plugin_nothing_is_served_and_verify_is_red() -> None:
         time.sleep(1)
     else:
         pytest.fail("the container did not refuse to start: " + ssh("docker logs --tail 30 comfyui-qwen 2>&1"))
-    token = (paths.secrets_dir(NAME) / "qwen-api-user.token").read_text()
-    owner = f"curl -s -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer {token}' http://127.0.0.1:8188/prompt"
-    assert ssh(owner).strip() == "503"
+    # Through standard input: sudo writes every command line into the journal.
+    header = f"Authorization: Bearer {(paths.secrets_dir(NAME) / 'qwen-api-user.token').read_text()}"
+    owner = "curl -s -o /dev/null -w '%{http_code}' -H @- http://127.0.0.1:8188/prompt"
+    assert ssh(owner, stdin=header).strip() == "503"
     assert served <= {"401", "503"}
     assert ssh("docker inspect -f '{{.State.Health.Status}}' comfyui-qwen").strip() != "healthy"
     output = atelier("verify", "--host", NAME, "--quick", expect=1)
