@@ -123,6 +123,8 @@ def _running(name: str, say: Say) -> Machine | None:
             if time.monotonic() > deadline or get(name) is None:
                 return None
             time.sleep(0.1)
+    if not machine.ssh_config.exists():
+        _write_ssh_files(machine)  # An `up` that was killed right after the boot left without them.
     say(f"Sandbox {name} is already running at {machine.address}.")
     return machine
 
@@ -360,7 +362,9 @@ def _write_ssh_files(machine: Machine) -> None:
     ssh = machine.ssh_config.parent
     key = (ssh / "host_ed25519.pub").read_text().split()
     machine.known_hosts_file.write_text(f"{machine.address} {key[0]} {key[1]}\n")
-    machine.ssh_config.write_text(ssh_config(machine))
+    part = machine.ssh_config.with_suffix(".part")
+    part.write_text(ssh_config(machine))
+    part.rename(machine.ssh_config)
     _give_to_caller(ssh, *ssh.iterdir())
 
 

@@ -77,6 +77,11 @@ def test_it_is_a_booted_debian_13_with_an_unprivileged_user(guest: machine.Machi
     assert '"sandbox": true' in answer(guest, "cat /etc/atelier-sandbox.json")
 
 
+def test_an_up_that_was_killed_after_the_boot_is_finished_by_the_next(guest: machine.Machine) -> None:
+    guest.ssh_config.unlink()
+    assert answer(up(NAME), "echo in") == "in"
+
+
 def test_it_is_bare(guest: machine.Machine) -> None:
     assert ssh(guest, "command -v docker curl gpg pip3 iptables nft").stdout == ""
 
