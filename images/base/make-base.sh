@@ -22,7 +22,7 @@ mmdebstrap --quiet --variant=minbase --mode=root --format=tar --keyring="$keyrin
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook="chroot \"\$1\" groupadd --gid $uid $user" \
     --customize-hook="chroot \"\$1\" useradd --uid $uid --gid $uid --home-dir /tmp --shell /usr/sbin/nologin $user" \
-    --customize-hook='rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/apt.conf.d/99mmdebstrap' \
+    --customize-hook='rm -rf "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap' \
     --customize-hook='rm -f "$1"/etc/hostname "$1"/etc/resolv.conf "$1"/etc/machine-id' \
     bookworm "$work/rootfs.tar" "$work/sources.list"
 docker import --change 'ENV LANG=C.UTF-8' "$work/rootfs.tar" "$tag"
