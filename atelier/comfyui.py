@@ -7,6 +7,7 @@ beside a good one is a 200 with `node_errors`. A prompt id must be a UUID in low
 
 import copy
 import json
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -210,13 +211,16 @@ def _parsed(response: httpx.Response) -> Any:
 class ComfyUI:
     """ComfyUI at `base_url` with a bearer token. Use as a context manager, or call `close`.
 
-    timeout: seconds for one request. Every failure is a ComfyUIError.
+    timeout: seconds for one request. verify: as of httpx. Every failure is a ComfyUIError.
     """
 
-    def __init__(self, base_url: str, token: str, timeout: float = 30.0) -> None:
+    def __init__(self, base_url: str, token: str, timeout: float = 30.0, verify: ssl.SSLContext | bool = True) -> None:
         self.base_url = base_url.rstrip("/")
+        self._tls = verify if isinstance(verify, ssl.SSLContext) else None
         self._headers = {"Authorization": f"Bearer {token}"}
-        self._http = httpx.Client(base_url=self.base_url, headers=self._headers, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.base_url, headers=self._headers, timeout=timeout, trust_env=False, verify=verify
+        )
 
     def __enter__(self) -> "ComfyUI":
         return self
@@ -299,7 +303,9 @@ class ComfyUI:
         """A WebSocket to `/ws`. Raises ComfyUIError when it is refused. timeout: seconds to open it."""
         url = "ws" + self.base_url.removeprefix("http") + f"/ws?clientId={client_id}"
         try:
-            return connect(url, additional_headers=self._headers, open_timeout=timeout, max_size=None, proxy=None)
+            return connect(
+                url, additional_headers=self._headers, open_timeout=timeout, max_size=None, proxy=None, ssl=self._tls
+            )
         except InvalidStatus as error:
             raise ComfyUIError(f"the WebSocket was refused with {error.response.status_code}") from None
         except (OSError, WebSocketException) as error:

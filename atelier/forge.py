@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 import re
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +55,14 @@ def checkpoint_name(file: str) -> str:
 class Forge:
     """Forge at `base_url`. Use as a context manager, or call `close`.
 
-    timeout: seconds for one request that does not generate. Every failure is a ForgeError.
+    timeout: seconds for one request that does not generate. verify: as of httpx. Every failure is a ForgeError.
     """
 
-    def __init__(self, base_url: str, user: str, password: str, timeout: float = 30.0) -> None:
+    def __init__(
+        self, base_url: str, user: str, password: str, timeout: float = 30.0, verify: ssl.SSLContext | bool = True
+    ) -> None:
         self._user, self._password = user, password
-        self._http = httpx.Client(base_url=base_url.rstrip("/"), timeout=timeout, trust_env=False)
+        self._http = httpx.Client(base_url=base_url.rstrip("/"), timeout=timeout, trust_env=False, verify=verify)
 
     def __enter__(self) -> "Forge":
         return self

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from atelier import credentials, imagecheck, paths, workflows
 from atelier.comfyui import ComfyUI, Progress, prepare
-from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.forge import Forge
 from atelier.target import Target
-from atelier.verify import doubles_used, read_deployed, services
+from atelier.verify import doubles_used, read_deployed, services, trust
 
 Say = Callable[[str], object]
 
@@ -46,11 +45,14 @@ def generate(target: Target, prompt: str, image: Path | None, service: str, say:
         say("The weights are random numbers: the image will show nothing.")
     size = (512, 512) if target.settings.profile == "gpu" else (64, 64)
     timeout = target.settings.timeouts.generation
-    with services(target, ssh) as urls:
+    with services(target, ssh) as reach:
+        url, verify = reach.urls[service], trust(reach.certificate)
         if service == "comfyui":
-            data = _with_comfyui(urls[service], known, prompt, reference, size, timeout, say)
+            with ComfyUI(url, known.comfyui.password_bcrypt, verify=verify) as comfyui:
+                data = _with_comfyui(comfyui, prompt, reference, size, timeout, say)
         else:
-            data = _with_forge(urls[service], known, prompt, reference, size, timeout, say)
+            with Forge(url, known.forge.user, known.forge.password, verify=verify) as forge:
+                data = _with_forge(forge, prompt, reference, size, timeout)
     imagecheck.decode(data)
     folder = paths.outputs_dir(target.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,36 +93,28 @@ def _progress(say: Say) -> Progress:
 
 
 def _with_comfyui(
-    url: str, known: Credentials, prompt: str, reference: bytes | None, size: tuple[int, int], timeout: float, say: Say
+    client: ComfyUI, prompt: str, reference: bytes | None, size: tuple[int, int], timeout: float, say: Say
 ) -> bytes:
     prefix = f"generate/{secrets.token_hex(8)}"
-    with ComfyUI(url, known.comfyui.password_bcrypt) as client:
-        offered = client.object_info()
-        if reference:
-            workflow = workflows.edit(offered)
-            name = client.upload_image(f"{secrets.token_hex(8)}.png", reference)
-            graph = prepare(workflow, seed=_seed(), prefix=prefix, prompt=prompt, image=name)
-        else:
-            workflow = workflows.text_to_image(offered)
-            graph = prepare(workflow, seed=_seed(), prefix=prefix, prompt=prompt, size=size)
-        busy = client.queue()
-        waiting = sum(len(ids) for ids in busy.values())
-        if waiting:
-            say(f"ComfyUI is at work; {waiting} generation(s) come first.")
-        made = client.generate(graph, timeout, _progress(say))
-        return client.view(made.images[0])
+    offered = client.object_info()
+    if reference:
+        workflow = workflows.edit(offered)
+        name = client.upload_image(f"{secrets.token_hex(8)}.png", reference)
+        graph = prepare(workflow, seed=_seed(), prefix=prefix, prompt=prompt, image=name)
+    else:
+        workflow = workflows.text_to_image(offered)
+        graph = prepare(workflow, seed=_seed(), prefix=prefix, prompt=prompt, size=size)
+    waiting = sum(len(ids) for ids in client.queue().values())
+    if waiting:
+        say(f"ComfyUI is at work; {waiting} generation(s) come first.")
+    return client.view(client.generate(graph, timeout, _progress(say)).images[0])
 
 
-def _with_forge(
-    url: str, known: Credentials, prompt: str, reference: bytes | None, size: tuple[int, int], timeout: float, say: Say
-) -> bytes:
+def _with_forge(client: Forge, prompt: str, reference: bytes | None, size: tuple[int, int], timeout: float) -> bytes:
     parameters = {**FORGE_PARAMETERS, "width": size[0], "height": size[1], "seed": _seed(), "save_images": True}
-    with Forge(url, known.forge.user, known.forge.password) as client:
-        checkpoint = workflows.preferred(client.checkpoints())
-        if reference:
-            # One step at full strength would keep nothing of the picture: Turbo needs steps times strength of 1 at least.
-            changed = {**parameters, "steps": 4, "denoising_strength": EDIT_DENOISING}
-            made = client.img2img(prompt, [reference], checkpoint=checkpoint, timeout=timeout, **changed)
-        else:
-            made = client.txt2img(prompt, checkpoint=checkpoint, timeout=timeout, **parameters)
-        return made[0].data
+    checkpoint = workflows.preferred(client.checkpoints())
+    if reference:
+        # One step at full strength would keep nothing of the picture: Turbo needs steps times strength of 1 at least.
+        changed = {**parameters, "steps": 4, "denoising_strength": EDIT_DENOISING}
+        return client.img2img(prompt, [reference], checkpoint=checkpoint, timeout=timeout, **changed)[0].data
+    return client.txt2img(prompt, checkpoint=checkpoint, timeout=timeout, **parameters)[0].data

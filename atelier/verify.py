@@ -7,12 +7,14 @@ back one JSON line each through a pipe; a check that hands back nothing, or a py
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
+from atelier.lifecycle import read_certificate
+from atelier.render import Certificate
 from atelier.report import CheckResult, Report, ReportImage, Verdict, headline, judge, publish, redact, timestamp
 from atelier.ssh import Ssh
 from atelier.target import Target
@@ -44,11 +48,12 @@ VERSIONS = (
 )
 
 
-def secret_strings(known: Credentials) -> list[str]:
-    """Everything that no report, log or argument may hold."""
+def secret_strings(known: Credentials, certificate: Certificate | None) -> list[str]:
+    """Everything that no report, log or argument may hold; of a private key each line."""
     pairs = [f"{account.user}:{account.password}" for account in (known.comfyui, known.forge)]
     hashes = [known.comfyui.password_bcrypt, known.forge.password_bcrypt]
-    return [*hashes, *pairs, known.comfyui.password, known.forge.password, known.comfyui_cookie_key]
+    lines = [line for line in certificate.key.splitlines() if line and "-----" not in line] if certificate else []
+    return [*hashes, *pairs, known.comfyui.password, known.forge.password, known.comfyui_cookie_key, *lines]
 
 
 def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:
@@ -64,15 +69,39 @@ def doubles_used(deployed: dict[str, Any]) -> bool:
     return bool(deployed.get("sources") == "double")
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How this computer reaches the host's services: base URL by name, and the certificate that they must show."""
+
+    urls: dict[str, str]
+    certificate: Certificate | None
+
+
+def trust(certificate: Certificate | None) -> ssl.SSLContext | bool:
+    """What a client verifies: this certificate chain and nothing else, or as usual where there is none.
+
+    The names in it are not asked: the way to it is a forward on this computer.
+    """
+    if certificate is None:
+        return True
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=certificate.chain)
+    return context
+
+
 @contextmanager
-def services(target: Target, ssh: Ssh) -> Iterator[dict[str, str]]:
-    """Base URLs on this computer of the host's services, by name, forwarded over SSH."""
+def services(target: Target, ssh: Ssh) -> Iterator[Reach]:
+    """The host's services, forwarded over SSH to this computer."""
     settings = target.settings
     # A wildcard is no address to connect to.
     address = "127.0.0.1" if settings.bind_address in ("0.0.0.0", "::") else settings.bind_address  # noqa: S104
     ports = {name: service.port for name, service in settings.enabled().items()}
+    certificate = read_certificate(settings.tls)
+    scheme = "https" if certificate else "http"
     with ssh.forward(ports, address) as local:
-        yield {name: f"http://127.0.0.1:{port}" for name, port in local.items()}
+        yield Reach({name: f"{scheme}://127.0.0.1:{port}" for name, port in local.items()}, certificate)
 
 
 def verify(
@@ -102,11 +131,11 @@ def verify(
     ssh.connect()
     deployed = read_deployed(ssh, target.settings.data_root)
     started = datetime.now(timezone.utc)
-    secrets = secret_strings(known)
     if doubles_used(deployed):
         say(DOUBLES, "yellow")
-    with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as urls:
+    with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as reach:
         work = Path(folder)
+        secrets = secret_strings(known, reach.certificate)
         context = {
             "target": {
                 "name": target.name,
@@ -120,7 +149,8 @@ def verify(
             "settings": target.settings.model_dump(),
             "secrets_dir": str(paths.secrets_dir(target.name)),
             "deployed": deployed,
-            "urls": urls,
+            "urls": reach.urls,
+            "certificate": asdict(reach.certificate) if reach.certificate else None,
             "work": str(work),
             "selected": [check.id for check in selected],
         }

@@ -80,6 +80,27 @@ def test_what_a_check_recorded_is_reported(run, tmp_path, monkeypatch):
     ]
 
 
+def test_a_warning_is_no_failure_but_has_a_hint(run):
+    source = """
+        @pytest.mark.check("a.odd")
+        def test_odd(check):
+            check.warn("nothing left", ["old.key"], "remove it")
+            check("closed", "401", True)
+        @pytest.mark.check("a.even")
+        def test_even(check):
+            check.warn("nothing left", [], "remove it")
+        @pytest.mark.check("a.red")
+        def test_red(check):
+            check.warn("nothing left", ["old.key"], "remove it")
+            check("closed", "200", False)
+        """
+    it = run(source, "a.odd", "a.even", "a.red")
+    seen = {id: (result.verdict, result.observed, result.hint) for id, result in it.results.items()}
+    assert seen["a.odd"] == ("warning", "old.key; 401", "remove it")
+    assert seen["a.even"] == ("passed", "no exception", "")
+    assert seen["a.red"] == ("failed", "200", CATALOGUES)
+
+
 CATALOGUES = "the catalogue's hint"
 UNEXPECTED = "the check could not go on: see `make status` and `make logs`; if all is well there, the check is at fault"
 RED = {

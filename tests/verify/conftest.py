@@ -26,7 +26,7 @@ class Recorder:
         self.expected: list[str] = []
         self.observed: list[str] = []
         self.hint = ""
-        self.finished = False
+        self.finished = self.warned = False
 
     def __call__(self, expected: str, observed: object, holds: bool, hint: str = "") -> None:
         """Record one thing; where it does not hold, the check ends, red, with this alone."""
@@ -39,6 +39,13 @@ class Recorder:
     def none(self, expected: str, wrong: list[str], hint: str = "") -> None:
         """Record that a list of deviations is empty."""
         self(expected, "; ".join(wrong) or "no exception", not wrong, hint)
+
+    def warn(self, expected: str, wrong: list[str], hint: str) -> None:
+        """As `none`, for what is not right and harms nobody: the check goes on and ends as a warning."""
+        self.expected.append(expected)
+        self.observed.append("; ".join(wrong) or "no exception")
+        if wrong:
+            self.warned, self.hint = True, hint
 
     def statuses(self, expected: str, allowed: tuple[int, ...], observed: dict[str, int]) -> None:
         """Record that every request in a table was answered with an allowed status."""
@@ -142,6 +149,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         expected = "the check runs to its end" + (f", after: {expected}" if expected else "")
     elif not recorder.expected:
         verdict, observed = "failed", "the check recorded nothing"
+    elif recorder.warned:
+        verdict = "warning"
     _send(
         item.config,
         {

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import shlex
+import ssl
 import uuid
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,10 @@ from atelier import credentials, imagecheck
 from atelier.comfyui import ComfyUI
 from atelier.errors import AtelierError
 from atelier.forge import Forge
+from atelier.render import Certificate, secret_files
 from atelier.settings import Settings
 from atelier.ssh import Destination, Ssh
+from atelier.verify import secret_strings, trust
 
 COMMAND_SECONDS = 120
 """A command on the host that takes longer is a failure named as a time-out."""
@@ -49,9 +52,10 @@ class Anonymous(httpx.Client):
         try:
             return super().request(method, url, **arguments)
         except httpx.TransportError as error:
-            raise AtelierError(
-                f"{method} {url}: no answer: {error}", "see `make status`: the gateway, or its port, is down"
-            ) from None
+            hint = "see `make status`: the gateway, or its port, is down"
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                hint = "the gateway shows another certificate than tls.certificate: run `make deploy`"
+            raise AtelierError(f"{method} {url}: no answer: {error}", hint) from None
 
 
 @dataclasses.dataclass
@@ -67,11 +71,16 @@ class Stack:
         self.ssh = Ssh(self.destination, _sudo=target["sudo"], _sudo_password=target["sudo_password"])
         self.settings = Settings.model_validate(self.context["settings"])
         self.urls: dict[str, str] = self.context["urls"]
+        given = self.context["certificate"]
+        certificate = Certificate(**given) if given else None
+        self.trust = trust(certificate)
         self.deployed: dict[str, Any] = self.context["deployed"]
         secrets_dir = Path(self.context["secrets_dir"])
         known = credentials.load(secrets_dir)
         assert known is not None
         self.credentials = known
+        self.secret_files = secret_files(self.settings, known, certificate)
+        self.secret_strings = secret_strings(known, certificate)
         self.token_file = secrets_dir / credentials.TOKEN_FILE
         self._open: list[ComfyUI | Forge | httpx.Client] = []
 
@@ -116,22 +125,32 @@ class Stack:
     @cached_property
     def comfyui(self) -> ComfyUI:
         """ComfyUI's owner."""
-        client = ComfyUI(self.urls["comfyui"], self.credentials.comfyui.password_bcrypt)
+        client = ComfyUI(self.urls["comfyui"], self.credentials.comfyui.password_bcrypt, verify=self.trust)
         self._open.append(client)
         return client
 
     @cached_property
     def forge(self) -> Forge:
         """Forge's owner."""
-        client = Forge(self.urls["forge"], self.credentials.forge.user, self.credentials.forge.password)
+        client = self.new_forge()
         self._open.append(client)
         return client
 
+    def new_forge(self) -> Forge:
+        """Forge's owner, over connections and without cookies of before."""
+        account = self.credentials.forge
+        return Forge(self.urls["forge"], account.user, account.password, verify=self.trust)
+
     def http(self, service: str) -> httpx.Client:
         """A client of a service that knows no credential. Proxies of the environment are not for this computer's ports."""
-        client = Anonymous(base_url=self.urls[service], timeout=30, trust_env=False)
+        client = Anonymous(base_url=self.urls[service], timeout=30, trust_env=False, verify=self.trust)
         self._open.append(client)
         return client
+
+    @property
+    def websocket_trust(self) -> ssl.SSLContext | None:
+        """As `trust`, in the words of websockets."""
+        return self.trust if isinstance(self.trust, ssl.SSLContext) else None
 
     @property
     def trained(self) -> bool:

@@ -229,9 +229,8 @@ def test_comfyui_websocket(stack, check):
     tokens = {"no token": None, "a wrong token": f"Bearer {one_off(stack.credentials.comfyui.password_bcrypt)}"}
     for name, value in tokens.items():
         try:
-            with connect(
-                url, additional_headers={"Authorization": value} if value else None, open_timeout=10, proxy=None
-            ):
+            headers = {"Authorization": value} if value else None
+            with connect(url, additional_headers=headers, open_timeout=10, proxy=None, ssl=stack.websocket_trust):
                 status = 101
         except InvalidStatus as error:
             status = error.response.status_code

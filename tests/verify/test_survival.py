@@ -3,7 +3,6 @@
 import threading
 import time
 
-import httpx
 import pytest
 from stack import Stack, fresh_prefix, fresh_seed
 from test_access import REFUSED
@@ -12,7 +11,6 @@ from test_generation import comfyui_image
 from atelier import workflows
 from atelier.comfyui import prepare
 from atelier.errors import AtelierError
-from atelier.forge import Forge
 
 DOWN = (502, 503)
 GUARDED = {"comfyui": "/prompt", "forge": "/sdapi/v1/samplers"}
@@ -23,18 +21,18 @@ class Stranger(threading.Thread):
 
     def __init__(self, stack: Stack, service: str) -> None:
         super().__init__(daemon=True)
-        self._url = stack.urls[service] + GUARDED[service]
+        self._client = stack.http(service)
+        self._path = GUARDED[service]
         self._done = threading.Event()
         self.answers: dict[str, int] = {}
 
     def run(self) -> None:
-        with httpx.Client(timeout=5, trust_env=False) as client:
-            while not self._done.wait(0.02):
-                try:
-                    status = client.get(self._url).status_code
-                except httpx.HTTPError:
-                    continue
-                self.answers[f"answered {status}"] = status
+        while not self._done.wait(0.02):
+            try:
+                status = self._client.get(self._path, timeout=5).status_code
+            except AtelierError:
+                continue
+            self.answers[f"answered {status}"] = status
 
     def stop(self) -> dict[str, int]:
         self._done.set()
@@ -73,19 +71,18 @@ def is_healthy(stack: Stack, service: str) -> bool:
 def is_up(stack: Stack, service: str) -> bool:
     """Whether the gateway serves an application."""
     try:
-        return httpx.get(stack.urls[service] + "/healthz", timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
+        return stack.http(service).get("/healthz", timeout=5).status_code == 200
+    except AtelierError:
         return False
 
 
 def owner_gets_in(stack: Stack, check, service: str) -> None:
     """The credentials known here still open the service, over new connections."""
-    account = stack.credentials.forge
     if service == "comfyui":
         running = stack.comfyui.queue()
         check("ComfyUI takes its token", f"queue: {running}", True)
     else:
-        with Forge(stack.urls["forge"], account.user, account.password) as forge:
+        with stack.new_forge() as forge:
             check(
                 "Forge takes its password in the form and in the API", "taken", forge.login() and bool(forge.samplers())
             )
