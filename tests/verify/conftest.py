@@ -149,7 +149,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         expected = "the check runs to its end" + (f", after: {expected}" if expected else "")
     elif not recorder.expected:
         verdict, observed = "failed", "the check recorded nothing"
-    elif recorder.warned:
+    elif report.passed and recorder.warned:
         verdict = "warning"
     _send(
         item.config,
