@@ -8,7 +8,7 @@ from typing import Any
 from atelier import SCHEMA, gpu, render
 from atelier.credentials import Credentials
 from atelier.hostfacts import HostFacts
-from atelier.images import ImageBuild
+from atelier.images import ImageBuild, Step, archive_name, steps
 from atelier.models import DIRECTORIES, Weight
 from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
@@ -36,11 +36,18 @@ class Deployment:
     builds: tuple[ImageBuild, ...]
     weights: tuple[Weight, ...]
     sources: str
+    present: frozenset[str] = frozenset()
+    """What the host has already: image tags, file names of image archives, sha256 of weights."""
     certificate: render.Certificate | None = None
 
     def image_tags(self) -> dict[str, str]:
         """Tag by image name."""
         return {build.name: build.tag for build in self.builds}
+
+    def image_steps(self) -> tuple[Step, ...]:
+        """The images that have to be loaded or built, parents first."""
+        archived = [build.tag for build in self.builds if archive_name(build.tag) in self.present]
+        return steps(self.builds, self.present, archived)
 
     def projects(self) -> tuple[render.Project, ...]:
         """The compose projects, the gateway last."""

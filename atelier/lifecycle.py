@@ -87,15 +87,10 @@ def prepare(
             "mirrors": [shared.mirror(chosen.mode)],
         }
         settings = settings.model_copy(update={"models": settings.models.model_copy(update=synthetic)})
-    return Deployment(
-        settings,
-        facts,
-        credentials,
-        builds,
-        weights_for(settings.models, paths.PROJECT),
-        chosen.mode,
-        read_certificate(settings.tls),
-    )
+    weights = weights_for(settings.models, paths.PROJECT)
+    present = frozenset(ssh.run(hostfacts.presence_script(settings, weights)).stdout.split())
+    certificate = read_certificate(settings.tls)
+    return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate)
 
 
 def read_certificate(tls: TlsSettings) -> render.Certificate | None:
@@ -116,8 +111,7 @@ def read_certificate(tls: TlsSettings) -> render.Certificate | None:
 def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[preflight.Finding]:
     """Everything that would stop this deploy, the reachability of the sources it will use included."""
     narrator.begin("Preflight", "Look for everything that would stop this deploy")
-    present = ssh.run(hostfacts.presence_script(deployment.settings, deployment.weights)).stdout.split()
-    urls = needed_urls(deployment, frozenset(present))
+    urls = needed_urls(deployment)
     script = hostfacts.reachability_script(deployment.settings.proxy, urls, archive=not deployment.facts.deployed)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
     found = preflight.findings(deployment.facts, deployment.settings, time.time(), unreachable)
@@ -125,18 +119,16 @@ def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list
     return found
 
 
-def needed_urls(deployment: Deployment, present: frozenset[str]) -> list[str]:
-    """Small documents at each source that this deploy will fetch from. `present`: image tags, archives and sha256 already there."""
+def needed_urls(deployment: Deployment) -> list[str]:
+    """Small documents at each source that this deploy will fetch from."""
     urls = []
     if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
         urls.append(
             f"https://download.docker.com/linux/{deployment.facts.os_id}/dists/{deployment.facts.os_codename}/InRelease"
         )
-    archived = [build.tag for build in deployment.builds if images.archive_name(build.tag) in present]
-    todo = images.steps(deployment.builds, present, archived)
-    urls += images.index_probe_urls([step.build for step in todo if step.action == "build"])
+    urls += images.index_probe_urls([step.build for step in deployment.image_steps() if step.action == "build"])
     for weight in deployment.weights:
-        if weight.sha256 not in present:
+        if weight.sha256 not in deployment.present:
             urls.append(weight.probe_url(deployment.settings.models.mirrors))
     return list(dict.fromkeys(urls))
 

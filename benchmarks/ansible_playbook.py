@@ -42,7 +42,8 @@ def playbook(deployment: Deployment) -> list[dict[str, Any]]:
         for unit in ("docker", "atelier-loopback-guard")
     ]
     tasks += [_command(f"docker network inspect {network.name}") for network in render.networks(settings)]
-    tasks += [_command(f"docker image inspect {tag}") for tag in deployment.image_tags().values()]
+    tags = deployment.image_tags()
+    tasks += [_command(f"docker image inspect {tags[project.service]}") for project in deployment.projects()]
     tasks += [_command(f"stat {settings.data_root}/models/{weight.store_path}") for weight in deployment.weights]
     tasks += [
         _command(f"docker compose -f {project.directory}/compose.yaml up -d") for project in deployment.projects()

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.noop_deploy [sandbox name]
 
-The sandbox must be deployed. ansible-core is installed into a virtual environment of its own in a temporary folder.
+The sandbox must be deployed, with the sources that `auto` finds. ansible-core is installed into a virtual environment of its own in a temporary folder.
 """
 
 import os

@@ -15,12 +15,6 @@ from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.images import ImageBuild, Step
 from atelier.ssh import Ssh
-from stages.operations import Lines
-
-
-def _present_script(archive_dir: str | None) -> str:
-    archives = f"; ls {shlex.quote(archive_dir)}" if archive_dir else ""
-    return f"docker image ls --filter 'reference=atelier/*' --format '{{{{.Repository}}}}:{{{{.Tag}}}}'{archives}"
 
 
 def _upload(build: ImageBuild, directory: str, proxy: str | None) -> None:
@@ -43,34 +37,26 @@ def _upload(build: ImageBuild, directory: str, proxy: str | None) -> None:
         raise AtelierError(f"sending the sources of {build.tag} broke off: {errors.strip()}")
 
 
-def _build_commands(deployment: Deployment, step: Step) -> Iterator[Any]:
+@operation()
+def _image(deployment: Deployment, step: Step) -> Iterator[Any]:
     settings, build = deployment.settings, step.build
+    archive_dir = settings.images.archive_dir
+    if step.action == "load":
+        yield StringCommand(images.load_script(build.tag, str(archive_dir)))
+        return
     directory = f"{settings.config_root}/build/{build.name}"
     place = shlex.quote(directory)
     yield FunctionCommand(_upload, (build, directory, settings.proxy), {})
     script = images.build_script(build, directory, pip_settings.read())
     # The secrets of the build go whatever becomes of it.
     yield StringCommand(f"trap 'rm -rf {place}' EXIT; {script}", _timeout=settings.timeouts.build)
-    if settings.images.archive_dir:
-        yield StringCommand(images.save_script(build.tag, settings.images.archive_dir))
-
-
-@operation()
-def _image(deployment: Deployment, build: ImageBuild) -> Iterator[Any]:
-    settings = deployment.settings
-    lines = host.get_fact(Lines, script=_present_script(settings.images.archive_dir))
-    archived = [each.tag for each in deployment.builds if images.archive_name(each.tag) in lines]
-    for step in images.steps(deployment.builds, lines, archived):
-        if step.build != build:
-            continue
-        if step.action == "load":
-            yield StringCommand(images.load_script(build.tag, str(settings.images.archive_dir)))
-        else:
-            yield from _build_commands(deployment, step)
+    if archive_dir:
+        yield StringCommand(images.save_script(build.tag, archive_dir))
 
 
 @deploy("Images")
 def built(deployment: Deployment) -> None:
-    """Every image of this deployment, by the tag that its inputs give it."""
-    for build in deployment.builds:
-        _image(name=f"Make image {build.tag}", deployment=deployment, build=build)
+    """Every image that is not there yet by the tag that its inputs give it."""
+    for step in deployment.image_steps():
+        verb = {"load": "Load", "build": "Build"}[step.action]
+        _image(name=f"{verb} image {step.build.name}", deployment=deployment, step=step)
