@@ -19,7 +19,7 @@ import json
 import math
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -66,7 +66,7 @@ def encode(value: float, dtype: DType) -> bytes:
     return struct.pack("<e" if dtype == "F16" else "<f", value)
 
 
-def write(tensors: Iterator[Tensor], path: Path, seed: int = 0) -> None:
+def write_tensors(tensors: Iterable[Tensor], path: Path, seed: int = 0) -> None:
     """Write a safetensors file whose zeros are holes."""
     source = random.Random(seed)  # noqa: S311 - weights, not secrets
     pool = [source.gauss(0, 1) for _ in range(POOL)]
@@ -337,13 +337,18 @@ KINDS: dict[Kind, Callable[[], Iterator[Tensor]]] = {
 }
 
 
+def write(kind: Kind, path: Path) -> None:
+    """Write one of the files that the head of this module lists."""
+    write_tensors(KINDS[kind](), path)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
-    write(KINDS[options.kind](), options.path)
+    write(options.kind, options.path)
     status = options.path.stat()
     print(f"{options.path}: {status.st_size / 1e6:.0f} MB, {status.st_blocks * 512 / 1e6:.0f} MB on disk")
 
