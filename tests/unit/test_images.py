@@ -1,5 +1,6 @@
 """Tags, order, contexts and commands of the images; the operator's pip settings; the entry scripts' refusals."""
 
+import asyncio
 import base64
 import hashlib
 import importlib.util
@@ -401,6 +402,42 @@ class TestComfyUIEntry:
         assert ended.value.code == 78
         assert HASH not in capsys.readouterr().err
 
+    @pytest.mark.parametrize("broken", ["", "open", "deaf"])
+    def test_nothing_listens_before_the_assembled_application_has_proven_its_login(
+        self, entry: ModuleType, broken: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        web = entry.web
+        started: list[object] = []
+
+        async def answer(request: Any) -> Any:
+            right = request.headers.get("Authorization") == f"Bearer {HASH}" and broken != "deaf"
+            return web.Response(status=200 if right or broken == "open" else 401)
+
+        async def listen(site: object) -> None:
+            started.append(site)
+
+        async def start() -> None:
+            application = web.Application()
+            application.router.add_get("/{path:.*}", answer)
+            runner = web.AppRunner(application)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+
+        original, web.TCPSite.start = web.TCPSite.start, listen
+        try:
+            entry.hold_ports_until_proven(HASH)
+            if not broken:
+                asyncio.run(start())
+                assert len(started) == 1
+                return
+            with pytest.raises(SystemExit) as ended:
+                asyncio.run(start())
+        finally:
+            web.TCPSite.start = original
+        assert (ended.value.code, started) == (78, [])
+        error = capsys.readouterr().err
+        assert "the login is not in force" in error and HASH not in error
+
     def test_the_token_is_blanked_in_every_record(self, entry: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
         factory = logging.getLogRecordFactory()
         try:
@@ -426,6 +463,63 @@ class TestForgeEntry:
             assert not known.admits("", "")
         assert known.admits(*known.health)
         assert not known.admits(known.health[0], "")
+
+    def test_a_stranger_costs_no_bcrypt_check(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(self.entry.bcrypt, "checkpw", None)
+        assert not self.entry.Credentials("owner", HASH).admits(*self.entry.basic_auth(None))
+        assert not self.entry.Credentials("owner", HASH).admits("owner", "")
+
+    def test_a_closed_gate_lets_nothing_but_gradios_own_start_through(self) -> None:
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def status(gate: Any, path: str, kind: str = "http") -> int:
+            sent: list[dict[str, Any]] = []
+
+            async def send(message: dict[str, Any]) -> None:
+                sent.append(message)
+
+            await gate({"type": kind, "path": path}, None, send)
+            return int(sent[0].get("status", sent[0].get("code")))
+
+        gate = self.entry.Gate(application)
+        assert asyncio.run(status(gate, "/")) == asyncio.run(status(gate, "/sdapi/v1/options")) == 401
+        assert asyncio.run(status(gate, "/queue/join", "websocket")) == 1008
+        assert asyncio.run(status(gate, "/startup-events")) == 200
+        gate.open = True
+        assert asyncio.run(status(gate, "/")) == 200
+
+    @pytest.mark.parametrize("broken", ["", "ui", "login", "api", "api health"])
+    def test_it_refuses_to_open_where_a_login_is_not_in_force(
+        self, broken: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        known = self.entry.Credentials("owner", HASH)
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            header = dict(scope["headers"]).get(b"authorization", b"").decode()
+            admitted = known.admits(*self.entry.basic_auth(header))
+            if scope["path"] == "/config":
+                status = 200 if broken == "ui" else 401
+            elif scope["path"] == "/login":
+                body = (await receive())["body"]
+                status = 200 if known.health[1].encode() in body or broken == "login" else 400
+            else:
+                status = 200 if (admitted and broken != "api health") or broken == "api" else 401
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        def end(code: int) -> None:
+            raise SystemExit(code)
+
+        monkeypatch.setattr(self.entry.os, "_exit", end)
+        if not broken:
+            asyncio.run(self.entry.prove_logins(application, known))
+            return
+        with pytest.raises(SystemExit) as ended:
+            asyncio.run(self.entry.prove_logins(application, known))
+        assert ended.value.code == 78
+        assert "the logins are not in force" in capfd.readouterr().err
 
     def test_a_password_longer_than_bcrypt_takes_is_not_cut(self) -> None:
         known = self.entry.Credentials("owner", bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode())
