@@ -30,7 +30,9 @@ def write_credentials() -> str:
     cookie_key = base64.urlsafe_b64encode(os.urandom(32)).decode()
     (SECRETS / "PASSWORD").write_text(f"{password_bcrypt}\nbuild\n", encoding="utf-8")
     (SECRETS / ".secret-key.txt").write_text(f"{cookie_key},2999-01-01T00:00:00", encoding="ascii")
-    (SECRETS / "auth.json").write_text(json.dumps({"user": "build", "password_bcrypt": password_bcrypt}), encoding="utf-8")
+    (SECRETS / "auth.json").write_text(
+        json.dumps({"user": "build", "password_bcrypt": password_bcrypt}), encoding="utf-8"
+    )
     return password_bcrypt
 
 

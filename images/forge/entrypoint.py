@@ -39,6 +39,8 @@ ARGUMENTS = [
     "--vae-dir=/models/vae",
     "--lora-dir=/models/loras",
     "--text-encoder-dir=/models/text_encoders",
+    # The UI's own scripts, which gradio refuses to serve from outside the data directory.
+    f"--gradio-allowed-path={SOURCE}",
     # Everything was installed when the image was built.
     "--skip-prepare-environment",
     "--skip-install",
@@ -81,6 +83,9 @@ class Credentials:
     def admits(self, user: str, password: str) -> bool:
         """Whether this is the owner or the health check."""
         if not user or not password:
+            # Strangers, the gateway's own probes among them, must not cost a bcrypt check each.
+            return False
+        if not user or not password:
             return False  # The gateway asks as a stranger twice a second; bcrypt would keep half a core busy.
         given = hmac.new(self._key, json.dumps([user, password]).encode(), hashlib.sha256).digest()
         if hmac.compare_digest(given, hmac.new(self._key, json.dumps(self.health).encode(), hashlib.sha256).digest()):
@@ -116,7 +121,9 @@ class Gate:
 async def prove_logins(application: Any, credentials: Credentials) -> None:
     """Ask the assembled application itself, on both ways, as a stranger, with a wrong password and with a right one."""
     wrong = (credentials.user, secrets.token_urlsafe())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=application), base_url="http://proof", timeout=60) as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=application), base_url="http://proof", timeout=60
+    ) as client:
 
         async def sdapi(auth: tuple[str, str] | None) -> int:
             return (await client.get("/sdapi/v1/samplers", auth=auth)).status_code

@@ -10,12 +10,12 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
-DECLARATIONS = '''
+DECLARATIONS = """
 
 _declared = torch.library.Library("torchvision", "DEF")
 _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 
 site_packages = Path(sysconfig.get_path("purelib"))
 for library in [*site_packages.glob("torchvision/*.so"), *site_packages.glob("torchaudio/lib/*.so")]:
