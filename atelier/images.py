@@ -23,6 +23,9 @@ SECRET_FILES = {"apt_conf": "apt.conf", "apt_sources": "sources.list"}
 """What debian-archive.sh writes on the host, by the secret's name in the Dockerfiles."""
 
 
+KEPT_ARCHIVES = 4
+
+
 @dataclass(frozen=True)
 class ImageBuild:
     """One image to build. `files`: path in the build context to the file on this computer."""
@@ -165,16 +168,22 @@ def archive_name(tag: str) -> str:
 
 
 def save_script(tag: str, directory: str) -> str:
-    """Shell that keeps a built image as an archive in a directory on the host; it appears there whole or not at all."""
-    archive = shlex.quote(f"{directory}/{archive_name(tag)}")
+    """Shell that keeps a built image as an archive in a directory on the host; it appears there whole or not at all.
+
+    Of the same image's archives the KEPT_ARCHIVES that were used last stay.
+    """
+    place, archive = shlex.quote(directory), shlex.quote(archive_name(tag))
+    same_image = shlex.quote(archive_name(tag).rpartition("-")[0])
     return (
-        f"mkdir -p {shlex.quote(directory)} && docker save --output {archive}.part {tag} && mv {archive}.part {archive}"
+        f"mkdir -p {place} && cd {place} && docker save --output {archive}.part {tag} && mv {archive}.part {archive} "
+        f"&& ls -t {same_image}-*.tar | tail -n +{KEPT_ARCHIVES + 1} | xargs -r rm -f --"
     )
 
 
 def load_script(tag: str, directory: str) -> str:
-    """Shell that brings an image back from its archive."""
-    return f"docker load --quiet --input {shlex.quote(f'{directory}/{archive_name(tag)}')}"
+    """Shell that brings an image back from its archive, and marks the archive as used."""
+    archive = shlex.quote(f"{directory}/{archive_name(tag)}")
+    return f"docker load --quiet --input {archive} && touch {archive}"
 
 
 def index_probe_urls(builds: Iterable[ImageBuild]) -> list[str]:

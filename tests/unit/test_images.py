@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -558,3 +559,22 @@ class TestForgeEntry:
             self.entry.Credentials.read(tmp_path / "auth.json")
         assert ended.value.code == 78
         assert HASH not in capfd.readouterr().err
+
+
+def test_the_archives_used_last_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    docker = tmp_path / "bin" / "docker"
+    docker.write_text('#!/bin/sh\n[ "$1" = save ] && : >"$3"\nexit 0\n')
+    docker.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    place = tmp_path / "image archives"
+    place.mkdir()
+    (place / "atelier-forge-0.tar").touch()
+    for number in range(6):
+        script = images.save_script(f"atelier/comfyui:{number}", str(place))
+        if number == 5:
+            script = f"{images.load_script('atelier/comfyui:1', str(place))} && {script}"
+        subprocess.run(["sh", "-c", script], env=environment, check=True)
+        os.utime(place / f"atelier-comfyui-{number}.tar", (number, number))
+    kept = {path.name for path in place.iterdir()}
+    assert kept == {"atelier-forge-0.tar", *(f"atelier-comfyui-{number}.tar" for number in (1, 3, 4, 5))}
