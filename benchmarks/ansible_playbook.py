@@ -57,7 +57,10 @@ def _entry(entry: Entry) -> Task:
     if isinstance(entry, Directory):
         return {"name": entry.path, "ansible.builtin.file": {"path": entry.path, "state": "directory", **owner}}
     assert isinstance(entry, File)
-    return {"name": entry.path, "ansible.builtin.copy": {"dest": entry.path, "content": entry.content.decode(), **owner}}
+    return {
+        "name": entry.path,
+        "ansible.builtin.copy": {"dest": entry.path, "content": entry.content.decode(), **owner},
+    }
 
 
 def _command(command: str) -> Task:

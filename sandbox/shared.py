@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from sandbox import machine
+from sandbox import machine, weights
 from sandbox.doubles import weights as double_weights
 
 GUEST_FOLDER = "/var/cache/atelier"
@@ -19,6 +19,8 @@ DOUBLE_WEIGHTS = {
     "vae/qwen_image_vae.safetensors": "vae",
 }
 """The names of the real weights, so that the same workflows run."""
+CHECKPOINT = "checkpoints/sd_xl_turbo_1.0_fp16.safetensors"
+"""Written by itself for the real applications; the Qwen files (`python -m sandbox.weights`) want 16 GB of memory."""
 
 
 def folder() -> Path:
@@ -44,6 +46,8 @@ def write_weights(mode: str) -> Path:
     if mode == "double":
         for name, kind in DOUBLE_WEIGHTS.items():
             double_weights.write(root / name, kind)
+    else:
+        list(weights.write_store(root, [CHECKPOINT]))
     files = [_entry(root, path) for path in sorted(root.glob("*/*.safetensors"))]
     lock = root / "models.yml"
     lock.write_text(yaml.safe_dump({"files": files}, sort_keys=False), encoding="utf-8")

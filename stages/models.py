@@ -46,7 +46,10 @@ found=
 for url in {quoted}; do
   if [ -f "$part" ] && [ "$(stat -c %s "$part")" -ge "$bytes" ]; then [ "$(sum "$part")" = "$wanted" ] || rm -f "$part"; fi
   if [ ! -f "$part" ] || [ "$(stat -c %s "$part")" -lt "$bytes" ]; then
-    {curl} -o "$part" "$url" || {{ echo "{weight.name}: $url did not deliver" >&2; continue; }}
+    case $url in
+      file://*) cp --sparse=always -- "${{url#file://}}" "$part" ;;  # holes stay holes
+      *) {curl} -o "$part" "$url" ;;
+    esac || {{ echo "{weight.name}: $url did not deliver" >&2; continue; }}
   fi
   found=$(sum "$part")
   if [ "$found" = "$wanted" ]; then publish "$part"; exit 0; fi

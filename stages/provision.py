@@ -68,9 +68,7 @@ def plan(ssh: Ssh, deployment: Deployment) -> Outcome:
     with _failures_named(), _state(ssh, deployment, check_for_changes=True) as state:
         host = next(iter(state.inventory))
         order = state.get_op_order()
-        changed = [
-            " ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change
-        ]
+        changed = [" ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change]
     return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
 
 

@@ -126,7 +126,9 @@ def test_a_second_deploy_at_once_says_who_holds_the_lock() -> None:
 
 def test_generate_saves_an_image() -> None:
     for service in ("comfyui", "forge"):
-        output = atelier("generate", "--host", NAME, "--prompt", "a lighthouse, it's $5 \"at dusk\"", "--service", service)
+        output = atelier(
+            "generate", "--host", NAME, "--prompt", 'a lighthouse, it\'s $5 "at dusk"', "--service", service
+        )
         saved = Path(re.search(r"Saved: (.+)", output)[1].strip())
         assert saved.is_file() and saved.stat().st_size > 500
 
@@ -157,7 +159,29 @@ def test_tunnel_brings_the_services_here_until_interrupted() -> None:
 
 
 RANDOM = random.Random(20261121)
-PIECES = ["$", "${X}", "\\", '"', "'", "{", "}", "#", " ", "é", "ü", "漢", "a", "$$", "\\n", "%", "=", ":", "`", "{{", "}}"]
+PIECES = [
+    "$",
+    "${X}",
+    "\\",
+    '"',
+    "'",
+    "{",
+    "}",
+    "#",
+    " ",
+    "é",
+    "ü",
+    "漢",
+    "a",
+    "$$",
+    "\\n",
+    "%",
+    "=",
+    ":",
+    "`",
+    "{{",
+    "}}",
+]
 
 
 def test_env_values_arrive_byte_for_byte_in_a_real_container() -> None:
@@ -193,7 +217,9 @@ def moved_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This checkout as it stands, with its secrets, in another place whose path holds a space."""
     copy = tmp_path_factory.mktemp("elsewhere") / "a moved checkout"
     listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, check=True
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=True,
     )
     for name in listed.stdout.decode().split("\0"):
         if name and (ROOT / name).exists():
@@ -206,7 +232,10 @@ def moved_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_moved_checkout_changes_nothing(moved_checkout: Path) -> None:
     done = subprocess.run(
-        ["make", "-C", str(moved_checkout), "plan", f"HOST={NAME}", "SOURCES=double"], cwd="/", capture_output=True, text=True
+        ["make", "-C", str(moved_checkout), "plan", f"HOST={NAME}", "SOURCES=double"],
+        cwd="/",
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Preparing .venv" in done.stderr
@@ -220,7 +249,11 @@ def test_a_changed_setting_is_exactly_that_change(moved_checkout: Path) -> None:
     assert "comfyui-qwen" in plan(moved_checkout, expect=2)
     output = deploy(project=moved_checkout)
     changed = re.findall(r"^  \+ (.+?)  \(", output, re.M)
-    assert changed == ["Render the files of comfyui-qwen", "Start comfyui-qwen and wait until it is healthy", "Record what runs"]
+    assert changed == [
+        "Render the files of comfyui-qwen",
+        "Start comfyui-qwen and wait until it is healthy",
+        "Record what runs",
+    ]
     assert ssh("docker inspect -f '{{.HostConfig.ShmSize}}' comfyui-qwen").strip() == str(3 << 30)
     assert ssh("docker inspect -f '{{.State.StartedAt}}' forge-turbo gateway") == started
     settings.write_text(before)
@@ -277,7 +310,9 @@ def test_without_the_login_plugin_nothing_is_served_and_verify_is_red() -> None:
     output = atelier("verify", "--host", NAME, "--quick", expect=1)
     assert report()["verdict"] == "failed", output
     assert "comfyui" in " ".join(check["id"] for check in report()["checks"] if check["verdict"] == "failed")
-    ssh("cd /opt/atelier/services/comfyui-qwen && docker compose up -d --force-recreate >/dev/null 2>&1; rm /tmp/broken.*")
+    ssh(
+        "cd /opt/atelier/services/comfyui-qwen && docker compose up -d --force-recreate >/dev/null 2>&1; rm /tmp/broken.*"
+    )
     deploy()
 
 
@@ -294,5 +329,3 @@ def test_a_killed_deploy_is_continued_by_the_next(seconds: int) -> None:
 def test_after_the_kills_a_deploy_converges() -> None:
     deploy(KILLED)
     assert UNCHANGED.search(deploy(KILLED))
-
-

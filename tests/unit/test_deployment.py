@@ -403,9 +403,7 @@ def test_a_host_with_unknown_credentials_is_never_rotated_silently(target: Targe
 
 
 def test_the_environment_chooses_at_the_first_deploy_only(target: Target) -> None:
-    chosen = lifecycle.choose_credentials(
-        target, FACTS, {"FORGE_USER": "teacher", "FORGE_PASSWORD": "correct horse"}
-    )
+    chosen = lifecycle.choose_credentials(target, FACTS, {"FORGE_USER": "teacher", "FORGE_PASSWORD": "correct horse"})
     assert (chosen.forge.user, chosen.forge.password) == ("teacher", "correct horse")
     store.save(paths.secrets_dir("gpu1"), CREDENTIALS)
     with pytest.raises(AtelierError, match="FORGE_PASSWORD in the environment differ"):

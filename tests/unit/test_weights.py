@@ -1,66 +1,104 @@
-"""The synthetic weights: numbers as the formats define them, files as safetensors defines them."""
+"""Weights on the host: never trusted because a file exists, never a wrong byte under the right name."""
 
-import json
-import math
-import struct
+import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from sandbox import weights
-from sandbox.weights import comfyui
-from sandbox.weights.comfyui import Tensor
+from atelier.models import Weight
+from stages.models import _fetch_script, _known_good_script
+
+GOOD = b"the right bytes" * 1000
+WEIGHT = Weight(
+    repository="a/b",
+    revision="main",
+    path="split/model.safetensors",
+    bytes=len(GOOD),
+    sha256=hashlib.sha256(GOOD).hexdigest(),
+    directory="vae",
+    sets=["s"],
+    used_by=[],
+    licence="none",
+)
+
+
+class Host:
+    """A host's store and state in a folder, and mirrors beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store, self.state = root / "models", root / "state"
+        (self.store / "vae").mkdir(parents=True)
+        self.final = self.store / "vae" / "model.safetensors"
+        (root / "bin").mkdir()
+        (root / "bin" / "chown").symlink_to("/bin/true")  # so that the tests need no root
+        self.environment = {**os.environ, "PATH": f"{root}/bin:{os.environ['PATH']}"}
+
+    def mirror(self, name: str, content: bytes | None) -> str:
+        path = self.root / name / "vae" / "model.safetensors"
+        path.parent.mkdir(parents=True)
+        if content is not None:
+            path.write_bytes(content)
+        return f"file://{path}"
+
+    def fetch(self, *urls: str) -> subprocess.CompletedProcess[str]:
+        script = _fetch_script(str(self.store), str(self.state), WEIGHT, list(urls), None)
+        return subprocess.run(["sh", "-c", script], env=self.environment, capture_output=True, text=True)
+
+    def known_good(self) -> bool:
+        script = _known_good_script(str(self.store), str(self.state), (WEIGHT,))
+        found = subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout.split()
+        return WEIGHT.sha256 in found
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_right_bytes_are_published_read_only_and_remembered(host: Host) -> None:
+    assert not host.known_good()
+    assert host.fetch(host.mirror("m", GOOD)).returncode == 0
+    assert host.final.read_bytes() == GOOD and host.final.stat().st_mode & 0o777 == 0o444
+    assert host.known_good()
 
 
 @pytest.mark.parametrize(
-    ("value", "code"),
-    [(0, 0x00), (1, 0x38), (-1, 0xB8), (448, 0x7E), (1000, 0x7E), (-1000, 0xFE), (2**-9, 0x01), (2**-11, 0x00), (1.06, 0x38), (1.07, 0x39)],
-)  # fmt: skip
-def test_fp8_numbers_are_rounded_to_the_nearest(value: float, code: int) -> None:
-    assert comfyui.encode(value, "F8_E4M3") == bytes([code])
+    "bad", [GOOD[:-1], b"X" + GOOD[1:], GOOD + b"more", b""], ids=["short", "flipped", "long", "empty"]
+)
+def test_wrong_bytes_are_never_published_and_named(host: Host, bad: bytes) -> None:
+    result = host.fetch(host.mirror("bad", bad))
+    assert result.returncode != 0 and not host.final.exists() and not host.known_good()
+    assert "model.safetensors" in result.stderr and WEIGHT.sha256 in result.stderr
+    assert hashlib.sha256(bad).hexdigest() in result.stderr
 
 
-def test_bf16_and_f16_numbers() -> None:
-    assert comfyui.encode(1.0, "BF16") == b"\x80\x3f"
-    assert comfyui.encode(1.0, "F16") == b"\x00\x3c"
+def test_the_next_source_is_used_when_the_first_is_wrong_or_gone(host: Host) -> None:
+    urls = host.mirror("gone", None), host.mirror("bad", b"X" + GOOD[1:]), host.mirror("good", GOOD)
+    assert host.fetch(*urls).returncode == 0
+    assert host.final.read_bytes() == GOOD
 
 
-def test_a_file_holds_what_its_header_says(tmp_path: Path) -> None:
-    tensors = [
-        Tensor("hole", (1000, 1000), "F32"),
-        Tensor("ones", (3,), "F16", value=1),
-        Tensor("noise", (300, 300), "F32", 0.5),
-        Tensor("rows", (10, 2), "F32", 1.0, rows=(range(2, 3), range(9, 10))),
-        Tensor("scalar", (), "F32", value=2),
-    ]
-    comfyui.write_tensors(tensors, tmp_path / "x")
-    data = (tmp_path / "x").read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-
-    def values(name: str, code: str) -> tuple[float, ...]:
-        begin, end = (8 + length + offset for offset in header[name]["data_offsets"])
-        return tuple(number for (number,) in struct.iter_unpack(f"<{code}", data[begin:end]))
-
-    assert len(data) == 8 + length + header["scalar"]["data_offsets"][1]
-    assert not any(values("hole", "f"))
-    assert values("ones", "e") == (1, 1, 1)
-    assert values("scalar", "f") == (2,)
-    assert [bool(value) for value in values("rows", "f")[::2]] == [False, False, True, *[False] * 6, True]
-    noise = values("noise", "f")
-    assert math.isclose(math.sqrt(sum(value * value for value in noise) / len(noise)), 0.5, rel_tol=0.02)
-    assert (tmp_path / "x").stat().st_blocks * 512 < 1_000_000
+def test_a_right_file_that_is_there_is_taken_without_fetching(host: Host) -> None:
+    host.final.write_bytes(GOOD)
+    assert not host.known_good(), "a file is not trusted because it exists"
+    assert host.fetch(host.mirror("gone", None)).returncode == 0
+    assert host.known_good()
 
 
-def test_a_store_is_written_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = []
+@pytest.mark.parametrize("wrong", [GOOD[:100], b"X" + GOOD[1:]], ids=["truncated", "same size"])
+def test_a_wrong_file_with_the_right_name_is_set_aside_and_kept(host: Host, wrong: bytes) -> None:
+    host.final.write_bytes(wrong)
+    assert host.fetch(host.mirror("good", GOOD)).returncode == 0
+    (aside,) = host.final.parent.glob("model.safetensors.wrong-*")
+    assert (host.final.read_bytes(), aside.read_bytes()) == (GOOD, wrong)
 
-    def write(path: Path) -> None:
-        written.append(path.name)
-        path.touch()
 
-    monkeypatch.setattr(weights, "STORE", {"vae/a.safetensors": write})
-    assert list(weights.write_store(tmp_path)) == [tmp_path / "vae" / "a.safetensors"]
-    assert [path.name for path in (tmp_path / "vae").iterdir()] == ["a.safetensors"]
-    list(weights.write_store(tmp_path))
-    assert written == ["a.part"]
+def test_a_file_that_was_changed_since_is_not_known_good(host: Host) -> None:
+    host.fetch(host.mirror("good", GOOD))
+    host.final.chmod(0o644)
+    host.final.write_bytes(b"X" + GOOD[1:])
+    os.utime(host.final, (1, 1))
+    assert not host.known_good()
