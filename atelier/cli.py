@@ -27,7 +27,8 @@ Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sand
 Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
 Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gateway; default: all.")]
 Sources = Annotated[
-    Literal["auto", "upstream", "double"], typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers).")
+    Literal["auto", "upstream", "double"],
+    typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers)."),
 ]
 
 

@@ -23,7 +23,27 @@ SERVICES = ("comfyui", "forge")
 
 SYSTEM_DIRECTORIES = {
     "/",
-    *(f"/{name}" for name in ["bin", "boot", "dev", "etc", "home", "lib", "opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"]),
+    *(
+        f"/{name}"
+        for name in [
+            "bin",
+            "boot",
+            "dev",
+            "etc",
+            "home",
+            "lib",
+            "opt",
+            "proc",
+            "root",
+            "run",
+            "sbin",
+            "srv",
+            "sys",
+            "tmp",
+            "usr",
+            "var",
+        ]
+    ),
 }
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -93,7 +113,9 @@ class TlsSettings(_Model):
     """Transport security of the gateway."""
 
     mode: Literal["off", "files"] = Field("off", description="`off`, or `files`: your own certificate and key.")
-    certificate: str | None = Field(None, description="The certificate chain (PEM), a file on this computer (mode `files`).")
+    certificate: str | None = Field(
+        None, description="The certificate chain (PEM), a file on this computer (mode `files`)."
+    )
     key: str | None = Field(None, description="Its private key (PEM), a file on this computer (mode `files`).")
 
 

@@ -15,8 +15,8 @@ URL = "http://127.0.0.1:7860"
 def status(path: str, headers: dict[str, str]) -> int:
     """The status that Forge answers with; raises OSError when there is no answer."""
     try:
-        request = urllib.request.Request(URL + path, headers=headers)  # noqa: S310 - always http
-        with urllib.request.urlopen(request, timeout=4) as answer:  # noqa: S310
+        request = urllib.request.Request(URL + path, headers=headers)
+        with urllib.request.urlopen(request, timeout=4) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

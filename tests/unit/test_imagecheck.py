@@ -17,14 +17,14 @@ def png(image: Image.Image, **options) -> bytes:
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
-    pixels = random.Random(7).randbytes(size[0] * size[1] * 3)  # noqa: S311
+    pixels = random.Random(7).randbytes(size[0] * size[1] * 3)
     return Image.frombytes("RGB", size, pixels)
 
 
 def picture(size: tuple[int, int] = (512, 512)) -> Image.Image:
     """Shapes on a gradient, softened, with some grain: what a photograph is like at every scale."""
     image = Image.linear_gradient("L").resize(size).convert("RGB")
-    draw, chance = ImageDraw.Draw(image), random.Random(3)  # noqa: S311
+    draw, chance = ImageDraw.Draw(image), random.Random(3)
     for _ in range(40):
         x, y, r = chance.randrange(size[0]), chance.randrange(size[1]), chance.randrange(size[0] // 16, size[0] // 4)
         draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(chance.randrange(256) for _ in range(3)))
