@@ -41,7 +41,7 @@ def generate(target: Target, prompt: str, image: Path | None, service: str, say:
     ssh.connect()
     if doubles_used(read_deployed(ssh, target.settings.data_root)):
         say("Doubles stand in for ComfyUI and Forge: the image is a test pattern, no model made it.")
-    elif "synthetic" in target.settings.models.sets:
+    elif target.kind == "sandbox":
         say("The weights are random numbers: the image will show nothing.")
     size = (512, 512) if target.settings.profile == "gpu" else (64, 64)
     timeout = target.settings.timeouts.generation

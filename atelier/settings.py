@@ -21,30 +21,21 @@ from atelier.errors import AtelierError
 
 SERVICES = ("comfyui", "forge")
 
-SYSTEM_DIRECTORIES = {
-    "/",
-    *(
-        f"/{name}"
-        for name in [
-            "bin",
-            "boot",
-            "dev",
-            "etc",
-            "home",
-            "lib",
-            "opt",
-            "proc",
-            "root",
-            "run",
-            "sbin",
-            "srv",
-            "sys",
-            "tmp",
-            "usr",
-            "var",
-        ]
-    ),
-}
+SYSTEM_DIRECTORIES = (
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+)
+SYSTEM_DIRECTORIES += ("/", "/sys", "/tmp", "/usr", "/var")  # noqa: S108 - names to refuse, not to use
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]

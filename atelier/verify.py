@@ -139,6 +139,7 @@ def verify(
         context = {
             "target": {
                 "name": target.name,
+                "kind": target.kind,
                 "host": target.destination.host,
                 "user": target.destination.user,
                 "port": target.destination.port,

@@ -1,8 +1,7 @@
-"""A deploy that has nothing to do, against the same state in ansible-core with pipelining: `make bench` or
+"""A deploy that has nothing to do, against the same state in ansible-core with pipelining.
 
-    .venv/bin/python -m benchmarks.noop_deploy [sandbox name]
-
-The sandbox must be deployed, with the sources that `auto` finds. ansible-core is installed into a virtual environment of its own in a temporary folder.
+`make bench`, or `.venv/bin/python -m benchmarks.noop_deploy [sandbox name]`. The sandbox must be deployed, with the sources
+that `auto` finds. ansible-core is installed into a virtual environment of its own in a temporary folder.
 """
 
 import os

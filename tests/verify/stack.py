@@ -154,9 +154,8 @@ class Stack:
 
     @property
     def trained(self) -> bool:
-        """Whether the weights are real, so that their images must be pictures."""
-        synthetic = self.deployed.get("sources") == "double" or "synthetic" in self.settings.models.sets
-        return self.settings.profile == "gpu" and not synthetic
+        """Whether the weights are real, so that their images must be pictures. A sandbox has random ones."""
+        return self.settings.profile == "gpu" and self.context["target"]["kind"] == "host"
 
     @property
     def size(self) -> tuple[int, int]:
