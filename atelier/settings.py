@@ -21,21 +21,7 @@ from atelier.errors import AtelierError
 
 SERVICES = ("comfyui", "forge")
 
-SYSTEM_DIRECTORIES = (
-    "/bin",
-    "/boot",
-    "/dev",
-    "/etc",
-    "/home",
-    "/lib",
-    "/opt",
-    "/proc",
-    "/root",
-    "/run",
-    "/sbin",
-    "/srv",
-)
-SYSTEM_DIRECTORIES += ("/", "/sys", "/tmp", "/usr", "/var")  # noqa: S108 - names to refuse, not to use
+SYSTEM_DIRECTORIES = re.compile(r"/(bin|boot|dev|etc|home|lib|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
@@ -47,7 +33,7 @@ def _absolute(path: str) -> str:
         raise ValueError("must be an absolute path on the host, without '..', for example /srv/atelier")
     if re.search(r"[^A-Za-z0-9._/+-]", path):
         raise ValueError("may hold letters, digits and . _ + - / only, so that every tool on the host reads it alike")
-    if str(PurePosixPath(path)) in SYSTEM_DIRECTORIES:
+    if SYSTEM_DIRECTORIES.fullmatch(str(PurePosixPath(path))):
         raise ValueError("is a directory of the system itself; name one of its own, for example /srv/atelier")
     return str(PurePosixPath(path))
 
