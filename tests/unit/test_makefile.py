@@ -1,0 +1,63 @@
+"""make: a thin wrapper whose variables come from its command line alone, and a list that is true."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-C", str(ROOT), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+
+
+def test_an_unknown_variable_is_an_error_that_names_it() -> None:
+    done = make("-n", "deploy", "host=gpu1")
+    assert done.returncode == 2 and "unknown variable: host" in done.stderr and "HOST" in done.stderr
+
+
+def test_the_environment_aims_at_nothing() -> None:
+    done = make("-n", "deploy", HOST="root@production", LIMIT="all", SERVICE="forge")
+    assert done.returncode == 0 and "production" not in done.stdout and "--limit" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "variable,words",
+    [
+        ('PROMPT=it\'s "$5" `x` & more', ["--prompt", 'it\'s "$5" `x` & more']),
+        ("HOST=ops@gpu1:2222", ["--host", "ops@gpu1:2222"]),
+        ("IMAGE=/a folder/in.png", ["--image", "/a folder/in.png"]),
+    ],
+)
+def test_values_arrive_whatever_they_hold(variable: str, words: list[str]) -> None:
+    recipe = make("-n", "generate", variable).stdout
+    arguments = recipe.partition("exec .venv/bin/atelier")[2]
+    printed = subprocess.run(["sh", "-c", f"printf '%s\\n' {arguments}"], capture_output=True, text=True).stdout
+    assert printed.split("\n")[1:-1] == words
+
+
+def listed() -> set[str]:
+    return set(re.findall(r"^  make ([a-z-]+)", make().stdout, re.M))
+
+
+def test_the_list_names_every_command_that_the_readme_uses() -> None:
+    readme = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", " ".join(re.findall(r"```.*?```", readme, re.S))))
+    assert used and used <= listed()
+
+
+def test_every_listed_command_is_one_of_the_command_line() -> None:
+    own = {"help", "test", "bench"}
+    for command in sorted(listed() - own):
+        arguments = command.split("-", 1) if command.startswith("sandbox-") else [command]
+        done = subprocess.run([str(ROOT / ".venv/bin/atelier"), *arguments, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, command
