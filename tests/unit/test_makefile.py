@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
+
+from atelier import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,14 +53,12 @@ def listed() -> set[str]:
 
 
 def test_the_list_names_every_command_that_the_readme_uses() -> None:
-    readme = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", " ".join(re.findall(r"```.*?```", readme, re.S))))
-    assert used and used <= listed()
+    blocks = "\n".join(re.findall(r"```.*?```", (ROOT / "README.md").read_text(), re.S))
+    used = set(re.findall(r"^(?:\$ |\w+=\w+ |.*: +)?make ([a-z-]+)", blocks, re.M))
+    assert len(used) > 8 and used <= listed()
 
 
 def test_every_listed_command_is_one_of_the_command_line() -> None:
-    own = {"help", "test", "bench"}
-    for command in sorted(listed() - own):
-        arguments = command.split("-", 1) if command.startswith("sandbox-") else [command]
-        done = subprocess.run([str(ROOT / ".venv/bin/atelier"), *arguments, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, command
+    command_line = typer.main.get_command(cli.app)
+    known = {*command_line.commands, *(f"sandbox-{name}" for name in command_line.commands["sandbox"].commands)}
+    assert listed() == known - {"sandbox"} | {"help", "test", "bench"}
