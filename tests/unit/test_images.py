@@ -221,14 +221,44 @@ def test_every_file_that_a_dockerfile_takes_is_in_its_context(tmp_path: Path, mo
         assert [name for name in taken if not (context / name).exists()] == []
 
 
-def test_an_archive_appears_whole() -> None:
-    script = images.save_script("atelier/comfyui:0123456789ab", "/var/cache/x y")
-    assert script.endswith(
-        "mv '/var/cache/x y/atelier-comfyui-0123456789ab.tar'.part '/var/cache/x y/atelier-comfyui-0123456789ab.tar'"
-    )
-    assert "/var/cache/x y/atelier-comfyui-0123456789ab.tar" in images.load_script(
-        "atelier/comfyui:0123456789ab", "/var/cache/x y"
-    )
+@pytest.fixture
+def run_with_docker(tmp_path: Path) -> Callable[[str, str], int]:
+    """Runs a shell script with a `docker` of our own; returns the exit status."""
+
+    def run(docker: str, script: str) -> int:
+        program = tmp_path / "bin" / "docker"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{docker}\n")
+        program.chmod(0o755)
+        path = f"{program.parent}:{os.environ['PATH']}"
+        return subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True).returncode
+
+    return run
+
+
+def test_an_archive_appears_whole_or_not_at_all(tmp_path: Path, run_with_docker: Callable[[str, str], int]) -> None:
+    folder = tmp_path / "x y"
+    tag = "atelier/comfyui:0123456789ab"
+    script = images.save_script(tag, str(folder))
+    assert run_with_docker('echo half >"$3"; exit 1', script) == 1
+    assert not (folder / images.archive_name(tag)).exists()
+    assert run_with_docker('echo "$@" >"$3"', script) == 0
+    assert tag in (folder / images.archive_name(tag)).read_text()
+    assert [path.name for path in folder.iterdir()] == [images.archive_name(tag)]
+    assert run_with_docker('[ -s "$4" ]', images.load_script(tag, str(folder))) == 0
+
+
+def test_old_archives_of_the_same_image_go(tmp_path: Path, run_with_docker: Callable[[str, str], int]) -> None:
+    names = [images.archive_name(f"atelier/comfyui:{number:012x}") for number in range(9)]
+    for age, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    other = images.archive_name("atelier/forge:0123456789ab")
+    (tmp_path / other).touch()
+    new = "atelier/comfyui:ffffffffffff"
+    assert run_with_docker('echo x >"$3"', images.save_script(new, str(tmp_path))) == 0
+    kept = {images.archive_name(new), *names[: images.KEPT_ARCHIVES - 1], other}
+    assert {path.name for path in tmp_path.glob("*.tar*")} == kept
 
 
 class TestLocks:

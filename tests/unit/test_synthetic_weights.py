@@ -60,7 +60,8 @@ def test_a_store_is_written_once_and_whole(tmp_path: Path, monkeypatch: pytest.M
         path.touch()
 
     monkeypatch.setattr(weights, "STORE", {"vae/a.safetensors": write})
-    assert list(weights.write_store(tmp_path)) == [tmp_path / "vae" / "a.safetensors"]
+    names = ["vae/a.safetensors"]
+    assert list(weights.write_store(tmp_path, names)) == [tmp_path / "vae" / "a.safetensors"]
     assert [path.name for path in (tmp_path / "vae").iterdir()] == ["a.safetensors"]
-    list(weights.write_store(tmp_path))
+    list(weights.write_store(tmp_path, names))
     assert written == ["a.part"]
