@@ -1,7 +1,8 @@
 # `make` lists the commands. Each is a thin wrapper over .venv/bin/atelier.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES
+VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY
+export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
 UNKNOWN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $(v))),$(filter-out $(VARIABLES) MAKEFLAGS MAKEOVERRIDES,$(v)))))
@@ -21,8 +22,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
 	@printf '%s\n' '' 'Target: HOST=user@address[:port], or LIMIT=name of hosts.yml; neither: the sandbox.'
 
-deploy: ## everything: preflight, host, Docker, credentials, weights, images, services, quick verify
-	$(atelier) deploy $(target) $(call option,--sources,SOURCES)
+deploy: ## everything: preflight, host, Docker, credentials, weights, images, services, quick verify [SERVICE=]
+	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES)
 plan: ## what deploy would change; changes nothing
 	$(atelier) plan $(target) $(call option,--sources,SOURCES)
 preflight: ## all reasons why a deploy would fail, before anything is changed
@@ -31,8 +32,8 @@ verify: ## the full proof; report in reports/<host>/latest [QUICK=1] [GROUP=] [C
 	$(atelier) verify $(target) $(if $(call given,QUICK),--quick) $(call option,--group,GROUP) $(call option,--check,CHECK)
 generate: ## one image: PROMPT="..." [IMAGE=in.png] [SERVICE=forge]
 	$(atelier) generate $(target) $(call option,--prompt,PROMPT) $(call option,--image,IMAGE) $(call option,--service,SERVICE)
-status: ## what runs, which versions, disk, last deploy and verify
-	$(atelier) status $(target)
+status: ## what runs, which versions, disk, last deploy and verify [SERVICE=]
+	$(atelier) status $(target) $(call option,--service,SERVICE)
 logs: ## the services' logs [SERVICE=] [LINES=]
 	$(atelier) logs $(target) $(call option,--service,SERVICE) $(call option,--lines,LINES)
 stop: ## stop the services [SERVICE=]

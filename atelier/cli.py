@@ -45,17 +45,21 @@ def main() -> None:
 
 
 def _for_each(host: str, limit: str, action: Callable[[Target, Narrator], int]) -> NoReturn:
-    """Run an action on each target; the exit status is the worst."""
-    worst = 0
+    """Run an action on each target, also after one failed; exits 1 when one failed, else with the highest status."""
+    statuses = []
     for target in resolve(host, limit):
         with Narrator() as narrator:
             narrator.say(target.headline(), style="bold cyan")
-            worst = max(worst, action(target, narrator))
-    raise typer.Exit(worst)
+            try:
+                statuses.append(action(target, narrator))
+            except AtelierError as error:
+                fail(str(error))
+                statuses.append(1)
+    raise typer.Exit(1 if 1 in statuses else max(statuses))
 
 
 @app.command()
-def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
+def deploy(host: Host = "", limit: Limit = "", service: Service = "", sources: Sources = "auto") -> None:
     """Everything: preflight, host, Docker, credentials, weights, images, services, quick verify."""
 
     def action(target: Target, narrator: Narrator) -> int:
@@ -64,7 +68,7 @@ def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> Non
         ssh = target.ssh()
         ssh.connect()
         with lifecycle.host_lock(ssh):
-            deployment = lifecycle.prepare(target, ssh, sources, narrator)
+            deployment = lifecycle.prepare(target, ssh, sources, narrator, only=operate.service_name(target, service))
             obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
             operate.print_findings(obstacles, narrator)
             if obstacles:
@@ -72,10 +76,10 @@ def deploy(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> Non
             from stages import provision
 
             lifecycle.keep_credentials(target, deployment)
-            verdict, changed = "failed", tuple[str, ...]()
+            verdict, changed = "failed", list[str]()
             try:
-                outcome = provision.apply(ssh, deployment, narrator)
-                verdict, changed = "deployed", outcome.changed
+                outcome = provision.apply(ssh, deployment, narrator, changed)
+                verdict = "deployed"
             finally:
                 lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
         narrator.say(
@@ -135,7 +139,7 @@ def verify(
     """The full proof; writes a report. Exit 0 passed, 1 failed, 3 incomplete."""
 
     def action(target: Target, narrator: Narrator) -> int:
-        operate.require_up(target)
+        operate.require_up(target, narrator)
         return operate.run_verify(target, narrator, quick=quick, groups=_names(group), checks=_names(check))
 
     _for_each(host, limit, action)
@@ -157,7 +161,7 @@ def generate(
     from atelier import generate as generation
 
     def action(target: Target, narrator: Narrator) -> int:
-        operate.require_up(target)
+        operate.require_up(target, narrator)
         saved = generation.generate(target, prompt, image, service, narrator.say)
         narrator.say(f"Saved: {saved}")
         return 0
@@ -166,9 +170,9 @@ def generate(
 
 
 @app.command()
-def status(host: Host = "", limit: Limit = "") -> None:
+def status(host: Host = "", limit: Limit = "", service: Service = "") -> None:
     """What runs, which versions, disk, last deploy and last verify. Exit 1 when a service is not healthy."""
-    _for_each(host, limit, operate.status)
+    _for_each(host, limit, lambda target, narrator: operate.status(target, narrator, service))
 
 
 @app.command()
@@ -218,13 +222,16 @@ def outputs(host: Host = "", limit: Limit = "") -> None:
     _for_each(host, limit, operate.fetch_outputs)
 
 
+SandboxName = Annotated[str, typer.Option("--name", help="`sandbox`, or `sandbox-<anything>`.")]
+
+
 @sandbox_app.command("up")
-def sandbox_up(name: Annotated[str, typer.Option("--name")] = "sandbox") -> None:
+def sandbox_up(name: SandboxName = "sandbox") -> None:
     """Make or boot the sandbox."""
     operate.sandbox_up(name, print)
 
 
 @sandbox_app.command("down")
-def sandbox_down(name: Annotated[str, typer.Option("--name")] = "sandbox") -> None:
+def sandbox_down(name: SandboxName = "sandbox") -> None:
     """Remove the sandbox with everything in it; its credentials and reports here stay."""
     operate.sandbox_down(name, print)

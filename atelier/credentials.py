@@ -115,9 +115,7 @@ def load(directory: Path) -> Credentials | None:
     try:
         return Credentials.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, UnicodeDecodeError):
-        raise AtelierError(
-            f"{path}: damaged", "restore it from a backup; without it only `make rotate` can help"
-        ) from None
+        raise AtelierError(f"{path}: damaged", "restore it from a backup") from None
 
 
 def save(directory: Path, credentials: Credentials) -> None:

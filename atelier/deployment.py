@@ -15,6 +15,9 @@ from atelier.tree import Directory, Entry, File
 
 DOCKER_CE = ("docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin")
 DOCKER_DEBIAN = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
+DOCKER_SOURCES = "/etc/apt/sources.list.d/docker.sources"
+DOCKER_KEYRING = "/etc/apt/keyrings/docker.asc"
+DAEMON_JSON = "/etc/docker/daemon.json"
 DOCKER_CONFLICTS = (
     "docker.io",
     "docker-doc",
@@ -23,6 +26,19 @@ DOCKER_CONFLICTS = (
     "podman-docker",
     "containerd",
     "runc",
+)
+
+APT_SETTINGS = (
+    File(
+        "/etc/apt/apt.conf.d/90atelier",
+        b"""// Wait for another package manager instead of failing.
+DPkg::Lock::Timeout "300";
+// Security updates come by themselves; the host never restarts by itself, least of all during a generation.
+APT::Periodic::Update-Package-Lists "1";
+APT::Periodic::Unattended-Upgrade "1";
+Unattended-Upgrade::Automatic-Reboot "false";
+""",
+    ),
 )
 
 
@@ -39,6 +55,8 @@ class Deployment:
     present: frozenset[str] = frozenset()
     """What the host has already: image tags, file names of image archives, sha256 of weights."""
     certificate: render.Certificate | None = None
+    only: str = ""
+    """One service (or `gateway`) to act on, with the gateway; empty for all."""
 
     def image_tags(self) -> dict[str, str]:
         """Tag by image name."""
@@ -46,8 +64,20 @@ class Deployment:
 
     def image_steps(self) -> tuple[Step, ...]:
         """The images that have to be loaded or built, parents first."""
-        archived = [build.tag for build in self.builds if archive_name(build.tag) in self.present]
-        return steps(self.builds, self.present, archived)
+        wanted = [build for build in self.builds if build.name not in ("base", "torch") and self.concerns(build.name)]
+        ancestors = {build.parent for build in wanted}
+        ancestors |= {build.parent for build in self.builds if build.tag in ancestors}
+        concerned = [build for build in self.builds if build in wanted or build.tag in ancestors]
+        archived = [build.tag for build in concerned if archive_name(build.tag) in self.present]
+        return steps(concerned, self.present, archived)
+
+    def missing_weights(self) -> tuple[Weight, ...]:
+        """The weights that are not known good on the host."""
+        return tuple(weight for weight in self.weights if weight.sha256 not in self.present)
+
+    def concerns(self, service: str) -> bool:
+        """Whether this deploy acts on a service; the gateway always is, as it holds every service's credentials."""
+        return not self.only or service in (self.only, "gateway")
 
     def projects(self) -> tuple[render.Project, ...]:
         """The compose projects, the gateway last."""
@@ -70,16 +100,13 @@ class Deployment:
             for name, service in enabled
         }
 
-    def state_dir(self) -> str:
-        """Where the host records what it carries."""
-        return f"{self.settings.data_root}/state"
-
     def directories(self) -> tuple[Directory, ...]:
         """The skeleton under both roots."""
         settings, owner = self.settings, self.settings.service_user
         config, data = settings.config_root, settings.data_root
         roots = [
-            Directory(path) for path in (config, f"{config}/services", f"{config}/secrets", data, self.state_dir())
+            Directory(path)
+            for path in (config, f"{config}/services", f"{config}/secrets", data, self.settings.state_dir())
         ]
         weights = [Directory(f"{data}/models")] + [Directory(f"{data}/models/{name}") for name in DIRECTORIES]
         shared = [Directory(f"{data}/outputs"), Directory(f"{data}/users")]
@@ -93,8 +120,8 @@ class Deployment:
     def identity(self) -> tuple[Entry, ...]:
         """The files that tie the host to its operator's store and to this release's layout."""
         return (
-            File(f"{self.state_dir()}/instance", f"{self.credentials.instance}\n".encode()),
-            File(f"{self.state_dir()}/schema", f"{SCHEMA}\n".encode()),
+            File(f"{self.settings.state_dir()}/instance", f"{self.credentials.instance}\n".encode()),
+            File(f"{self.settings.state_dir()}/schema", f"{SCHEMA}\n".encode()),
         )
 
     def secrets(self) -> tuple[Entry, ...]:
@@ -152,24 +179,30 @@ def merged_json(current: str, values: Mapping[str, object]) -> str:
 
 
 def declared(deployment: Deployment) -> dict[str, list[str]]:
-    """Everything that a deploy creates on the host, by kind: what the manifest records before it is created."""
+    """Everything that a deploy creates on the host, by kind: what the manifest records before it is created.
+
+    `merged` are files of the host's own that hold keys of ours.
+    """
+    settings, state = deployment.settings, deployment.settings.state_dir()
     projects = deployment.projects()
-    entries: list[Entry] = [
-        *deployment.directories(),
-        *deployment.identity(),
-        *deployment.secrets(),
-        render.loopback_guard(),
-    ]
+    entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets()]
+    entries += [*APT_SETTINGS, render.loopback_guard()]
     entries += [entry for project in projects for entry in project.entries]
+    files = {entry.path for entry in entries if isinstance(entry, File)}
+    files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
+    files |= {f"{state}/weights/{weight.sha256}" for weight in deployment.weights}
+    if uses_docker_ce(deployment.facts):
+        files |= {DOCKER_SOURCES, DOCKER_KEYRING}
     return {
-        "files": sorted(entry.path for entry in entries if isinstance(entry, File)),
+        "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
+        "merged": [DAEMON_JSON],
         "units": ["atelier-loopback-guard.service"],
         "containers": sorted(project.container for project in projects),
-        "networks": sorted(network.name for network in render.networks(deployment.settings)),
+        "networks": sorted(network.name for network in render.networks(settings)),
         "images": sorted(deployment.image_tags().values()),
         "weights": sorted(weight.store_path for weight in deployment.weights),
-        "users": [deployment.settings.service_user],
+        "users": [] if deployment.facts.service_user_uid else [settings.service_user],
     }
 
 

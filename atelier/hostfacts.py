@@ -51,7 +51,7 @@ class HostFacts:
 
 def script(settings: Settings) -> str:
     """A POSIX shell script that prints sections `::atelier::<name>` with one fact a line; it changes nothing."""
-    state = f"{settings.data_root}/state"
+    state = settings.state_dir()
     return f"""
 s() {{ echo "{SECTION}$1"; }}
 nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail "$p" | tail -n 1 | tr -d ' '; }}
@@ -80,28 +80,35 @@ s broken; dpkg --audit 2>/dev/null | head -n 1
 
 
 def presence_script(settings: Settings, weights: Iterable[Weight]) -> str:
-    """Prints what need not be fetched: image tags, image archives, sha256 of weights in their place with the right size."""
+    """Prints what need not be fetched: image tags, image archives, and the sha256 of each weight that is known good.
+
+    Known good: size, time and inode are those recorded when its bytes were hashed.
+    """
     store = f"{settings.data_root}/models"
     lines = ["docker image ls --filter 'reference=atelier/*' --format '{{.Repository}}:{{.Tag}}' 2>/dev/null"]
     if settings.images.archive_dir:
         lines.append(f"ls {shlex.quote(settings.images.archive_dir)} 2>/dev/null")
-    lines += [
-        f'[ "$(stat -c %s {shlex.quote(f"{store}/{weight.store_path}")} 2>/dev/null)" = {weight.bytes} ] && echo {weight.sha256}'
-        for weight in weights
-    ]
+    for weight in weights:
+        file = shlex.quote(f"{store}/{weight.store_path}")
+        record = shlex.quote(f"{settings.state_dir()}/weights/{weight.sha256}")
+        lines.append(
+            f"""[ "$(stat -c '%s %Y %i' {file} 2>/dev/null)" = "$(cat {record} 2>/dev/null || echo unknown)" ] """
+            f'&& [ "$(stat -c %s {file})" = {weight.bytes} ] && echo {weight.sha256}'
+        )
     return "\n".join([*lines, ":"])
 
 
-def reachability_script(proxy: str | None, urls: Iterable[str], archive: bool) -> str:
+def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterable[str], archive: bool) -> str:
     """Fetches a small document from each source, all at once, and prints those that did not answer, with the reason.
 
-    apt's own helper is the one client that every Debian and Ubuntu machine has. archive: try apt's sources as well,
-    with apt's own settings.
+    apt's own helper is the one client that every Debian and Ubuntu machine has. apt_urls, and with
+    archive apt's present sources as well, are tried with apt's own settings.
     """
     options = (
         f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}" if proxy else ""
     )
     probes = "\n".join(f"probe {shlex.quote(url)} {options} &" for url in urls)
+    probes += "".join(f"\nprobe {shlex.quote(url)} &" for url in apt_urls)
     own = "apt-get indextargets --format '$(REPO_URI)dists/$(RELEASE)/InRelease' 'Created-By: Packages' | sort -u"
     archives = f'for url in $({own}); do probe "$url" & done' if archive else ""
     return f"""

@@ -55,7 +55,7 @@ def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
     root, locks = paths.PROJECT / "images", paths.PROJECT / "locks" / "images"
     torch_variant, variant = ("none", "double") if chosen.mode == "double" else (settings.profile, settings.profile)
 
-    user = (("USER", settings.service_user), ("UID", str(settings.service_uid)))
+    user = (("USER", "atelier"), ("UID", str(settings.service_uid)))
     registry = (("BASE", settings.images.base),) if settings.images.base else ()
     # An image of a registry names its own archive; one made on the host names none.
     apt = ("apt_conf",) if registry else ("apt_conf", "apt_sources")

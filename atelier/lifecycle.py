@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,15 +70,26 @@ def gather(ssh: Ssh, target: Target) -> HostFacts:
 
 
 def prepare(
-    target: Target, ssh: Ssh, source_mode: Literal["auto", "upstream", "double"], narrator: Narrator
+    target: Target,
+    ssh: Ssh,
+    source_mode: Literal["auto", "upstream", "double"],
+    narrator: Narrator,
+    only: str = "",
 ) -> Deployment:
-    """Everything decided: sources fetched into the local cache, images planned, credentials chosen. The host is not changed."""
+    """Everything decided: sources fetched into the local cache, images planned, credentials chosen.
+
+    The host is not changed. only: one service, with the gateway, instead of all. Raises AtelierError.
+    """
+    if source_mode == "double" and target.kind != "sandbox":
+        raise AtelierError("SOURCES=double: doubles are for the sandbox only", "leave SOURCES out, or HOST=sandbox")
     facts = gather(ssh, target)
     credentials = choose_credentials(target, facts, os.environ)
     narrator.begin("Sources", "Fetch sources at their pinned commits into the local cache")
     chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
     builds = images.plan(target.settings, chosen)
     narrator.end(changed=False)
+    if chosen.mode == "double":
+        narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
     settings = target.settings
     if target.kind == "sandbox":
         synthetic = {
@@ -90,7 +101,7 @@ def prepare(
     weights = weights_for(settings.models, paths.PROJECT)
     present = frozenset(ssh.run(hostfacts.presence_script(settings, weights)).stdout.split())
     certificate = read_certificate(settings.tls)
-    return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate)
+    return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate, only)
 
 
 def read_certificate(tls: TlsSettings) -> render.Certificate | None:
@@ -111,8 +122,9 @@ def read_certificate(tls: TlsSettings) -> render.Certificate | None:
 def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[preflight.Finding]:
     """Everything that would stop this deploy, the reachability of the sources it will use included."""
     narrator.begin("Preflight", "Look for everything that would stop this deploy")
-    urls = needed_urls(deployment)
-    script = hostfacts.reachability_script(deployment.settings.proxy, urls, archive=not deployment.facts.deployed)
+    urls, apt_urls = needed_urls(deployment), docker_urls(deployment.facts)
+    fresh = not deployment.facts.deployed
+    script = hostfacts.reachability_script(deployment.settings.proxy, urls, apt_urls, archive=fresh)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
     found = preflight.findings(deployment.facts, deployment.settings, time.time(), unreachable)
     narrator.end(changed=False)
@@ -120,17 +132,17 @@ def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list
 
 
 def needed_urls(deployment: Deployment) -> list[str]:
-    """Small documents at each source that this deploy will fetch from."""
-    urls = []
-    if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
-        urls.append(
-            f"https://download.docker.com/linux/{deployment.facts.os_id}/dists/{deployment.facts.os_codename}/InRelease"
-        )
-    urls += images.index_probe_urls([step.build for step in deployment.image_steps() if step.action == "build"])
-    for weight in deployment.weights:
-        if weight.sha256 not in deployment.present:
-            urls.append(weight.probe_url(deployment.settings.models.mirrors))
+    """Small documents at each source that this deploy will fetch from by itself, the archives of apt apart."""
+    urls = images.index_probe_urls([step.build for step in deployment.image_steps() if step.action == "build"])
+    urls += [weight.probe_url(deployment.settings.models.mirrors) for weight in deployment.missing_weights()]
     return list(dict.fromkeys(urls))
+
+
+def docker_urls(facts: HostFacts) -> list[str]:
+    """Docker's own repository where the engine has yet to come from it."""
+    if not uses_docker_ce(facts) or "docker-ce" in facts.packages:
+        return []
+    return [f"https://download.docker.com/linux/{facts.os_id}/dists/{facts.os_codename}/InRelease"]
 
 
 @contextlib.contextmanager
@@ -160,7 +172,7 @@ def host_lock(ssh: Ssh) -> Iterator[None]:
         process.wait(timeout=20)
 
 
-def audit_line(changed: tuple[str, ...], verdict: str) -> str:
+def audit_line(changed: Sequence[str], verdict: str) -> str:
     """One line of the audit log on the host: when, who, which commit, what changed."""
     return json.dumps(
         {
@@ -174,9 +186,10 @@ def audit_line(changed: tuple[str, ...], verdict: str) -> str:
 
 
 def append_audit(ssh: Ssh, deployment: Deployment, line: str) -> None:
-    """Append to the audit log."""
-    directory = shlex.quote(deployment.state_dir())
-    ssh.run(f"[ -d {directory} ] && cat >>{directory}/audit.log", stdin=(line + "\n").encode())
+    """Append to the audit log; a host that cannot be reached any more must not hide why."""
+    directory = shlex.quote(deployment.settings.state_dir())
+    with contextlib.suppress(AtelierError):
+        ssh.run(f"[ -d {directory} ] && cat >>{directory}/audit.log", stdin=(line + "\n").encode())
 
 
 def _commit(project: Path) -> str:

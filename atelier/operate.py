@@ -22,6 +22,8 @@ def sandbox_up(name: str, say: Say) -> None:
     """Make or boot a sandbox. Raises AtelierError that says what to do where it cannot work."""
     from sandbox import machine, shared, tools
 
+    if name != "sandbox" and not name.startswith("sandbox-"):
+        raise AtelierError(f"{name!r} would be no target of any command", f"NAME=sandbox-{name}")
     try:
         machine.up(name, say, binds=shared.binds())
     except (machine.SandboxError, tools.UnavailableError, OSError) as error:
@@ -46,12 +48,19 @@ def ensure_up(target: Target, narrator: Narrator) -> None:
         narrator.end(changed=False)
 
 
-def require_up(target: Target) -> None:
-    """Raises AtelierError when the sandbox does not run: only deploy, plan and preflight make one."""
+DOUBLES = "Doubles stand in for ComfyUI and Forge here; the real applications are not on this machine."
+
+
+def require_up(target: Target, narrator: Narrator) -> None:
+    """Says so when doubles are deployed there. Raises AtelierError when the sandbox does not run."""
     from sandbox import machine
 
-    if target.kind == "sandbox" and machine.get(target.name) is None:
+    if target.kind != "sandbox":
+        return
+    if machine.get(target.name) is None:
         raise AtelierError(f"the sandbox `{target.name}` is not running", "make deploy")
+    if '"sources": "double"' in target.ssh().run(f"cat {target.settings.state_dir()}/deployed.json").stdout:
+        narrator.say(DOUBLES, style="yellow")
 
 
 def print_findings(findings: list[Finding], narrator: Narrator) -> None:
@@ -92,9 +101,9 @@ def host_credentials(target: Target) -> store.Credentials:
 
 def addresses(target: Target, settings: Settings) -> dict[str, str]:
     """The URL of each service as seen on the host."""
-    scheme = "http" if settings.tls.mode == "off" else "https"
-    address = settings.bind_address if settings.bind_address not in ("0.0.0.0", "::") else target.destination.host  # noqa: S104
-    return {name: f"{scheme}://{address}:{service.port}" for name, service in settings.enabled().items()}
+    wildcard = settings.bind_address in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+    address = target.destination.host if wildcard else settings.own_address()
+    return {name: f"{settings.scheme()}://{address}:{service.port}" for name, service in settings.enabled().items()}
 
 
 TITLES = {"comfyui": "ComfyUI", "forge": "Stable Diffusion WebUI Forge"}
@@ -105,7 +114,7 @@ def print_access(target: Target, settings: Settings, narrator: Narrator) -> None
     narrator.say()
     for name, url in addresses(target, settings).items():
         narrator.say(f"  {TITLES[name]:<30} {url}  (on the host)")
-    suffix = "" if target.name == "sandbox" else f" HOST={target.name}"
+    suffix = f" {target.argument}" if target.argument else ""
     narrator.say()
     narrator.say(f"  Log in:        make credentials{suffix}")
     narrator.say(f"  From here:     make tunnel{suffix}")
@@ -134,11 +143,11 @@ def show_credentials(target: Target, narrator: Narrator) -> int:
     return 0
 
 
-def status(target: Target, narrator: Narrator) -> int:
+def status(target: Target, narrator: Narrator, service: str = "") -> int:
     """Containers, versions, disk, last deploy, last verify. 1 when a declared container is not healthy."""
-    require_up(target)
+    require_up(target, narrator)
     settings = target.settings
-    state = f"{settings.data_root}/state"
+    state = settings.state_dir()
     script = (
         "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}' 2>/dev/null; echo ::; "
         f"df -h --output=avail,size,target {shlex.quote(settings.data_root)} 2>/dev/null | tail -n 1; echo ::; "
@@ -146,7 +155,7 @@ def status(target: Target, narrator: Narrator) -> int:
     )
     containers, disk, audit, deployed = (part.strip() for part in target.ssh().run(script).stdout.split("::\n"))
     rows = {row[0]: row for row in (line.split("\t") for line in containers.splitlines()) if len(row) == 3}
-    names = [*(service.container for service in settings.enabled().values()), settings.gateway_container]
+    names = _containers(target, service)
     healthy = True
     for name in names:
         _, image, state_text = rows.get(name, (name, "-", "not there"))
@@ -167,23 +176,30 @@ def status(target: Target, narrator: Narrator) -> int:
     return 0 if healthy else 1
 
 
+def _by_name(target: Target) -> dict[str, str]:
+    known = {name: service.container for name, service in target.settings.enabled().items()}
+    return known | {"gateway": target.settings.gateway_container}
+
+
+def service_name(target: Target, service: str) -> str:
+    """A service's own name, given that or its container's; empty stays empty. Raises AtelierError for an unknown one."""
+    for name, container in _by_name(target).items():
+        if service in (name, container):
+            return name
+    if service:
+        raise AtelierError(f"SERVICE={service}: no such service", f"known here: {', '.join(_by_name(target))}")
+    return ""
+
+
 def _containers(target: Target, service: str) -> list[str]:
-    """The container of a service, or all in the order in which they start. Raises AtelierError for an unknown one."""
-    settings = target.settings
-    known = {name: entry.container for name, entry in settings.enabled().items()} | {
-        "gateway": settings.gateway_container
-    }
-    if not service:
-        return list(known.values())
-    by_name = known | {container: container for container in known.values()}
-    if service not in by_name:
-        raise AtelierError(f"SERVICE={service}: no such service", f"known here: {', '.join(known)}")
-    return [by_name[service]]
+    """The container of a service, or all in the order in which they start."""
+    name = service_name(target, service)
+    return [_by_name(target)[name]] if name else list(_by_name(target).values())
 
 
 def logs(target: Target, narrator: Narrator, service: str, lines: int) -> int:
     """The last lines of each container's log."""
-    require_up(target)
+    require_up(target, narrator)
     for container in _containers(target, service):
         narrator.say(f"--- {container}", style="bold")
         result = target.ssh().run(f"docker logs --tail {lines} {container} 2>&1")
@@ -195,7 +211,7 @@ def logs(target: Target, narrator: Narrator, service: str, lines: int) -> int:
 
 def compose(target: Target, narrator: Narrator, verb: str, service: str) -> int:
     """Start, stop or restart services; start and restart wait until they are healthy."""
-    require_up(target)
+    require_up(target, narrator)
     ssh = target.ssh()
     containers = _containers(target, service)
     if verb == "stop":
@@ -216,13 +232,11 @@ def compose(target: Target, narrator: Narrator, verb: str, service: str) -> int:
 
 def tunnel(target: Target, narrator: Narrator) -> int:
     """Forward the published ports to this computer until Ctrl-C."""
-    require_up(target)
+    require_up(target, narrator)
     ports = {name: service.port for name, service in target.settings.enabled().items()}
-    scheme = "http" if target.settings.tls.mode == "off" else "https"
-    bind = target.settings.bind_address
-    with target.ssh().forward(ports, "127.0.0.1" if bind in ("0.0.0.0", "::") else bind, same_ports=True) as local:  # noqa: S104
+    with target.ssh().forward(ports, target.settings.own_address(), same_ports=True) as local:
         for name, port in local.items():
-            narrator.say(f"  {TITLES[name]:<30} {scheme}://localhost:{port}")
+            narrator.say(f"  {TITLES[name]:<30} {target.settings.scheme()}://localhost:{port}")
         narrator.say("Ctrl-C ends it.")
         try:
             while True:
@@ -233,7 +247,7 @@ def tunnel(target: Target, narrator: Narrator) -> int:
 
 def fetch_outputs(target: Target, narrator: Narrator) -> int:
     """Copy images that are not here yet into outputs/<host>/; nothing is deleted on either side."""
-    require_up(target)
+    require_up(target, narrator)
     destination = paths.outputs_dir(target.name)
     destination.mkdir(parents=True, exist_ok=True)
     root = f"{target.settings.data_root}/outputs"

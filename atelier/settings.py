@@ -19,8 +19,6 @@ from pydantic_core import ErrorDetails
 
 from atelier.errors import AtelierError
 
-SERVICES = ("comfyui", "forge")
-
 SYSTEM_DIRECTORIES = re.compile(r"/(bin|boot|dev|etc|home|lib|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -202,6 +200,20 @@ class Settings(_Model):
                 f"{chosen[0]}: profile is cpu, so there is no GPU to choose; remove it or set profile: gpu"
             )
         return self
+
+    def scheme(self) -> str:
+        """`http` or `https`, as the gateway serves."""
+        return "http" if self.tls.mode == "off" else "https"
+
+    def own_address(self) -> str:
+        """An address by which the host itself reaches the published ports; an IPv6 address stands in brackets."""
+        wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
+        address = wildcard.get(self.bind_address, self.bind_address)
+        return f"[{address}]" if ":" in address else address
+
+    def state_dir(self) -> str:
+        """Where the host records what it carries."""
+        return f"{self.data_root}/state"
 
     def enabled(self) -> dict[str, ServiceSettings]:
         """The services deployed on this host, by name (`comfyui`, `forge`)."""

@@ -21,6 +21,8 @@ class Target:
     kind: Literal["sandbox", "host"]
     destination: Destination
     settings: Settings
+    argument: str = ""
+    """What names it on make's command line, such as `HOST=user@address`; empty for what make takes without a word."""
 
     def ssh(self) -> Ssh:
         """A connection to it; `ACCEPT_NEW_HOST_KEY=1` accepts an unknown (never a changed) host key."""
@@ -45,13 +47,13 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
     if host and limit:
         raise AtelierError("HOST and LIMIT were both given", "HOST= is an address; LIMIT= picks names from hosts.yml")
     if host == SANDBOX or (not host and not limit and not hosts_file.exists()):
-        return [sandbox_target(SANDBOX, project)]
+        return [sandbox_target(SANDBOX, project, "HOST=sandbox" if hosts_file.exists() else "")]
     if host.startswith(f"{SANDBOX}-"):
-        return [sandbox_target(host, project)]
+        return [sandbox_target(host, project, f"HOST={host}")]
     if host:
         destination = Destination.parse(host)
         layers = [read_group(project / "group_data", "all", required=False)]
-        return [Target(destination.host, "host", destination, build_settings(layers))]
+        return [Target(destination.host, "host", destination, build_settings(layers), f"HOST={host}")]
     if not hosts_file.exists():
         raise AtelierError(
             f"LIMIT={limit} needs a hosts.yml", "copy hosts.example.yml to hosts.yml, or use HOST=user@address"
@@ -70,15 +72,16 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
         layers = [read_group(project / "group_data", "all", required=False)]
         layers += [read_group(project / "group_data", group, required=True) for group in hosts[name].groups]
         layers.append((f"hosts.yml: hosts.{name}.settings", hosts[name].settings))
-        targets.append(Target(name, "host", Destination.parse(hosts[name].address), build_settings(layers)))
+        destination = Destination.parse(hosts[name].address)
+        targets.append(Target(name, "host", destination, build_settings(layers), f"LIMIT={name}"))
     return targets
 
 
-def sandbox_target(name: str, project: Path) -> Target:
+def sandbox_target(name: str, project: Path, argument: str = "") -> Target:
     """A sandbox by name (`sandbox`, or `sandbox-<anything>`). Its connection is known once it is up."""
     layers: list[Layer] = [
         read_group(project / "group_data", "all", required=False),
         read_group(project / "group_data", SANDBOX, required=True),
     ]
     state = paths.cache_dir() / "sandbox" / name
-    return Target(name, "sandbox", Destination(name, config=state / "ssh" / "config"), build_settings(layers))
+    return Target(name, "sandbox", Destination(name, config=state / "ssh" / "config"), build_settings(layers), argument)

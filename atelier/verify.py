@@ -95,13 +95,10 @@ def trust(certificate: Certificate | None) -> ssl.SSLContext | bool:
 def services(target: Target, ssh: Ssh) -> Iterator[Reach]:
     """The host's services, forwarded over SSH to this computer."""
     settings = target.settings
-    # A wildcard is no address to connect to.
-    address = "127.0.0.1" if settings.bind_address in ("0.0.0.0", "::") else settings.bind_address  # noqa: S104
     ports = {name: service.port for name, service in settings.enabled().items()}
-    certificate = read_certificate(settings.tls)
-    scheme = "https" if certificate else "http"
-    with ssh.forward(ports, address) as local:
-        yield Reach({name: f"{scheme}://127.0.0.1:{port}" for name, port in local.items()}, certificate)
+    with ssh.forward(ports, settings.own_address()) as local:
+        urls = {name: f"{settings.scheme()}://127.0.0.1:{port}" for name, port in local.items()}
+        yield Reach(urls, read_certificate(settings.tls))
 
 
 def verify(

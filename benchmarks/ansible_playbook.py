@@ -6,7 +6,6 @@ from atelier import deployment as decide
 from atelier import render
 from atelier.deployment import Deployment
 from atelier.tree import Directory, Entry, File
-from stages.host import LOCK_WAIT
 
 Task = dict[str, Any]
 
@@ -33,7 +32,12 @@ def playbook(deployment: Deployment) -> list[dict[str, Any]]:
         },
         {"name": "Docker", "ansible.builtin.apt": {"name": list(decide.docker_packages(deployment.facts))}},
     ]
-    entries: list[Entry] = [LOCK_WAIT, *deployment.directories(), *deployment.identity(), *deployment.secrets()]
+    entries: list[Entry] = [
+        *decide.APT_SETTINGS,
+        *deployment.directories(),
+        *deployment.identity(),
+        *deployment.secrets(),
+    ]
     entries += [render.loopback_guard()]
     entries += [entry for project in deployment.projects() for entry in project.entries]
     tasks += [_entry(entry) for entry in entries]

@@ -12,23 +12,21 @@ from atelier.deployment import Deployment
 from atelier.tree import File
 from stages.operations import Lines, entries, merged_json, packages, unless
 
-DAEMON_JSON = "/etc/docker/daemon.json"
 RUNS_WITH_SETTINGS = (
     "systemctl is-enabled -q docker && systemctl is-active -q docker "
-    f'&& [ "$(stat -c %Y {DAEMON_JSON})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ] '
+    f'&& [ "$(stat -c %Y {decide.DAEMON_JSON})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ] '
     "&& echo yes"
 )
 """The daemon reads its settings at start, so one that was up before the file changed has yet to be restarted."""
-KEYRING = "/etc/apt/keyrings/docker.asc"
 
 
 def _repository(deployment: Deployment) -> File:
     facts = deployment.facts
     text = (
         f"Types: deb\nURIs: https://download.docker.com/linux/{facts.os_id}\nSuites: {facts.os_codename}\n"
-        f"Components: stable\nArchitectures: {facts.architecture}\nSigned-By: {KEYRING}\n"
+        f"Components: stable\nArchitectures: {facts.architecture}\nSigned-By: {decide.DOCKER_KEYRING}\n"
     )
-    return File("/etc/apt/sources.list.d/docker.sources", text.encode())
+    return File(decide.DOCKER_SOURCES, text.encode())
 
 
 @operation()
@@ -51,13 +49,17 @@ def engine(deployment: Deployment) -> None:
         )
         unless(
             name="Fetch Docker's signing key",
-            probe=f"cat {KEYRING}",
-            script=f"install -d /etc/apt/keyrings && curl -fsSL https://download.docker.com/linux/{deployment.facts.os_id}/gpg "
-            f"-o {KEYRING}.part && mv {KEYRING}.part {KEYRING}",
+            probe=f"cat {decide.DOCKER_KEYRING}",
+            # apt's own helper, because apt's own proxy settings lead to the repository as well.
+            script=f"install -d /etc/apt/keyrings && rm -f {decide.DOCKER_KEYRING}.part && /usr/lib/apt/apt-helper download-file "
+            f"https://download.docker.com/linux/{deployment.facts.os_id}/gpg {decide.DOCKER_KEYRING}.part "
+            f"&& chmod 0644 {decide.DOCKER_KEYRING}.part && mv {decide.DOCKER_KEYRING}.part {decide.DOCKER_KEYRING}",
         )
         entries(name="Add Docker's repository", entries=(_repository(deployment),))
     merged_json(
-        name="Merge settings into daemon.json", path=DAEMON_JSON, values=decide.daemon_settings(deployment.settings)
+        name="Merge settings into daemon.json",
+        path=decide.DAEMON_JSON,
+        values=decide.daemon_settings(deployment.settings),
     )
     entries(name="Install the loopback guard", entries=(render.loopback_guard(),))
     unless(

@@ -1,16 +1,12 @@
-"""Host basics: packages, the service user, directories, unattended upgrades left sane."""
+"""Host basics: packages, the service user, directories, time, unattended upgrades that never restart the host."""
 
 from pyinfra.api import deploy
 
 from atelier import deployment as decide
 from atelier.deployment import Deployment
-from atelier.tree import File
 from stages.operations import entries, packages, unless
 
-LOCK_WAIT = File(
-    "/etc/apt/apt.conf.d/90atelier-lock",
-    b'// Wait for another package manager instead of failing.\nDPkg::Lock::Timeout "300";\n',
-)
+TIME_SERVICES = "systemd-timesyncd chrony chronyd ntp ntpsec openntpd"
 
 
 @deploy("Host")
@@ -22,12 +18,20 @@ def base(deployment: Deployment) -> None:
         probe='[ -n "$(dpkg --audit)" ] || echo sound',
         script="DEBIAN_FRONTEND=noninteractive dpkg --configure -a --force-confold",
     )
-    entries(name="Let apt wait for its lock", entries=(LOCK_WAIT,))
+    entries(name="Set apt's lock wait and unattended upgrades", entries=decide.APT_SETTINGS)
     packages(name="Install base packages", names=decide.host_packages(deployment.facts))
+    if deployment.settings.profile == "gpu":  # the sandbox has no power over its clock
+        unless(
+            name="Keep the time in sync",
+            probe=f"systemctl is-active {TIME_SERVICES} | grep -x active",
+            script="DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends systemd-timesyncd "
+            "&& systemctl enable -q --now systemd-timesyncd",
+        )
     unless(
         name=f"Create the system user {user}",
         probe=f"getent passwd {user}",
-        script=f"groupadd --system --gid {uid} {user} && useradd --system --uid {uid} --gid {uid} --no-create-home "
-        f"--home-dir /nonexistent --shell /usr/sbin/nologin --comment 'Atelier services' {user}",
+        script=f"{{ getent group {user} || groupadd --system --gid {uid} {user}; }} && useradd --system --uid {uid} "
+        f"--gid {user} --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "
+        f"--comment 'Atelier services' {user}",
     )
     entries(name="Make directories", entries=deployment.directories())

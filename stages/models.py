@@ -3,30 +3,15 @@
 import shlex
 from collections.abc import Iterator
 
-from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from atelier.deployment import Deployment
 from atelier.models import Weight
-from stages.operations import Lines
-
-
-def _record(state: str, weight: Weight) -> str:
-    return shlex.quote(f"{state}/weights/{weight.sha256}")
-
-
-def _known_good_script(store: str, state: str, weights: tuple[Weight, ...]) -> str:
-    """Prints the sha256 of each file whose size, time and inode are as recorded when it was hashed."""
-    tests = [
-        f'[ "$(stat -c "%s %Y %i" {shlex.quote(f"{store}/{weight.store_path}")})" = "$(cat {_record(state, weight)})" ] '
-        f'&& [ "$(stat -c %s {shlex.quote(f"{store}/{weight.store_path}")})" = {weight.bytes} ] && echo {weight.sha256}'
-        for weight in weights
-    ]
-    return "; ".join(tests)
 
 
 def _fetch_script(store: str, state: str, weight: Weight, urls: list[str], proxy: str | None) -> str:
     """Take what is there when its sha256 is right, else fetch from the first source that delivers the right bytes."""
+    record_file = shlex.quote(f"{state}/weights/{weight.sha256}")
     final, part = f"{store}/{weight.store_path}", f"{store}/.incoming/{weight.sha256}.part"
     quoted = " ".join(shlex.quote(url) for url in urls)
     curl = "curl -fsSL -C - --retry 5 --retry-connrefused" + (f" --proxy {shlex.quote(proxy)}" if proxy else "")
@@ -35,7 +20,7 @@ set -u
 final={shlex.quote(final)} part={shlex.quote(part)} wanted={weight.sha256} bytes={weight.bytes}
 sum() {{ sha256sum <"$1" | cut -d' ' -f1; }}
 publish() {{ chmod 0444 "$1" && chown root:root "$1" && sync "$1" && {{ [ "$1" = "$final" ] || mv -fT "$1" "$final"; }} && record; }}
-record() {{ mkdir -p {shlex.quote(state)}/weights && stat -c '%s %Y %i' "$final" >{_record(state, weight)}; }}
+record() {{ mkdir -p {shlex.quote(state)}/weights && stat -c '%s %Y %i' "$final" >{record_file}; }}
 mkdir -p {shlex.quote(store)}/.incoming
 if [ -f "$final" ]; then
   if [ "$(stat -c %s "$final")" = "$bytes" ] && [ "$(sum "$final")" = "$wanted" ]; then publish "$final"; exit 0; fi
@@ -43,6 +28,11 @@ if [ -f "$final" ]; then
   echo "{weight.store_path}: another file had this name; it was set aside as $final.wrong-*"
 fi
 found=
+# The bytes so far, for a person who watches.
+( while sleep 2; do
+    [ -f "$part" ] && echo "$(($(stat -c %s "$part" 2>/dev/null || echo 0) / 1000000)) of $((bytes / 1000000)) MB"
+  done ) &
+watch=$!; trap 'kill $watch' EXIT
 for url in {quoted}; do
   if [ -f "$part" ] && [ "$(stat -c %s "$part")" -ge "$bytes" ]; then [ "$(sum "$part")" = "$wanted" ] || rm -f "$part"; fi
   if [ ! -f "$part" ] || [ "$(stat -c %s "$part")" -lt "$bytes" ]; then
@@ -61,21 +51,16 @@ exit 1
 
 
 @operation()
-def _fetched(deployment: Deployment) -> Iterator[StringCommand]:
+def _fetched(deployment: Deployment, weight: Weight) -> Iterator[StringCommand]:
     settings = deployment.settings
-    store, state = f"{settings.data_root}/models", deployment.state_dir()
-    good = (
-        host.get_fact(Lines, script=_known_good_script(store, state, deployment.weights)) if deployment.weights else []
+    urls = weight.urls(settings.models.mirrors)
+    yield StringCommand(
+        _fetch_script(f"{settings.data_root}/models", settings.state_dir(), weight, urls, settings.proxy)
     )
-    for weight in deployment.weights:
-        if weight.sha256 not in good:
-            yield StringCommand(
-                _fetch_script(store, state, weight, weight.urls(settings.models.mirrors), settings.proxy)
-            )
 
 
 @deploy("Weights")
 def weights(deployment: Deployment) -> None:
-    """Every weight of the host's sets, in the store that both applications read."""
-    size = sum(weight.bytes for weight in deployment.weights) / 1e9
-    _fetched(name=f"Bring {len(deployment.weights)} weights, {size:.1f} GB", deployment=deployment)
+    """Every weight of the host's sets that is not known good, in the store that both applications read."""
+    for weight in deployment.missing_weights():
+        _fetched(name=f"Bring {weight.name}, {weight.bytes / 1e9:.1f} GB", deployment=deployment, weight=weight)

@@ -32,8 +32,8 @@ class Outcome:
 
 
 class _Narration(BaseStateCallback):
-    def __init__(self, narrator: Narrator, host: object) -> None:
-        self.narrator, self.host = narrator, host
+    def __init__(self, narrator: Narrator, host: object, changed: list[str]) -> None:
+        self.narrator, self.host, self.changed = narrator, host, changed
 
     @override
     def operation_host_start(self, state: State, host: object, op_hash: str) -> None:
@@ -41,7 +41,10 @@ class _Narration(BaseStateCallback):
 
     @override
     def operation_end(self, state: State, op_hash: str) -> None:
-        self.narrator.end(changed=state.ops[self.host][op_hash].operation_meta.did_change())
+        did_change = state.ops[self.host][op_hash].operation_meta.did_change()
+        if did_change:
+            self.changed.append(": ".join(_split_name(state, op_hash)))
+        self.narrator.end(changed=did_change)
 
 
 def _split_name(state: State, op_hash: str) -> tuple[str, str]:
@@ -68,30 +71,31 @@ def plan(ssh: Ssh, deployment: Deployment) -> Outcome:
     with _failures_named(), _state(ssh, deployment, check_for_changes=True) as state:
         host = next(iter(state.inventory))
         order = state.get_op_order()
-        changed = [" ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change]
+        changed = [": ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change]
     return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
 
 
-def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
-    """Carry the deployment out. Raises AtelierError with the failed step and what it printed."""
+def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator, changed: list[str] | None = None) -> Outcome:
+    """Carry the deployment out. Raises AtelierError with the failed step and what it printed.
+
+    changed: filled as operations change something, so that it is true whatever ends the run.
+    """
+    changed = [] if changed is None else changed
     before = OpenSSHConnector.commands
     OpenSSHConnector.watch = narrator.output
     try:
         with _failures_named(), _state(ssh, deployment, check_for_changes=False) as state:
             host = next(iter(state.inventory))
-            state.add_callback_handler(_Narration(narrator, host))
+            state.add_callback_handler(_Narration(narrator, host, changed))
             state.set_stage(StateStage.Execute)
             try:
                 run_ops(state)
             except PyinfraError:
                 raise _failure(state, host, narrator) from None
-            order = state.get_op_order()
-            changed = [
-                ": ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.did_change()
-            ]
+            operations = len(state.get_op_order())
     finally:
         OpenSSHConnector.watch = None
-    return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
+    return Outcome(operations, tuple(changed), OpenSSHConnector.commands - before)
 
 
 @contextmanager
@@ -112,4 +116,7 @@ def _failure(state: State, host: object, narrator: Narrator) -> AtelierError:
                 f"{stage}: {step}: failed\n" + "\n".join(f"    {line}" for line in lines),
                 "mend the cause and run the same command again; it continues where it stopped",
             )
-    return AtelierError("the deploy stopped before it could say why", "run it again with --verbose")
+    return AtelierError(
+        "the deploy stopped before it could say why",
+        "run the same command again; if it stops again, see the host's journal",
+    )

@@ -42,7 +42,8 @@ def _project(deployment: Deployment, project: render.Project) -> None:
 def running(deployment: Deployment) -> None:
     """The applications, each on its internal network; nothing is published yet."""
     for project in deployment.projects()[:-1]:
-        _project(deployment, project)
+        if deployment.concerns(project.service):
+            _project(deployment, project)
 
 
 @deploy("Gateway")

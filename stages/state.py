@@ -14,20 +14,20 @@ from stages.operations import Lines, entries, missing_packages
 
 @operation()
 def _manifest(deployment: Deployment) -> Iterator[StringCommand]:
-    path = f"{deployment.state_dir()}/manifest.json"
+    path = f"{deployment.settings.state_dir()}/manifest.json"
     current = "\n".join(host.get_fact(Lines, script=f"cat {path}"))
     wanted = (*decide.host_packages(deployment.facts), *decide.docker_packages(deployment.facts))
     manifest = decide.updated_manifest(
         current, decide.declared(deployment), missing_packages(wanted), version("atelier")
     )
     if manifest != current + "\n":
-        yield StringCommand(f"mkdir -p {deployment.state_dir()}")
+        yield StringCommand(f"mkdir -p {deployment.settings.state_dir()}")
         yield StringCommand(File(path, manifest.encode()).install_script(), _stdin=manifest.encode())
 
 
 @operation()
 def _deployed(deployment: Deployment) -> Iterator[StringCommand]:
-    path = f"{deployment.state_dir()}/deployed.json"
+    path = f"{deployment.settings.state_dir()}/deployed.json"
     tags = " ".join(deployment.image_tags().values())
     inspect = f"for t in {tags}; do echo \"$t $(docker image inspect --format '{{{{.Id}}}}' $t)\"; done; cat {path}"
     lines = host.get_fact(Lines, script=inspect)

@@ -13,8 +13,10 @@ import yaml
 from atelier import credentials as store
 from atelier import deployment as decide
 from atelier import gpu, hostfacts, lifecycle, paths, preflight, render, tree
+from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.hostfacts import HostFacts, Listener
+from atelier.images import ImageBuild
 from atelier.models import read_lock
 from atelier.settings import Settings, build_settings
 from atelier.ssh import Destination, connection_error
@@ -423,3 +425,53 @@ def test_the_environment_chooses_at_the_first_deploy_only(target: Target) -> Non
 )
 def test_connection_errors_name_reason_and_remedy(stderr: str, expected: str) -> None:
     assert expected in str(connection_error(Destination("gpu1"), stderr))
+
+
+def deployment(**further: object) -> decide.Deployment:
+    def build(name: str, parent: str | None) -> ImageBuild:
+        return ImageBuild(name, f"atelier/{name}:1", (), (), (), f"atelier/{parent}:1" if parent else None)
+
+    parents = {"base": None, "torch": "base", "comfyui": "torch", "forge": "torch", "gateway": "base"}
+    builds = tuple(build(name, parent) for name, parent in parents.items())
+    return decide.Deployment(settings(), FACTS, CREDENTIALS, builds, (), "upstream", **further)
+
+
+STEPS = {
+    "fresh": ({}, ["base", "torch", "comfyui", "forge", "gateway"]),
+    "one service": ({"only": "forge"}, ["base", "torch", "forge", "gateway"]),
+    "the gateway": ({"only": "gateway"}, ["base", "gateway"]),
+    "all there": ({"present": frozenset(IMAGES.values())}, []),
+    "archives": (
+        {"present": frozenset({"atelier-comfyui-1.tar", "atelier-forge-1.tar", "atelier/gateway:1"})},
+        ["comfyui", "forge"],
+    ),
+}
+
+
+@pytest.mark.parametrize("given,expected", STEPS.values(), ids=STEPS.keys())
+def test_only_the_images_that_are_missing_are_made(given: dict, expected: list[str]) -> None:
+    assert [step.build.name for step in deployment(**given).image_steps()] == expected
+
+
+def test_the_manifest_declares_every_file_that_a_stage_writes() -> None:
+    files = decide.declared(deployment())["files"]
+    for path in (
+        "/etc/apt/apt.conf.d/90atelier",
+        "/srv/atelier/state/audit.log",
+        "/opt/atelier/secrets/gateway/credentials.json",
+    ):
+        assert path in files
+    assert decide.DOCKER_SOURCES not in files
+    bookworm = replace(deployment(), facts=replace(FACTS, os_codename="bookworm", service_user_uid="10001"))
+    assert decide.DOCKER_SOURCES in decide.declared(bookworm)["files"]
+    assert decide.declared(bookworm)["users"] == [], "a user that was there before is not ours"
+
+
+def test_addresses_of_ipv6_stand_in_brackets() -> None:
+    for bind, expected in {"::1": "[::1]", "127.0.0.1": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.items():
+        assert settings(bind_address=bind, allow_plaintext=True).own_address() == expected
+
+
+def test_doubles_are_refused_on_any_host_but_the_sandbox(target: Target) -> None:
+    with pytest.raises(AtelierError, match="for the sandbox only"):
+        lifecycle.prepare(target, target.ssh(), "double", Narrator())

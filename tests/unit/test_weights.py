@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from atelier import hostfacts
 from atelier.models import Weight
-from stages.models import _fetch_script, _known_good_script
+from atelier.settings import build_settings
+from stages.models import _fetch_script
 
 GOOD = b"the right bytes" * 1000
 WEIGHT = Weight(
@@ -48,7 +50,8 @@ class Host:
         return subprocess.run(["sh", "-c", script], env=self.environment, capture_output=True, text=True)
 
     def known_good(self) -> bool:
-        script = _known_good_script(str(self.store), str(self.state), (WEIGHT,))
+        settings = build_settings([("test", {"profile": "cpu"})]).model_copy(update={"data_root": str(self.root)})
+        script = hostfacts.presence_script(settings, (WEIGHT,))
         found = subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout.split()
         return WEIGHT.sha256 in found
 
