@@ -13,6 +13,7 @@ given = $(if $(filter command line,$(origin $(1))),$(value $(1)))
 quote = '$(subst ','\'',$(1))'
 option = $(if $(call given,$(2)),$(1) $(call quote,$(call given,$(2))))
 target = $(call option,--host,HOST) $(call option,--limit,LIMIT)
+by_name = $(if $(call given,HOST)$(call given,LIMIT),$(error $@ takes NAME=, not HOST= or LIMIT=))
 atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
 .PHONY: help deploy plan preflight verify generate status logs stop start restart tunnel credentials outputs \
@@ -49,9 +50,9 @@ credentials: ## how to log in, with ready-to-paste examples
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
 sandbox-up: ## the sandbox alone [NAME=]
-	$(atelier) sandbox up $(call option,--name,NAME)
+	$(by_name)$(atelier) sandbox up $(call option,--name,NAME)
 sandbox-down: ## remove the sandbox [NAME=]
-	$(atelier) sandbox down $(call option,--name,NAME)
+	$(by_name)$(atelier) sandbox down $(call option,--name,NAME)
 test: ## the project's own tests
 	@./bootstrap.sh && exec .venv/bin/python -m pytest
 bench: ## the benchmarks, with what they are compared with

@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 wanted=$( { cat locks/requirements.txt pyproject.toml; pwd -P; } | sha256sum | cut -d' ' -f1)
-[ "$(cat .venv/.made-from 2>/dev/null)" = "$wanted" ] && exit 0
+[ "$(cat .venv/.made-from 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null && exit 0
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "Error: $1"; say "  -> $2"; exit 1; }

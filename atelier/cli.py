@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
+import click
 import typer
 
 from atelier import lifecycle, operate
@@ -35,7 +36,10 @@ Sources = Annotated[
 def main() -> None:
     """Run the command; what a user can mend ends in one message and exit 1, never in a traceback."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        fail(f"{error.format_message()}\n  -> atelier --help, atelier COMMAND --help")
+        sys.exit(1)
     except AtelierError as error:
         fail(str(error))
         sys.exit(1)

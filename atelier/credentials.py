@@ -55,8 +55,8 @@ class Credentials(BaseModel):
 
 def check_user(name: str) -> str:
     """A user name that every parser in the way leaves alone. Raises AtelierError."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", name):
-        raise AtelierError(f"user name {name!r}: use 1 to 32 letters, digits, `.`, `_` or `-`")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", name) or name == "health":
+        raise AtelierError(f"user name {name!r}: use 1 to 32 letters, digits, `.`, `_` or `-`; `health` is taken")
     return name
 
 
@@ -72,6 +72,7 @@ def check_password(password: str, variable: str) -> str:
         "holds characters other than printable ASCII, which HTTP Basic does not carry reliably": not (
             password.isascii() and password.isprintable()
         ),
+        "holds a single quote, which shells and compose files quote in different ways": "'" in password,
         "is shorter than 8 characters": len(password) < 8,
     }
     wrong = [reason for reason, applies in reasons.items() if applies]

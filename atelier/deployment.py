@@ -7,6 +7,7 @@ from typing import Any
 
 from atelier import SCHEMA, gpu, render
 from atelier.credentials import Credentials
+from atelier.errors import AtelierError
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
 from atelier.models import DIRECTORIES, Weight
@@ -152,29 +153,32 @@ def docker_packages(facts: HostFacts) -> tuple[str, ...]:
     return DOCKER_CE if uses_docker_ce(facts) else DOCKER_DEBIAN
 
 
-def daemon_settings(settings: Settings) -> dict[str, object]:
-    """What daemon.json must hold; everything else in it is the host's own."""
-    return {
-        "features": {"cdi": True},
-        "live-restore": True,
-        "log-driver": "json-file",
-        "log-opts": {"max-size": settings.docker.log_max_size, "max-file": str(settings.docker.log_max_file)},
-    }
+def docker_conflicts(facts: HostFacts) -> tuple[str, ...]:
+    """Installed packages that docker-ce takes the place of."""
+    if not uses_docker_ce(facts) or "docker-ce" in facts.packages:
+        return ()
+    return tuple(name for name in DOCKER_CONFLICTS if name in facts.packages)
 
 
-def merged_json(current: str, values: Mapping[str, object]) -> str:
-    """A JSON document that holds these values; mappings are merged one level deep, what else it holds is kept.
+def merged_daemon_json(current: str, settings: Settings) -> str:
+    """daemon.json with what we need in it; everything else is the host's own and stays.
 
-    Raises ValueError when the current document is not a JSON object.
+    A log driver that the host chose stays with its options: the compose files of our services name theirs.
+    Raises AtelierError when the current document is not a JSON object.
     """
-    document: Any = json.loads(current) if current.strip() else {}
+    try:
+        document: Any = json.loads(current) if current.strip() else {}
+    except ValueError as error:
+        raise AtelierError(
+            f"{DAEMON_JSON} on the host is not valid JSON: {error}", "mend or remove that file"
+        ) from None
     if not isinstance(document, dict):
-        raise ValueError("not a JSON object")
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(document.get(key), dict):
-            document[key] = {**document[key], **value}
-        else:
-            document[key] = value
+        raise AtelierError(f"{DAEMON_JSON} on the host is not a JSON object", "mend or remove that file")
+    document["features"] = {**document.get("features", {}), "cdi": True}
+    document["live-restore"] = True
+    if document.get("log-driver", "json-file") == "json-file":
+        limits = {"max-size": settings.docker.log_max_size, "max-file": str(settings.docker.log_max_file)}
+        document |= {"log-driver": "json-file", "log-opts": {**document.get("log-opts", {}), **limits}}
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
@@ -209,10 +213,15 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
 def updated_manifest(current: str, declared_now: Mapping[str, list[str]], installing: list[str], release: str) -> str:
     """The manifest as it must be before anything is created: what earlier deploys created stays in it until it is removed.
 
-    installing: packages that are not on the host yet, and so are ours. Raises ValueError for a damaged manifest.
+    installing: packages that are not on the host yet, and so are ours. Raises AtelierError for a damaged manifest.
     """
-    document: Any = json.loads(current) if current.strip() else {"schema": SCHEMA, "created": {}}
-    created: dict[str, list[str]] = document["created"]
+    try:
+        document: Any = json.loads(current) if current.strip() else {"created": {}}
+        created: dict[str, list[str]] = document["created"]
+    except (ValueError, KeyError, TypeError):
+        raise AtelierError(
+            "state/manifest.json on the host is damaged", "move it away; the deploy writes it anew"
+        ) from None
     for kind, names in {**declared_now, "packages": installing}.items():
         created[kind] = sorted({*created.get(kind, []), *names})
     return json.dumps({"schema": SCHEMA, "release": release, "created": created}, indent=1) + "\n"

@@ -1,5 +1,6 @@
 """Facts about the host, gathered by one shell script in one round trip before anything is changed."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -112,12 +113,13 @@ def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterab
     own = "apt-get indextargets --format '$(REPO_URI)dists/$(RELEASE)/InRelease' 'Created-By: Packages' | sort -u"
     archives = f'for url in $({own}); do probe "$url" & done' if archive else ""
     return f"""
-t=$(mktemp -d); chmod 0755 "$t"; trap 'rm -rf "$t"' EXIT
+t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
 probe() {{
   url=$1; shift; n=$(printf %s "$url" | cksum | tr -d ' ')
   case $url in file://*) [ -e "${{url#file://}}" ] || printf '%s\\tno such file\\n' "$url"; return;; esac
-  timeout 60 /usr/lib/apt/apt-helper "$@" -o Acquire::Retries=1 download-file "$url" "$t/$n" >"$t/$n.log" 2>&1 && return
-  grep -q ' 404 ' "$t/$n.log" || printf '%s\\t%s\\n' "$url" "$(grep -E '^(E:|W:|  )' "$t/$n.log" | head -n 1 | tr '\\t' ' ')"
+  set -- -o APT::Sandbox::User=root -o Acquire::Retries=1 "$@"
+  timeout 60 /usr/lib/apt/apt-helper "$@" download-file "$url" "$t/$n" >"$t/$n.log" 2>&1 && return
+  grep -qE ' 40[134] ' "$t/$n.log" || printf '%s\\t%s\\n' "$url" "$(grep -E '^(E:|W:|  )' "$t/$n.log" | head -n 1 | tr '\\t' ' ')"
 }}
 {probes}
 {archives}
@@ -127,7 +129,13 @@ wait
 
 def parse_reachability(output: str) -> dict[str, str]:
     """Reason by URL for each source that did not answer."""
-    return {url: reason.strip() for url, _, reason in (line.partition("\t") for line in output.splitlines()) if url}
+    rows = (line.partition("\t") for line in _without_credentials(output).splitlines())
+    return {url: reason.strip() for url, _, reason in rows if url}
+
+
+def _without_credentials(text: str) -> str:
+    """URLs without user and password."""
+    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def parse(output: str) -> HostFacts:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,8 @@ from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared
 
-LOCK = "/run/lock/atelier.lock"
+LOCK_DIRECTORY = "/run/atelier"
+BUSY = f"{LOCK_DIRECTORY}/busy"
 
 
 def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[str, str]) -> Credentials:
@@ -58,10 +59,8 @@ def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[st
 
 
 def keep_credentials(target: Target, deployment: Deployment) -> None:
-    """Store the credentials of a deploy on this computer, before the host gets them."""
-    directory = paths.secrets_dir(target.name)
-    if store.load(directory) != deployment.credentials:
-        store.save(directory, deployment.credentials)
+    """Store the credentials of a deploy on this computer before the host gets them, the derived files included."""
+    store.save(paths.secrets_dir(target.name), deployment.credentials)
 
 
 def gather(ssh: Ssh, target: Target) -> HostFacts:
@@ -146,30 +145,39 @@ def docker_urls(facts: HostFacts) -> list[str]:
 
 
 @contextlib.contextmanager
-def host_lock(ssh: Ssh) -> Iterator[None]:
+def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
     """Hold the host's lock for as long as this process lives; a second deploy learns who holds it.
 
-    The lock is a flock of a shell whose standard input is ours, so it ends with us however we end.
+    The lock is a flock of a shell whose standard input is ours, so it ends with us however we end. What a killed deploy
+    left running on the host holds BUSY, and is waited for.
     """
-    who = f"{getpass.getuser()} on {socket.gethostname()} since {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    who = f"{getpass.getuser()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M} UTC"
     script = (
-        f"exec 9<>{LOCK}; if flock -n 9; then printf '%s\\n' {shlex.quote(who)} >{LOCK}.owner; echo locked; cat >/dev/null; "
-        f'else echo "held by $(cat {LOCK}.owner)"; fi'
+        f"mkdir -p -m 0700 {LOCK_DIRECTORY} && cd {LOCK_DIRECTORY} && exec 9<>lock 8<>busy; "
+        f"flock -n 9 || {{ echo \"held by $(cat owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} >owner; "
+        "flock -n 8 || { echo waiting; flock 8; }; flock -u 8; echo locked; cat >/dev/null"
     )
     process = ssh.popen(script)
     assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
-    answer = process.stdout.readline().decode(errors="replace").strip()
     try:
+        answer = process.stdout.readline().decode(errors="replace").strip()
+        if answer == "waiting":
+            say("  waiting for what an interrupted deploy left running on the host ...")
+            answer = process.stdout.readline().decode(errors="replace").strip()
         if answer != "locked":
             raise AtelierError(
                 f"another deploy of {ssh.destination.host} is running: {answer or 'no answer from the lock'}",
-                "wait until it is done; its lock ends with it",
+                "wait until it is done; its lock ends with it, at the latest a few minutes after its network went away",
             )
         yield
     finally:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def audit_line(changed: Sequence[str], verdict: str) -> str:

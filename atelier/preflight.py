@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atelier import SCHEMA, gpu
+from atelier.deployment import docker_conflicts
 from atelier.errors import AtelierError
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
@@ -36,6 +37,7 @@ def findings(facts: HostFacts, settings: Settings, now: float, unreachable: Mapp
         *_space(facts, settings),
         *_ports(facts, settings),
         *_gpus(facts, settings),
+        *_docker(facts, settings),
         *_sources(unreachable),
     ]
 
@@ -110,9 +112,8 @@ def _space(facts: HostFacts, settings: Settings) -> list[Finding]:
 
 
 def _ports(facts: HostFacts, settings: Settings) -> list[Finding]:
-    if settings.gateway_container in facts.containers:
-        return []
-    taken = {listener.port: listener for listener in facts.listeners}
+    ours = "docker-proxy" if settings.gateway_container in facts.containers else None
+    taken = {listener.port: listener for listener in facts.listeners if listener.process != ours}
     return [
         Finding(
             f"port {service.port} for {name} is in use by {taken[service.port].process or 'another program'}",
@@ -120,6 +121,20 @@ def _ports(facts: HostFacts, settings: Settings) -> list[Finding]:
         )
         for name, service in settings.enabled().items()
         if service.port in taken
+    ]
+
+
+def _docker(facts: HostFacts, settings: Settings) -> list[Finding]:
+    conflicts = docker_conflicts(facts)
+    ours = {settings.gateway_container, *(service.container for service in settings.enabled().values())}
+    if not conflicts or not facts.containers - ours:
+        return []
+    return [
+        Finding(
+            f"Docker from {', '.join(conflicts)} would be replaced by docker-ce, and these containers stopped: "
+            f"{', '.join(sorted(facts.containers - ours))}",
+            "stop them yourself first, or install docker-ce yourself",
+        )
     ]
 
 

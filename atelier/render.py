@@ -55,13 +55,19 @@ class Network:
     name: str
     internal: bool
 
+    def options(self) -> dict[str, str]:
+        """Options of the bridge driver."""
+        bridge = "com.docker.network.bridge"
+        return {f"{bridge}.inhibit_ipv4": "true"} if self.internal else {f"{bridge}.enable_ip_masquerade": "false"}
+
     def create_command(self) -> str:
         """The command that creates it."""
-        if self.internal:
-            options = "--internal --opt com.docker.network.bridge.inhibit_ipv4=true"
-        else:
-            options = "--opt com.docker.network.bridge.enable_ip_masquerade=false"
-        return f"docker network create --label atelier=1 {options} {self.name}"
+        options = " ".join(f"--opt {name}={value}" for name, value in self.options().items())
+        return f"docker network create --label atelier=1 {'--internal ' if self.internal else ''}{options} {self.name}"
+
+    def signature(self) -> str:
+        """What `docker network inspect --format '{{.Name}} {{.Internal}} {{json .Options}}'` says of it."""
+        return f"{self.name} {str(self.internal).lower()} {json.dumps(self.options(), separators=(',', ':'))}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ from pydantic_core import ErrorDetails
 
 from atelier.errors import AtelierError
 
-SYSTEM_DIRECTORIES = re.compile(r"/(bin|boot|dev|etc|home|lib|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?")
+SYSTEM_DIRECTORIES = re.compile(
+    r"/|/(home|opt|root|srv|var|home/[^/]+|var/(cache|lib|log|tmp)|var/lib/docker(/.*)?)"
+    r"|/(bin|boot|dev|etc|lib|lib64|proc|run|sbin|sys|tmp|usr)(/.*)?"
+)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
@@ -31,9 +34,10 @@ def _absolute(path: str) -> str:
         raise ValueError("must be an absolute path on the host, without '..', for example /srv/atelier")
     if re.search(r"[^A-Za-z0-9._/+-]", path):
         raise ValueError("may hold letters, digits and . _ + - / only, so that every tool on the host reads it alike")
-    if SYSTEM_DIRECTORIES.fullmatch(str(PurePosixPath(path))):
+    normal = str(PurePosixPath("/" + path.lstrip("/")))
+    if SYSTEM_DIRECTORIES.fullmatch(normal):
         raise ValueError("is a directory of the system itself; name one of its own, for example /srv/atelier")
-    return str(PurePosixPath(path))
+    return normal
 
 
 HostPath = Annotated[str, AfterValidator(_absolute)]
@@ -322,10 +326,10 @@ def read_hosts(path: Path) -> dict[str, HostEntry]:
         )
     hosts: dict[str, HostEntry] = {}
     for name, entry in document["hosts"].items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name in ("sandbox", "all"):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)) or name.startswith("sandbox") or name == "all":
             raise AtelierError(
                 f"{path.name}: hosts.{name}: not a usable name",
-                "use letters, digits, `.`, `_`, `-`; `sandbox` and `all` are taken",
+                "use letters, digits, `.`, `_`, `-`; names that begin with `sandbox`, and `all`, are taken",
             )
         try:
             hosts[name] = HostEntry.model_validate(entry)

@@ -35,7 +35,7 @@ class Destination:
     def parse(cls, address: str) -> "Destination":
         """`[user@]address[:port]`; an IPv6 address with a port stands in brackets. Raises AtelierError."""
         match = re.fullmatch(
-            r"(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.]+\]|[^:@\s\[\]-][^:@\s\[\]]*|[0-9A-Fa-f:]+)(?::(\d+))?", address
+            r"(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:]+)(?::(\d+))?", address
         )
         if not match or (match[3] and not 0 < int(match[3]) < 65536):
             raise AtelierError(
@@ -151,8 +151,11 @@ class Ssh:
         if self._sudo is None:
             self.connect()
         assert self._sudo is not None  # noqa: S101 - connect() sets it or raises
-        prefix = (self._sudo_password + "\n").encode() if self._sudo_password else b""
-        return self.command(shlex.join([*self._sudo, "sh", "-c", script])), prefix
+        password = (self._sudo_password + "\n").encode() if self._sudo_password else b""
+        code = script.encode()
+        # The script comes on standard input: sudo writes every command line into the journal, and `ps` shows it to all.
+        reader = shlex.join([*self._sudo, "sh", "-c", f'eval "$(head -c {len(code)})"'])
+        return self.command(reader), password + code
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float | None = None, check: bool = False) -> Completed:
         """Run a shell script as root on the host.

@@ -1,6 +1,7 @@
 """What a command is aimed at: a host given by address, hosts of hosts.yml, or the sandbox."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,7 +49,7 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
         raise AtelierError("HOST and LIMIT were both given", "HOST= is an address; LIMIT= picks names from hosts.yml")
     if host == SANDBOX or (not host and not limit and not hosts_file.exists()):
         return [sandbox_target(SANDBOX, project, "HOST=sandbox" if hosts_file.exists() else "")]
-    if host.startswith(f"{SANDBOX}-"):
+    if re.fullmatch(rf"{SANDBOX}-[a-z0-9-]+", host):
         return [sandbox_target(host, project, f"HOST={host}")]
     if host:
         destination = Destination.parse(host)

@@ -54,9 +54,9 @@ def probe_script(paths: Iterable[str]) -> str:
     """Shell that prints, for each path that exists: type, mode, owner:group, sha256 or `-`, and the path."""
     quoted = " ".join(shlex.quote(path) for path in paths)
     return (
-        f'for p in {quoted}; do if [ -L "$p" ]; then t=l h=-; elif [ -d "$p" ]; then t=d h=-; elif [ -f "$p" ]; then t=f '
+        f'for p in {quoted}; do if [ -d "$p" ]; then t=d h=-; elif [ -L "$p" ]; then t=l h=-; elif [ -f "$p" ]; then t=f '
         'h=$(sha256sum <"$p"); h=${h%% *}; elif [ -e "$p" ]; then t=o h=-; else continue; fi; '
-        'echo "$t $(stat -c \'%a %U:%G\' "$p") $h $p"; done'
+        'echo "$t $(stat -Lc \'%a %U:%G\' "$p") $h $p"; done'
     )
 
 

@@ -31,12 +31,16 @@ class OpenSSHData(ConnectorData):
 
 
 class OpenSSHConnector(BaseConnector):
-    """Runs every command as root over `atelier.ssh.Ssh`; `commands` counts the round trips, `watch` sees each output line."""
+    """Runs every command as root over `atelier.ssh.Ssh`.
+
+    `commands` counts the round trips, `watch` sees each output line, `prelude` is shell that runs before each command.
+    """
 
     handles_execution = True
     data_cls = OpenSSHData
     data_meta = {"ssh": DataMeta("An atelier.ssh.Ssh")}  # noqa: RUF012 - pyinfra reads it from the class
     commands = 0
+    prelude = ""
     watch: ClassVar[Callable[[str], None] | None] = None
 
     @property
@@ -74,7 +78,7 @@ class OpenSSHConnector(BaseConnector):
     def _execute(self, script: str, stdin: Any, timeout: int | None) -> tuple[int, list[OutputLine]]:
         type(self).commands += 1
         data = stdin if isinstance(stdin, bytes) else "\n".join([stdin] if isinstance(stdin, str) else stdin).encode()
-        arguments, prefix = self.ssh.root_command(script)
+        arguments, prefix = self.ssh.root_command(type(self).prelude + script)
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         lines: list[OutputLine] = []
         readers = [gevent.spawn(self._collect, name, getattr(process, name), lines) for name in ("stdout", "stderr")]

@@ -1,6 +1,6 @@
 """Docker: the engine, compose and buildx, the daemon's settings, the loopback guard, the networks."""
 
-import shlex
+import json
 from collections.abc import Iterator
 
 from pyinfra import host
@@ -8,70 +8,95 @@ from pyinfra.api import StringCommand, deploy, operation
 
 from atelier import deployment as decide
 from atelier import render
-from atelier.deployment import Deployment
+from atelier.deployment import DAEMON_JSON, DOCKER_KEYRING, DOCKER_SOURCES, Deployment
+from atelier.settings import Settings
 from atelier.tree import File
-from stages.operations import Lines, entries, merged_json, packages, unless
+from stages.operations import Lines, entries, packages, unless
 
+BEFORE = f"{DAEMON_JSON}.before-atelier"
 RUNS_WITH_SETTINGS = (
     "systemctl is-enabled -q docker && systemctl is-active -q docker "
-    f'&& [ "$(stat -c %Y {decide.DAEMON_JSON})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ] '
+    f'&& [ "$(stat -c %Y {DAEMON_JSON})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ] '
     "&& echo yes"
 )
 """The daemon reads its settings at start, so one that was up before the file changed has yet to be restarted."""
+RESTART = f"""
+systemctl enable -q docker; sleep 1; systemctl restart docker && exit 0
+if [ -e {BEFORE} ]; then cp -a {BEFORE} {DAEMON_JSON}; else rm -f {DAEMON_JSON}; fi
+systemctl reset-failed docker; systemctl restart docker
+echo "Docker did not start with our settings merged into {DAEMON_JSON}; the file is as it was: see journalctl -u docker" >&2
+exit 1
+"""
 
 
-def _repository(deployment: Deployment) -> File:
-    facts = deployment.facts
-    text = (
-        f"Types: deb\nURIs: https://download.docker.com/linux/{facts.os_id}\nSuites: {facts.os_codename}\n"
-        f"Components: stable\nArchitectures: {facts.architecture}\nSigned-By: {decide.DOCKER_KEYRING}\n"
-    )
-    return File(decide.DOCKER_SOURCES, text.encode())
+@operation()
+def _daemon_json(settings: Settings) -> Iterator[StringCommand]:
+    current = "\n".join(host.get_fact(Lines, script=f"cat {DAEMON_JSON}"))
+    merged = decide.merged_daemon_json(current, settings)
+    if not current.strip() or json.loads(merged) != json.loads(current):
+        yield StringCommand(
+            f"mkdir -p /etc/docker; rm -f {BEFORE}; [ ! -e {DAEMON_JSON} ] || cp -a {DAEMON_JSON} {BEFORE}"
+        )
+        yield StringCommand(File(DAEMON_JSON, merged.encode()).install_script(), _stdin=merged.encode())
 
 
 @operation()
 def _networks(networks: tuple[render.Network, ...]) -> Iterator[StringCommand]:
-    present = host.get_fact(Lines, script="docker network ls --format '{{.Name}}'")
+    """Networks as declared; one of ours that is not is made again, and its containers with it, by the stages that follow."""
+    inspect = "docker network inspect --format '{{.Name}} {{.Internal}} {{json .Options}}' "
+    lines = host.get_fact(Lines, script=";".join(f"{inspect}{network.name} || :" for network in networks))
+    present = {line.split(" ", 1)[0]: line for line in lines if line}
     for network in networks:
-        if network.name not in present:
-            yield StringCommand(network.create_command())
+        if present.get(network.name) == network.signature():
+            continue
+        if network.name in present:
+            attached = (
+                f"docker network inspect --format '{{{{range .Containers}}}}{{{{.Name}}}} {{{{end}}}}' {network.name}"
+            )
+            yield StringCommand(f"docker rm -f $({attached}); docker network rm {network.name}")
+        yield StringCommand(network.create_command())
 
 
 @deploy("Docker")
 def engine(deployment: Deployment) -> None:
     """A running Docker with our settings merged into its own."""
-    if decide.uses_docker_ce(deployment.facts):
-        conflicts = " ".join(shlex.quote(name) for name in decide.DOCKER_CONFLICTS)
-        unless(
-            name="Remove packages that conflict with docker-ce",
-            probe=f"[ -n \"$(dpkg-query -W -f '${{db:Status-Status}} ' {conflicts} 2>/dev/null | grep -w installed)\" ] || echo none",
-            script=f"DEBIAN_FRONTEND=noninteractive apt-get remove -y {conflicts}",
-        )
-        unless(
-            name="Fetch Docker's signing key",
-            probe=f"cat {decide.DOCKER_KEYRING}",
-            # apt's own helper, because apt's own proxy settings lead to the repository as well.
-            script=f"install -d /etc/apt/keyrings && rm -f {decide.DOCKER_KEYRING}.part && /usr/lib/apt/apt-helper download-file "
-            f"https://download.docker.com/linux/{deployment.facts.os_id}/gpg {decide.DOCKER_KEYRING}.part "
-            f"&& chmod 0644 {decide.DOCKER_KEYRING}.part && mv {decide.DOCKER_KEYRING}.part {decide.DOCKER_KEYRING}",
-        )
-        entries(name="Add Docker's repository", entries=(_repository(deployment),))
-    merged_json(
-        name="Merge settings into daemon.json",
-        path=decide.DAEMON_JSON,
-        values=decide.daemon_settings(deployment.settings),
-    )
+    facts = deployment.facts
+    if decide.uses_docker_ce(facts) and "docker-ce" not in facts.packages:
+        _repository(deployment)
+    _daemon_json(name="Merge settings into daemon.json", settings=deployment.settings)
     entries(name="Install the loopback guard", entries=(render.loopback_guard(),))
     unless(
         name="Start the loopback guard",
         probe="systemctl is-enabled -q atelier-loopback-guard && systemctl is-active -q atelier-loopback-guard "
         f"&& iptables -w -t raw -C {render.LOOPBACK_RULE} && echo active",
-        script="systemctl daemon-reload && systemctl enable -q atelier-loopback-guard && systemctl restart atelier-loopback-guard",
+        script="systemctl daemon-reload && systemctl enable -q atelier-loopback-guard "
+        "&& systemctl restart atelier-loopback-guard",
     )
-    packages(name="Install Docker", names=decide.docker_packages(deployment.facts))
-    unless(
-        name="Start Docker with its settings",
-        probe=RUNS_WITH_SETTINGS,
-        script="systemctl enable -q docker; sleep 1; systemctl restart docker",
-    )
+    packages(name="Install Docker", names=decide.docker_packages(facts))
+    unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=RESTART)
     _networks(name="Create networks", networks=render.networks(deployment.settings))
+
+
+def _repository(deployment: Deployment) -> None:
+    """Docker's own repository, on a host that has no docker-ce yet."""
+    facts = deployment.facts
+    conflicts = " ".join(decide.docker_conflicts(facts))
+    if conflicts:
+        unless(
+            name=f"Remove {conflicts}, which docker-ce replaces",
+            probe=f"dpkg-query -W -f '${{db:Status-Status}}\\n' {conflicts} | grep -qx installed || echo none",
+            script=f"DEBIAN_FRONTEND=noninteractive apt-get remove -y {conflicts}",
+        )
+    unless(
+        name="Fetch Docker's signing key",
+        probe=f"cat {DOCKER_KEYRING}",
+        # apt's own helper, because apt's own proxy settings lead to the repository as well.
+        script=f"install -d /etc/apt/keyrings && rm -f {DOCKER_KEYRING}.part && /usr/lib/apt/apt-helper download-file "
+        f"https://download.docker.com/linux/{facts.os_id}/gpg {DOCKER_KEYRING}.part "
+        f"&& chmod 0644 {DOCKER_KEYRING}.part && mv {DOCKER_KEYRING}.part {DOCKER_KEYRING}",
+    )
+    source = (
+        f"Types: deb\nURIs: https://download.docker.com/linux/{facts.os_id}\nSuites: {facts.os_codename}\n"
+        f"Components: stable\nArchitectures: {facts.architecture}\nSigned-By: {DOCKER_KEYRING}\n"
+    )
+    entries(name="Add Docker's repository", entries=(File(DOCKER_SOURCES, source.encode()),))

@@ -15,6 +15,7 @@ from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.images import ImageBuild, Step
 from atelier.ssh import Ssh
+from stages.operations import unless
 
 
 def _upload(build: ImageBuild, directory: str, proxy: str | None) -> None:
@@ -57,6 +58,8 @@ def _image(deployment: Deployment, step: Step) -> Iterator[Any]:
 @deploy("Images")
 def built(deployment: Deployment) -> None:
     """Every image that is not there yet by the tag that its inputs give it."""
+    left = shlex.quote(f"{deployment.settings.config_root}/build")
+    unless(name="Remove what an interrupted build left", probe=f"[ -e {left} ] || echo none", script=f"rm -rf {left}")
     for step in deployment.image_steps():
         verb = {"load": "Load", "build": "Build"}[step.action]
         _image(name=f"{verb} image {step.build.name}", deployment=deployment, step=step)

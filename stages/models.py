@@ -14,7 +14,8 @@ def _fetch_script(store: str, state: str, weight: Weight, urls: list[str], proxy
     record_file = shlex.quote(f"{state}/weights/{weight.sha256}")
     final, part = f"{store}/{weight.store_path}", f"{store}/.incoming/{weight.sha256}.part"
     quoted = " ".join(shlex.quote(url) for url in urls)
-    curl = "curl -fsSL -C - --retry 5 --retry-connrefused" + (f" --proxy {shlex.quote(proxy)}" if proxy else "")
+    patience = "--connect-timeout 20 --speed-limit 1000 --speed-time 60 --retry 5 --retry-connrefused"
+    curl = f"curl -fsSL {patience}" + (f" --proxy {shlex.quote(proxy)}" if proxy else "")
     return f"""
 set -u
 final={shlex.quote(final)} part={shlex.quote(part)} wanted={weight.sha256} bytes={weight.bytes}
@@ -38,7 +39,8 @@ for url in {quoted}; do
   if [ ! -f "$part" ] || [ "$(stat -c %s "$part")" -lt "$bytes" ]; then
     case $url in
       file://*) cp --sparse=always -- "${{url#file://}}" "$part" ;;  # holes stay holes
-      *) {curl} -o "$part" "$url" ;;
+      # A source without ranges refuses to continue a part: then it is begun again.
+      *) {curl} -C - -o "$part" "$url" || {{ rm -f "$part"; {curl} -o "$part" "$url"; }} ;;
     esac || {{ echo "{weight.name}: $url did not deliver" >&2; continue; }}
   fi
   found=$(sum "$part")

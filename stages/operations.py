@@ -1,6 +1,5 @@
 """pyinfra facts and operations of our own. Each asks once, and yields commands only for what differs."""
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator
 
@@ -8,7 +7,7 @@ from pyinfra import host
 from pyinfra.api import FactBase, StringCommand, operation
 from typing_extensions import override
 
-from atelier import deployment, tree
+from atelier import tree
 
 
 class TreeState(FactBase[dict[str, str]]):
@@ -55,20 +54,10 @@ def entries(entries: tuple[tree.Entry, ...]) -> Iterator[StringCommand]:
 
 
 @operation()
-def unless(probe: str, script: str, stdin: bytes = b"", timeout: int | None = None) -> Iterator[StringCommand]:
+def unless(probe: str, script: str) -> Iterator[StringCommand]:
     """Run a shell script where a probe, which changes nothing, prints nothing."""
     if not host.get_fact(Lines, script=probe):
-        yield StringCommand(script, _stdin=stdin, _timeout=timeout)
-
-
-@operation()
-def merged_json(path: str, values: dict[str, object]) -> Iterator[StringCommand]:
-    """A JSON file of the host's own that holds at least these values; what else it holds is kept."""
-    current = "\n".join(host.get_fact(Lines, script=f"cat {shlex.quote(path)}"))
-    merged = deployment.merged_json(current, values)
-    if json.loads(merged) != json.loads(current or "null"):
-        yield StringCommand(f"mkdir -p {shlex.quote(path.rpartition('/')[0])}")
-        yield StringCommand(tree.File(path, merged.encode()).install_script(), _stdin=merged.encode())
+        yield StringCommand(script)
 
 
 def missing_packages(names: Iterable[str]) -> list[str]:

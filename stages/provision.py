@@ -18,6 +18,7 @@ import deploy
 from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
+from atelier.lifecycle import BUSY
 from atelier.ssh import Ssh
 from stages.connector import OpenSSHConnector
 
@@ -83,6 +84,8 @@ def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator, changed: list[st
     changed = [] if changed is None else changed
     before = OpenSSHConnector.commands
     OpenSSHConnector.watch = narrator.output
+    # Each command on the host holds this, so that the next deploy waits for what outlives a killed one.
+    OpenSSHConnector.prelude = f"exec 8<>{BUSY} && flock -s 8; "
     try:
         with _failures_named(), _state(ssh, deployment, check_for_changes=False) as state:
             host = next(iter(state.inventory))
@@ -94,7 +97,7 @@ def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator, changed: list[st
                 raise _failure(state, host, narrator) from None
             operations = len(state.get_op_order())
     finally:
-        OpenSSHConnector.watch = None
+        OpenSSHConnector.watch, OpenSSHConnector.prelude = None, ""
     return Outcome(operations, tuple(changed), OpenSSHConnector.commands - before)
 
 

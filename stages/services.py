@@ -1,5 +1,6 @@
 """Services: one compose project each, recreated only when its own files, image or secrets changed."""
 
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from atelier import render
 from atelier.deployment import Deployment
 from stages.operations import Lines, entries
 
+ILL = re.compile(r"\(unhealthy\)|Restarting|Paused")
 RUNNING = "docker ps --format '{{.Names}} {{.Label \"atelier.config\"}} {{.Image}} {{.Status}}'"
 
 
@@ -20,10 +22,14 @@ def _as_declared(project: render.Project, image: str, lines: list[str]) -> bool:
 
 @operation()
 def _up(project: render.Project, image: str, timeout: int) -> Iterator[StringCommand]:
-    if not _as_declared(project, image, host.get_fact(Lines, script=RUNNING)):
+    running = host.get_fact(Lines, script=RUNNING)
+    if not _as_declared(project, image, running):
+        # `up` leaves a container alone whose configuration is right, also one that will not get well again.
+        ill = any(line.startswith(f"{project.container} ") and ILL.search(line) for line in running)
+        recreate = "--force-recreate" if ill else ""
         directory, log = shlex.quote(project.directory), f"docker logs --tail 25 {project.container} >&2"
         yield StringCommand(
-            f"cd {directory} && {{ docker compose up -d --remove-orphans --wait --wait-timeout {timeout} "
+            f"cd {directory} && {{ docker compose up -d {recreate} --remove-orphans --wait --wait-timeout {timeout} "
             f"|| {{ {log}; exit 1; }}; }}"
         )
 

@@ -19,7 +19,7 @@ from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
 from atelier.models import read_lock
 from atelier.settings import Settings, build_settings
-from atelier.ssh import Destination, connection_error
+from atelier.ssh import Destination, Ssh, connection_error
 from atelier.target import Target
 
 HASH = "$2b$12$" + "a" * 53
@@ -172,32 +172,29 @@ def test_env_values_refuse_line_breaks() -> None:
         render.env_value("a\nb")
 
 
+LIMITS = {"max-size": "10m", "max-file": "3"}
+OURS = {"features": {"cdi": True}, "live-restore": True, "log-driver": "json-file", "log-opts": LIMITS}
+SYSLOG = {"log-driver": "syslog", "log-opts": {"syslog-address": "udp://192.0.2.1"}}
 DAEMON = {
-    "empty": ("", {"live-restore": True}, {"live-restore": True}),
-    "foreign keys stay": (
-        '{"data-root": "/data"}',
-        {"live-restore": True},
-        {"data-root": "/data", "live-restore": True},
-    ),
-    "other features stay": (
-        '{"features": {"x": true}}',
-        {"features": {"cdi": True}},
-        {"features": {"x": True, "cdi": True}},
-    ),
-    "ours wins": ('{"live-restore": false}', {"live-restore": True}, {"live-restore": True}),
+    "empty": ("", OURS),
+    "foreign keys stay": ('{"data-root": "/data"}', {**OURS, "data-root": "/data"}),
+    "other features stay": ('{"features": {"x": true}}', {**OURS, "features": {"x": True, "cdi": True}}),
+    "ours wins": ('{"live-restore": false, "log-opts": {"max-size": "1g"}}', OURS),
+    "another log driver keeps its options": (json.dumps(SYSLOG), {**OURS, **SYSLOG}),
 }
 
 
-@pytest.mark.parametrize("current,values,expected", DAEMON.values(), ids=DAEMON.keys())
-def test_daemon_json_is_merged(current: str, values: dict, expected: dict) -> None:
-    merged = decide.merged_json(current, values)
+@pytest.mark.parametrize("current,expected", DAEMON.values(), ids=DAEMON.keys())
+def test_daemon_json_is_merged(current: str, expected: dict) -> None:
+    merged = decide.merged_daemon_json(current, settings())
     assert json.loads(merged) == expected
-    assert decide.merged_json(merged, values) == merged
+    assert decide.merged_daemon_json(merged, settings()) == merged
 
 
-def test_daemon_json_that_is_not_an_object_is_refused() -> None:
-    with pytest.raises(ValueError):
-        decide.merged_json("[]", {})
+@pytest.mark.parametrize("damaged", ["[]", "{", "nonsense"])
+def test_a_damaged_daemon_json_is_named(damaged: str) -> None:
+    with pytest.raises(AtelierError, match=r"/etc/docker/daemon\.json"):
+        decide.merged_daemon_json(damaged, settings())
 
 
 def test_manifest_keeps_what_earlier_deploys_created() -> None:
@@ -233,6 +230,15 @@ OBSTACLES = {
         [],
     ),
     "clock": ({"clock": 5000}, ["4000 s off"]),
+    "another port than ours": (
+        {"listeners": (Listener("0.0.0.0", 8188, "nginx"),), "containers": frozenset({"gateway"})},
+        ["port 8188 for comfyui is in use by nginx"],
+    ),
+    "docker.io with containers": (
+        {"os_codename": "bookworm", "packages": {"docker.io": "20"}, "containers": frozenset({"theirs"})},
+        ["these containers stopped: theirs"],
+    ),
+    "docker.io without containers": ({"os_codename": "bookworm", "packages": {"docker.io": "20"}}, []),
     "snap": ({"snap_docker": True}, ["snap"]),
     "lock": ({"lock_holder": "unattended-upgr"}, ["in use by: unattended-upgr"]),
     "uid": ({"uid_owner": "alice"}, ["10001 belongs to `alice`"]),
@@ -324,6 +330,10 @@ def test_tree_sees_each_kind_of_difference(tmp_path: Path) -> None:
     Path(link.path).unlink()
     Path(link.path).symlink_to(file.path)
     assert differing() == [folder, file, link]
+    Path(folder.path).rename(tmp_path / "elsewhere")
+    Path(folder.path).symlink_to(tmp_path / "elsewhere")
+    Path(folder.path).chmod(0o750)
+    assert folder not in differing(), "a directory on another disk is a directory"
 
 
 def test_lock_of_models_holds_only_exact_files(tmp_path: Path) -> None:
@@ -349,7 +359,9 @@ def test_generated_credentials_are_strong_and_hash_to_the_token(monkeypatch: pyt
     assert len(first.comfyui.password_bcrypt) == 60 and first.comfyui.password_bcrypt.startswith("$2b$")
 
 
-@pytest.mark.parametrize("password", ["", "tiny1", " leading-space", "pässwörter", "x" * 73, "tab\tinside"])
+@pytest.mark.parametrize(
+    "password", ["", "tiny1", "it's quoted", " leading-space", "pässwörter", "x" * 73, "tab\tinside"]
+)
 def test_unusable_passwords_are_refused_without_showing_them(password: str) -> None:
     with pytest.raises(AtelierError) as raised:
         store.check_password(password, "FORGE_PASSWORD")
@@ -475,3 +487,19 @@ def test_addresses_of_ipv6_stand_in_brackets() -> None:
 def test_doubles_are_refused_on_any_host_but_the_sandbox(target: Target) -> None:
     with pytest.raises(AtelierError, match="for the sandbox only"):
         lifecycle.prepare(target, target.ssh(), "double", Narrator())
+
+
+def test_urls_of_sources_lose_user_and_password() -> None:
+    output = "https://joe:hunter2@index.example/simple/\thttps://joe:hunter2@index.example: refused\n"
+    assert hostfacts.parse_reachability(output) == {"https://index.example/simple/": "https://index.example: refused"}
+
+
+def test_a_script_is_in_no_argument_list() -> None:
+    ssh = Ssh(Destination("gpu1"), _sudo=["sudo", "-n", "--"], _sudo_password="")
+    arguments, stdin = ssh.root_command("echo 'a secret'; cat")
+    assert "a secret" not in " ".join(arguments) and stdin == b"echo 'a secret'; cat"
+    remote = arguments[-1].removeprefix("sudo -n -- ")
+    done = subprocess.run(
+        ["sh", "-c", remote], input=stdin + b"the data\nthat follows", capture_output=True, check=True
+    )
+    assert done.stdout == b"a secret\nthe data\nthat follows"

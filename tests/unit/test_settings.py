@@ -22,6 +22,10 @@ BAD = {
     "path with dots": ({"data_root": "/srv/../etc"}, ["data_root", "'..'"]),
     "path with a shell character": ({"data_root": "/srv/$HOME"}, ["data_root", "letters"]),
     "system directory": ({"data_root": "/etc"}, ["data_root", "system"]),
+    "system directory, slashes": ({"data_root": "//"}, ["data_root", "system"]),
+    "below a system directory": ({"data_root": "/etc/atelier"}, ["data_root", "system"]),
+    "a home": ({"data_root": "/home/alice"}, ["data_root", "system"]),
+    "docker's own": ({"data_root": "/var/lib/docker/x"}, ["data_root", "system"]),
     "nested roots": ({"data_root": "/opt/atelier/data"}, ["inside the other"]),
     "plaintext on a public address": ({"bind_address": "0.0.0.0"}, ["bind_address", "tls.mode", "make tunnel"]),
     "not an address": ({"bind_address": "localhost"}, ["bind_address", "IP address"]),
@@ -161,6 +165,7 @@ def test_limit_picks_hosts_with_their_settings(tmp_path: Path) -> None:
         ("x", "a", "both given"),
         ("-oProxyCommand=evil", "", "not an address"),
         ("a b", "", "not an address"),
+        ("../../etc", "", "not an address"),
         ("user@host:99999", "", "not an address"),
     ],
 )
