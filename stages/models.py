@@ -30,7 +30,7 @@ if [ -f "$final" ]; then
 fi
 found=
 # The bytes so far, for a person who watches.
-( while sleep 2; do
+( while sleep 2 >/dev/null 2>&1 8>&-; do
     [ -f "$part" ] && echo "$(($(stat -c %s "$part" 2>/dev/null || echo 0) / 1000000)) of $((bytes / 1000000)) MB"
   done ) &
 watch=$!; trap 'kill $watch' EXIT
