@@ -46,11 +46,14 @@ def _image(deployment: Deployment, step: Step) -> Iterator[Any]:
         yield StringCommand(images.load_script(build.tag, str(archive_dir)))
         return
     directory = f"{settings.config_root}/build/{build.name}"
-    place = shlex.quote(directory)
+    place, parent = shlex.quote(directory), shlex.quote(f"{settings.config_root}/build")
     yield FunctionCommand(_upload, (build, directory, settings.proxy), {})
     script = images.build_script(build, directory, pip_settings.read())
     # The secrets of the build go whatever becomes of it.
-    yield StringCommand(f"trap 'rm -rf {place}' EXIT; {script}", _timeout=settings.timeouts.build)
+    yield StringCommand(
+        f"trap 'rm -rf {place}; rmdir --ignore-fail-on-non-empty {parent}' EXIT; {script}",
+        _timeout=settings.timeouts.build,
+    )
     if archive_dir:
         yield StringCommand(images.save_script(build.tag, archive_dir))
 
