@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-import click
 import typer
 
 from atelier import lifecycle, operate
@@ -14,9 +13,11 @@ from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
 from atelier.target import Target, resolve
 
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""Wrong words on the command line; typer carries its own copy of click and names no other way to this class."""
+
 app = typer.Typer(
     help="From a bare machine to an authenticated, verified image-generation host.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -36,16 +37,13 @@ Sources = Annotated[
 def main() -> None:
     """Run the command; what a user can mend ends in one message and exit 1, never in a traceback."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        fail(f"{error.format_message()}\n  -> atelier --help, atelier COMMAND --help")
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+    except USAGE_ERROR as error:
+        fail(f"{error}\n  -> atelier --help, atelier COMMAND --help")
         sys.exit(1)
     except AtelierError as error:
         fail(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        fail("interrupted; nothing is half done that the same command would not finish")
-        sys.exit(130)
 
 
 def _for_each(host: str, limit: str, action: Callable[[Target, Narrator], int]) -> NoReturn:
@@ -59,6 +57,9 @@ def _for_each(host: str, limit: str, action: Callable[[Target, Narrator], int]) 
             except AtelierError as error:
                 fail(str(error))
                 statuses.append(1)
+            except KeyboardInterrupt:
+                fail("interrupted; the same command continues where this one stopped")
+                raise typer.Exit(130) from None
     raise typer.Exit(1 if 1 in statuses else max(statuses))
 
 

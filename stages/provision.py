@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import gevent
 import pyinfra
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all
@@ -55,6 +56,8 @@ def _split_name(state: State, op_hash: str) -> tuple[str, str]:
 
 @contextmanager
 def _state(ssh: Ssh, deployment: Deployment, check_for_changes: bool) -> Iterator[State]:
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # Ctrl-C is told by the command line, without a trace
     logging.getLogger("pyinfra").setLevel(logging.CRITICAL)  # the narrator speaks; failures are read from the results
     pyinfra.is_cli = False
     inventory = Inventory(([("@openssh/target", {"ssh": ssh})], {}))

@@ -127,6 +127,17 @@ def test_a_second_deploy_at_once_says_who_holds_the_lock() -> None:
     deploy()
 
 
+def test_ctrl_c_ends_with_one_message_and_the_next_deploy_finishes() -> None:
+    command = [str(ROOT / ".venv/bin/atelier"), "deploy", "--host", NAME, "--sources", "double"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        next(line for line in process.stdout if line.startswith("Preflight"))
+        process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+        assert process.wait(timeout=30) == 130
+    assert "interrupted" in output and "Traceback" not in output
+    deploy()
+
+
 def test_generate_saves_an_image() -> None:
     for service in ("comfyui", "forge"):
         output = atelier(
