@@ -6,7 +6,6 @@ compares with (its `login/PASSWORD`, line 1).
 """
 
 import base64
-import hashlib
 import os
 import re
 import secrets
@@ -169,8 +168,3 @@ def differing(credentials: Credentials, environment: Mapping[str, str]) -> list[
         for name, (service, key) in ENVIRONMENT_NAMES.items()
         if environment.get(name, stored[service][key]) != stored[service][key]
     ]
-
-
-def fingerprint(*secret_values: str) -> str:
-    """A short name for secrets that tells nothing about them but whether they changed."""
-    return hashlib.sha256("\0".join(secret_values).encode()).hexdigest()[:16]

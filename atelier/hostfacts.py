@@ -30,7 +30,6 @@ class HostFacts:
     os_codename: str = ""
     os_name: str = ""
     architecture: str = ""
-    kernel: str = ""
     memory: int = 0
     clock: int = 0
     disk_free: dict[str, int] = field(default_factory=dict)
@@ -45,7 +44,6 @@ class HostFacts:
     instance: str = ""
     schema: str = ""
     deployed: bool = False
-    broken_packages: bool = False
     gpus: tuple[Gpu, ...] = ()
     cdi_devices: frozenset[str] = frozenset()
 
@@ -57,7 +55,7 @@ def script(settings: Settings) -> str:
 s() {{ echo "{SECTION}$1"; }}
 nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail "$p" | tail -n 1 | tr -d ' '; }}
 s os; cat /etc/os-release
-s uname; dpkg --print-architecture; uname -r
+s architecture; dpkg --print-architecture
 s memory; awk '/^MemTotal/ {{print $2 * 1024}}' /proc/meminfo
 s clock; date +%s
 s disk; for p in {shlex.quote(settings.data_root)} /var/lib/docker; do printf '%s\\t%s\\n' "$p" "$(nearest "$p")"; done
@@ -75,7 +73,6 @@ s schema; cat {shlex.quote(state)}/schema 2>/dev/null
 s deployed; [ -e {shlex.quote(state)}/deployed.json ] && echo yes
 s gpus; timeout 20 nvidia-smi --query-gpu=index,uuid,name,memory.total --format=csv,noheader,nounits 2>/dev/null
 s cdi; timeout 20 nvidia-ctk cdi list 2>/dev/null | grep '^nvidia.com/gpu='
-s broken; dpkg --audit 2>/dev/null | head -n 1
 :
 """
 
@@ -147,9 +144,8 @@ def parse(output: str) -> HostFacts:
         elif line.strip() and sections:
             current.append(line)
 
-    def one(name: str, index: int = 0) -> str:
-        lines = sections.get(name, [])
-        return lines[index].strip() if len(lines) > index else ""
+    def one(name: str) -> str:
+        return next((line.strip() for line in sections.get(name, [])), "")
 
     def pairs(name: str) -> dict[str, str]:
         return {key: value for key, _, value in (line.partition("\t") for line in sections.get(name, []))}
@@ -160,8 +156,7 @@ def parse(output: str) -> HostFacts:
         os_id=release.get("ID", ""),
         os_codename=release.get("VERSION_CODENAME", ""),
         os_name=release.get("PRETTY_NAME", ""),
-        architecture=one("uname"),
-        kernel=one("uname", 1),
+        architecture=one("architecture"),
         memory=int(float(one("memory") or 0)),
         clock=int(one("clock") or 0),
         disk_free={path: int(free or 0) for path, free in pairs("disk").items()},
@@ -176,7 +171,6 @@ def parse(output: str) -> HostFacts:
         instance=one("instance"),
         schema=one("schema"),
         deployed=bool(one("deployed")),
-        broken_packages=bool(one("broken")),
         gpus=gpu.parse(sections.get("gpus", [])),
         cdi_devices=frozenset(line.strip() for line in sections.get("cdi", [])),
     )

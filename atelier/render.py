@@ -116,7 +116,7 @@ def secret_files(
         container: (
             Directory(secrets_path(settings, container), 0o500, owner),
             *(
-                File(f"{secrets_path(settings, container)}/{name}", text.encode(), 0o400, owner, True)
+                File(f"{secrets_path(settings, container)}/{name}", text.encode(), 0o400, owner)
                 for name, text in files.items()
             ),
         )

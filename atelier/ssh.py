@@ -13,11 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from atelier.errors import AtelierError
 
@@ -176,10 +174,10 @@ class Ssh:
             )
         return Completed(result.returncode, stdout, stderr)
 
-    def popen(self, script: str, *, stdin: int | IO[bytes] = subprocess.PIPE) -> "subprocess.Popen[bytes]":
+    def popen(self, script: str) -> "subprocess.Popen[bytes]":
         """Start a shell script as root on the host; its output comes on one pipe, stderr included."""
         arguments, prefix = self.root_command(script)
-        process = subprocess.Popen(arguments, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if prefix and process.stdin:
             process.stdin.write(prefix)
             process.stdin.flush()
@@ -210,22 +208,6 @@ class Ssh:
         result = subprocess.run(arguments, capture_output=True, text=True)
         if result.returncode != 0:
             raise AtelierError(f"{self.destination.host}: ssh could not {verb}: {result.stderr.strip()}")
-
-    def close(self) -> None:
-        """End the shared connection, for example because the host restarts."""
-        arguments = ["ssh", *self.options(), "-O", "exit", *self.destination.arguments()]
-        subprocess.run(arguments, capture_output=True)
-
-    def wait_until_up(self, seconds: float) -> None:
-        """Wait for the host to accept connections again. Raises AtelierError after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return self.connect()
-            except AtelierError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
 
 
 def _is_free(port: int) -> bool:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class File:
-    """A file on the host, whole. A secret one is never shown in a diff."""
+    """A file on the host, whole."""
 
     path: str
     content: bytes
     mode: int = 0o644
     owner: str = "root"
-    secret: bool = False
 
     def signature(self) -> str:
         """Type, mode, owner and content, in the form that `probe_script` prints."""
