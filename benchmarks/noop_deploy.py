@@ -1,9 +1,10 @@
 """A deploy that has nothing to do, against the same state in ansible-core with pipelining.
 
-`make bench`, or `.venv/bin/python -m benchmarks.noop_deploy [sandbox name]`. The sandbox must be deployed, with the sources
-that `auto` finds. ansible-core is installed into a virtual environment of its own in a temporary folder.
+`make bench`, or `.venv/bin/python -m benchmarks.noop_deploy [sandbox name]`. The sandbox must be deployed.
+ansible-core is installed into a virtual environment of its own in a temporary folder.
 """
 
+import json
 import os
 import statistics
 import subprocess
@@ -11,11 +12,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
 from atelier import lifecycle, paths
 from atelier.console import Narrator
+from atelier.ssh import Ssh
 from atelier.target import sandbox_target
 from benchmarks.ansible_playbook import playbook
 
@@ -34,9 +37,17 @@ def deploy_once(name: str):
     ssh = target.ssh()
     ssh.connect()
     with Narrator() as narrator, lifecycle.host_lock(ssh):
-        deployment = lifecycle.prepare(target, ssh, "auto", narrator)
+        deployment = lifecycle.prepare(target, ssh, _sources(ssh), narrator)
         assert not lifecycle.find_obstacles(ssh, deployment, narrator)
         return provision.apply(ssh, deployment, narrator)
+
+
+def _sources(ssh: Ssh) -> Literal["upstream", "double"]:
+    """What the sandbox was deployed with: a deploy with anything else has something to do."""
+    deployed: dict[str, Literal["upstream", "double"]] = json.loads(
+        ssh.run("cat /srv/atelier/state/deployed.json").stdout
+    )
+    return deployed["sources"]
 
 
 def main(name: str = "sandbox") -> None:
@@ -45,7 +56,7 @@ def main(name: str = "sandbox") -> None:
     ssh = target.ssh()
     ssh.connect()
     with Narrator() as narrator:
-        deployment = lifecycle.prepare(target, ssh, "auto", narrator)
+        deployment = lifecycle.prepare(target, ssh, _sources(ssh), narrator)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         subprocess.run([sys.executable, "-m", "venv", str(root / "venv")], check=True)
