@@ -21,6 +21,7 @@ from atelier.console import Narrator
 from atelier.ssh import Ssh
 from atelier.target import sandbox_target
 from benchmarks.ansible_playbook import playbook
+from stages import provision
 
 RUNS = 3
 OURS = (
@@ -29,10 +30,8 @@ OURS = (
 )
 
 
-def deploy_once(name: str):
+def deploy_once(name: str) -> provision.Outcome:
     """Everything `make deploy` does between the lock and the quick verify; returns pyinfra's outcome."""
-    from stages import provision
-
     target = sandbox_target(name, paths.PROJECT)
     ssh = target.ssh()
     ssh.connect()
