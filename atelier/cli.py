@@ -69,9 +69,7 @@ def deploy(host: Host = "", limit: Limit = "", service: Service = "", sources: S
 
     def action(target: Target, narrator: Narrator) -> int:
         started = time.monotonic()
-        operate.ensure_up(target, narrator)
-        ssh = target.ssh()
-        ssh.connect()
+        ssh = operate.connected(target, narrator)
         with lifecycle.host_lock(ssh):
             deployment = lifecycle.prepare(target, ssh, sources, narrator, only=operate.service_name(target, service))
             obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
@@ -103,9 +101,7 @@ def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
     """What deploy would change; changes nothing. Exit 0 nothing, 2 changes, 1 error."""
 
     def action(target: Target, narrator: Narrator) -> int:
-        operate.ensure_up(target, narrator)
-        ssh = target.ssh()
-        ssh.connect()
+        ssh = operate.connected(target, narrator)
         deployment = lifecycle.prepare(target, ssh, sources, narrator)
         from stages import provision
 
@@ -123,9 +119,7 @@ def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> 
     """All reasons why a deploy would fail, at once, before anything is changed."""
 
     def action(target: Target, narrator: Narrator) -> int:
-        operate.ensure_up(target, narrator)
-        ssh = target.ssh()
-        ssh.connect()
+        ssh = operate.connected(target, narrator)
         obstacles = lifecycle.find_obstacles(ssh, lifecycle.prepare(target, ssh, sources, narrator), narrator)
         operate.print_findings(obstacles, narrator)
         return 1 if obstacles else 0

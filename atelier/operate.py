@@ -13,6 +13,7 @@ from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.preflight import Finding
 from atelier.settings import Settings
+from atelier.ssh import Ssh
 from atelier.target import Target
 
 Say = Callable[[str], None]
@@ -40,12 +41,15 @@ def sandbox_down(name: str, say: Say) -> None:
         raise AtelierError(str(error)) from None
 
 
-def ensure_up(target: Target, narrator: Narrator) -> None:
-    """A sandbox is booted; any other host must be there by itself."""
+def connected(target: Target, narrator: Narrator) -> Ssh:
+    """A connection to the target; a sandbox is booted first, any other host must be there by itself."""
     if target.kind == "sandbox":
         narrator.begin("Sandbox", "Boot the throw-away machine")
         sandbox_up(target.name, lambda line: narrator.say(f"  {line}", style="dim"))
         narrator.end(changed=False)
+    ssh = target.ssh()
+    ssh.connect()
+    return ssh
 
 
 DOUBLES = "Doubles stand in for ComfyUI and Forge here; the real applications are not on this machine."
