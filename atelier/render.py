@@ -6,9 +6,10 @@ CONFIG_FINGERPRINT, which covers its rendered files and its secrets, so a change
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
@@ -79,6 +80,26 @@ class Project:
     directory: str
     config: str
     entries: tuple[Entry, ...]
+    networks: frozenset[str]
+
+    def judge(
+        self, image: str, containers: Iterable[str]
+    ) -> Literal["as declared", "to be started", "to be made again"]:
+        """What to do about the container, from lines of name, `atelier.config`, image, networks and status.
+
+        One that compose would leave alone although it is ill, or hangs on the wrong networks, has to be made again.
+        """
+        for line in containers:
+            name, _, rest = line.partition(" ")
+            if name != self.container:
+                continue
+            config, tag, networks, status = ([*rest.split(" ", 3), "", "", ""])[:4]
+            if (config, tag) != (self.config, image):
+                return "to be started"
+            if set(networks.split(",")) != self.networks or re.search(r"\(unhealthy\)|Restarting|Paused", status):
+                return "to be made again"
+            return "as declared" if status.endswith("(healthy)") else "to be started"
+        return "to be started"
 
 
 def network_name(container: str) -> str:
@@ -248,6 +269,8 @@ def _project(
     further: tuple[Entry, ...],
 ) -> Project:
     directory = f"{settings.config_root}/services/{container}"
+    own = network_name(container)
+    attached = frozenset(network.name for network in networks(settings)) if service == "gateway" else frozenset({own})
     digest = hashlib.sha256(json.dumps([compose, variables]).encode())
     for entry in (*secrets, *further):
         digest.update(f"{entry.path}\0{entry.signature()}\0".encode())
@@ -260,7 +283,7 @@ def _project(
         File(f"{directory}/compose.yaml", compose.encode()),
         File(f"{directory}/.env", env.encode()),
     )
-    return Project(service, container, directory, config, entries)
+    return Project(service, container, directory, config, entries, attached)
 
 
 def loopback_guard() -> File:

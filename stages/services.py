@@ -1,6 +1,5 @@
 """Services: one compose project each, recreated only when its own files, image or secrets changed."""
 
-import re
 import shlex
 from collections.abc import Iterator
 
@@ -11,22 +10,15 @@ from atelier import render
 from atelier.deployment import Deployment
 from stages.operations import Lines, entries
 
-ILL = re.compile(r"\(unhealthy\)|Restarting|Paused")
-RUNNING = "docker ps --format '{{.Names}} {{.Label \"atelier.config\"}} {{.Image}} {{.Status}}'"
-
-
-def _as_declared(project: render.Project, image: str, lines: list[str]) -> bool:
-    wanted = f"{project.container} {project.config} {image} "
-    return any(line.startswith(wanted) and line.endswith("(healthy)") for line in lines)
+CONTAINERS = "docker ps -a --format '{{.Names}} {{.Label \"atelier.config\"}} {{.Image}} {{.Networks}} {{.Status}}'"
 
 
 @operation()
 def _up(project: render.Project, image: str, timeout: int) -> Iterator[StringCommand]:
-    running = host.get_fact(Lines, script=RUNNING)
-    if not _as_declared(project, image, running):
-        # `up` leaves a container alone whose configuration is right, also one that will not get well again.
-        ill = any(line.startswith(f"{project.container} ") and ILL.search(line) for line in running)
-        recreate = "--force-recreate" if ill else ""
+    verdict = project.judge(image, host.get_fact(Lines, script=CONTAINERS))
+    if verdict != "as declared":
+        # `up` leaves a container alone whose configuration is right, also one that will not get well by itself.
+        recreate = "--force-recreate" if verdict == "to be made again" else ""
         directory, log = shlex.quote(project.directory), f"docker logs --tail 25 {project.container} >&2"
         yield StringCommand(
             f"cd {directory} && {{ docker compose up -d {recreate} --remove-orphans --wait --wait-timeout {timeout} "

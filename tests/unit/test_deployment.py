@@ -503,3 +503,42 @@ def test_a_script_is_in_no_argument_list() -> None:
         ["sh", "-c", remote], input=stdin + b"the data\nthat follows", capture_output=True, check=True
     )
     assert done.stdout == b"a secret\nthe data\nthat follows"
+
+
+def container_line(project: render.Project, **changed: str) -> str:
+    fields = {
+        "name": project.container,
+        "config": project.config,
+        "image": IMAGES[project.service],
+        "networks": ",".join(sorted(project.networks)),
+        "status": "Up 2 minutes (healthy)",
+    }
+    return " ".join({**fields, **changed}.values())
+
+
+STATES = {
+    "healthy": ({}, "as declared"),
+    "another's": ({"name": "somebody-else"}, "to be started"),
+    "other configuration": ({"config": "0"}, "to be started"),
+    "made by hand": ({"config": ""}, "to be started"),
+    "other image": ({"image": "atelier/old:0"}, "to be started"),
+    "stopped": ({"status": "Exited (0) 3 minutes ago"}, "to be started"),
+    "starting": ({"status": "Up 2 seconds (health: starting)"}, "to be started"),
+    "unhealthy": ({"status": "Up 2 hours (unhealthy)"}, "to be made again"),
+    "in a restart loop": ({"status": "Restarting (78) 2 seconds ago"}, "to be made again"),
+    "off its network": ({"networks": ""}, "to be made again"),
+    "on one network more": ({"networks": "atelier-comfyui-qwen,bridge"}, "to be made again"),
+}
+
+
+@pytest.mark.parametrize("changed,verdict", STATES.values(), ids=STATES.keys())
+def test_what_is_done_about_a_container(changed: dict, verdict: str) -> None:
+    project = projects(settings())["comfyui"]
+    other = "unrelated 0 debian:12 bridge Up 3 days"
+    assert project.judge(IMAGES["comfyui"], [other, container_line(project, **changed)]) == verdict
+
+
+def test_a_container_that_is_not_there_is_started() -> None:
+    assert projects(settings())["gateway"].judge(IMAGES["gateway"], []) == "to be started"
+    gateway = projects(settings())["gateway"]
+    assert gateway.judge(IMAGES["gateway"], [container_line(gateway)]) == "as declared"
