@@ -11,7 +11,7 @@ from atelier import render
 from atelier.deployment import DAEMON_JSON, DOCKER_KEYRING, DOCKER_SOURCES, Deployment
 from atelier.settings import Settings
 from atelier.tree import File
-from stages.operations import Lines, entries, packages, unless
+from stages.operations import Lines, entries, packages, unless, whole
 
 BEFORE = f"{DAEMON_JSON}.before-atelier"
 RUNS_WITH_SETTINGS = (
@@ -31,7 +31,7 @@ exit 1
 
 @operation()
 def _daemon_json(settings: Settings) -> Iterator[StringCommand]:
-    current = "\n".join(host.get_fact(Lines, script=f"cat {DAEMON_JSON}"))
+    current = "\n".join(host.get_fact(Lines, script=whole(DAEMON_JSON)))
     merged = decide.merged_daemon_json(current, settings)
     if not current.strip() or json.loads(merged) != json.loads(current):
         yield StringCommand(

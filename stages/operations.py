@@ -44,6 +44,15 @@ class Lines(FactBase[list[str]]):
         return list(output)
 
 
+def whole(path: str) -> str:
+    """Shell that prints a file, nothing where there is none, and what is no JSON where it cannot be read.
+
+    A document of which we keep what others wrote must not be taken for a missing one.
+    """
+    quoted = shlex.quote(path)
+    return f"[ ! -e {quoted} ] || cat {quoted} || echo unreadable"
+
+
 @operation()
 def entries(entries: tuple[tree.Entry, ...]) -> Iterator[StringCommand]:
     """Files and directories, as they must be."""

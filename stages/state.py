@@ -9,13 +9,13 @@ from pyinfra.api import StringCommand, deploy, operation
 from atelier import deployment as decide
 from atelier.deployment import Deployment
 from atelier.tree import File
-from stages.operations import Lines, entries, missing_packages
+from stages.operations import Lines, entries, missing_packages, whole
 
 
 @operation()
 def _manifest(deployment: Deployment) -> Iterator[StringCommand]:
     path = f"{deployment.settings.state_dir()}/manifest.json"
-    current = "\n".join(host.get_fact(Lines, script=f"cat {path}"))
+    current = "\n".join(host.get_fact(Lines, script=whole(path)))
     wanted = (*decide.host_packages(deployment.facts), *decide.docker_packages(deployment.facts))
     manifest = decide.updated_manifest(
         current, decide.declared(deployment), missing_packages(wanted), version("atelier")

@@ -6,7 +6,8 @@
 set -eu
 directory=$1 only=${2:-}
 mkdir -p "$directory"
-apt-config dump | grep -E '^Acquire::(http|https|ftp|Check|Retries)' >"$directory/apt.conf" || true
+apt-config dump | grep -E '^Acquire::(http|https|ftp|Check|Retries)' >"$directory/apt.conf" ||
+    [ $? -eq 1 ] # nothing of the kind is configured
 [ "$only" != settings ] || exit 0
 
 # The suite's own name decides, whatever release the host itself runs: trixie-security becomes bookworm-security.
