@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atelier import SCHEMA, gpu, render
+from atelier import SCHEMA, render
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
+from atelier.gpu import devices
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
 from atelier.models import DIRECTORIES, Weight
@@ -97,7 +98,7 @@ class Deployment:
             return {}
         enabled = self.settings.enabled().items()
         return {
-            name: gpu.cdi_device(gpu.choose(self.facts.gpus, service.gpu, f"services.{name}.gpu"))
+            name: devices.cdi_device(devices.choose(self.facts.gpu.devices, service.gpu, f"services.{name}.gpu"))
             for name, service in enabled
         }
 

@@ -1,4 +1,14 @@
-"""The one exception that a user may see."""
+"""The one exception that a user may see, and what preflight finds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason why a deploy would fail, and what to do about it."""
+
+    problem: str
+    remedy: str
 
 
 class AtelierError(Exception):

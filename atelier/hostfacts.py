@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from atelier import gpu
-from atelier.gpu import Gpu
+from atelier.gpu import devices
+from atelier.gpu.facts import STRICT, GpuFacts
 from atelier.models import Weight
 from atelier.settings import Settings
 
@@ -17,6 +17,7 @@ SECTION = "::atelier::"
 class Listener:
     """A listening TCP socket. `process` is empty when the owner could not be seen."""
 
+    __pydantic_config__ = STRICT
     address: str
     port: int
     process: str
@@ -26,6 +27,7 @@ class Listener:
 class HostFacts:
     """What decisions rest on. Sizes in bytes, times in seconds since the epoch."""
 
+    __pydantic_config__ = STRICT
     os_id: str = ""
     os_codename: str = ""
     os_name: str = ""
@@ -44,8 +46,7 @@ class HostFacts:
     instance: str = ""
     schema: str = ""
     deployed: bool = False
-    gpus: tuple[Gpu, ...] = ()
-    cdi_devices: frozenset[str] = frozenset()
+    gpu: GpuFacts = GpuFacts()
 
 
 def script(settings: Settings) -> str:
@@ -71,7 +72,7 @@ s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
 s schema; cat {shlex.quote(state)}/schema 2>/dev/null
 s deployed; [ -e {shlex.quote(state)}/deployed.json ] && echo yes
-s gpus; timeout 20 nvidia-smi --query-gpu=index,uuid,name,memory.total --format=csv,noheader,nounits 2>/dev/null
+s gpus; timeout 20 {devices.QUERY} 2>/dev/null
 s cdi; timeout 20 nvidia-ctk cdi list 2>/dev/null | grep '^nvidia.com/gpu='
 :
 """
@@ -171,8 +172,10 @@ def parse(output: str) -> HostFacts:
         instance=one("instance"),
         schema=one("schema"),
         deployed=bool(one("deployed")),
-        gpus=gpu.parse(sections.get("gpus", [])),
-        cdi_devices=frozenset(line.strip() for line in sections.get("cdi", [])),
+        gpu=GpuFacts(
+            devices=devices.parse(sections.get("gpus", [])),
+            cdi_devices=frozenset(line.strip() for line in sections.get("cdi", [])),
+        ),
     )
 
 

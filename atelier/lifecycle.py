@@ -19,7 +19,7 @@ from atelier import hostfacts, images, paths, preflight, render, sources
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.deployment import Deployment, uses_docker_ce
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, Finding
 from atelier.hostfacts import HostFacts
 from atelier.models import weights_for
 from atelier.settings import TlsSettings
@@ -118,7 +118,7 @@ def read_certificate(tls: TlsSettings) -> render.Certificate | None:
         ) from None
 
 
-def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[preflight.Finding]:
+def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[Finding]:
     """Everything that would stop this deploy, the reachability of the sources it will use included."""
     narrator.begin("Preflight", "Look for everything that would stop this deploy")
     urls, apt_urls = needed_urls(deployment), docker_urls(deployment.facts)

@@ -10,8 +10,7 @@ from pathlib import Path
 from atelier import credentials as store
 from atelier import paths
 from atelier.console import Narrator
-from atelier.errors import AtelierError
-from atelier.preflight import Finding
+from atelier.errors import AtelierError, Finding
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target

@@ -1,11 +1,11 @@
 """Everything that would stop a deploy, found before anything is changed, all at once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from atelier import SCHEMA, gpu
+from atelier import SCHEMA
 from atelier.deployment import docker_conflicts
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, Finding
+from atelier.gpu import devices
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 
@@ -17,14 +17,6 @@ SUPPORTED = {
     ("ubuntu", "noble"): "Ubuntu 24.04",
 }
 CLOCK_TOLERANCE = 300  # seconds; certificates and signed archives fail long before a day
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One reason why a deploy would fail, and what to do about it."""
-
-    problem: str
-    remedy: str
 
 
 def findings(facts: HostFacts, settings: Settings, now: float, unreachable: Mapping[str, str]) -> list[Finding]:
@@ -141,7 +133,7 @@ def _docker(facts: HostFacts, settings: Settings) -> list[Finding]:
 def _gpus(facts: HostFacts, settings: Settings) -> list[Finding]:
     if settings.profile != "gpu":
         return []
-    if not facts.gpus:
+    if not facts.gpu.devices:
         return [
             Finding(
                 "no NVIDIA GPU answers on this host (`nvidia-smi`)",
@@ -151,11 +143,11 @@ def _gpus(facts: HostFacts, settings: Settings) -> list[Finding]:
     found = []
     for name, service in settings.enabled().items():
         try:
-            device = gpu.cdi_device(gpu.choose(facts.gpus, service.gpu, f"services.{name}.gpu"))
+            device = devices.cdi_device(devices.choose(facts.gpu.devices, service.gpu, f"services.{name}.gpu"))
         except AtelierError as error:
             found.append(Finding(error.message, error.hint))
             continue
-        if device not in facts.cdi_devices:
+        if device not in facts.gpu.cdi_devices:
             found.append(
                 Finding(
                     f"the container toolkit does not know {device}",

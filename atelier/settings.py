@@ -62,6 +62,10 @@ class ServiceSettings(_Model):
     cpu_limit: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Upper bound on CPUs, for example 8; used where the host has the controller."
     )
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="GPU memory that this service needs; preflight adds up what shares a card. Unset: not checked.",
+    )
     shm_size: Size = Field(
         "2g", description="Size of /dev/shm in the container (Docker's default of 64 MB is too small)."
     )
@@ -123,6 +127,34 @@ class ImagesSettings(_Model):
     )
 
 
+class AptRepositorySettings(_Model):
+    """An apt repository in the place of NVIDIA's own, such as a mirror."""
+
+    url: Annotated[str, Field(pattern=r"^(https?|file)://\S+$")] = Field(
+        description="Its base URL, laid out as NVIDIA's (a flat repository: `Release` and `Packages` lie in it)."
+    )
+    key_url: Annotated[str, Field(pattern=r"^(https?|file)://\S+$")] = Field(
+        description="Where its signing key is fetched."
+    )
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9A-F]{40}$")] = Field(
+        description="The signing key's fingerprint: 40 hex digits in capitals, no spaces."
+    )
+
+
+class GpuSettings(_Model):
+    """The driver and the container toolkit."""
+
+    driver_branch: Literal["580", "595"] = Field(
+        "580", description="Driver branch to install where there is none: 580 (long-term support) or 595."
+    )
+    driver_repository: AptRepositorySettings | None = Field(
+        None, description="A mirror of NVIDIA's driver repository for this host's system. Unset: NVIDIA's own."
+    )
+    toolkit_repository: AptRepositorySettings | None = Field(
+        None, description="A mirror of NVIDIA's container toolkit repository. Unset: NVIDIA's own."
+    )
+
+
 class DockerSettings(_Model):
     """Docker's daemon."""
 
@@ -134,6 +166,7 @@ class TimeoutSettings(_Model):
     """Seconds that slow steps may take; a time-out is a failure named as one, never a measurement."""
 
     build: Annotated[int, Field(ge=60)] = Field(3600, description="Building one image.")
+    reboot: Annotated[int, Field(ge=30)] = Field(900, description="From a restart of the host to its answer.")
     start: Annotated[int, Field(ge=10)] = Field(300, description="From starting a container to healthy.")
     generation: Annotated[int, Field(ge=10)] = Field(900, description="One generation, a cold model load included.")
 
@@ -141,8 +174,9 @@ class TimeoutSettings(_Model):
 class Settings(_Model):
     """Everything that can be chosen for one host."""
 
-    profile: Literal["gpu", "cpu"] = Field(
-        "gpu", description="`gpu`, or `cpu` for a machine without one (the sandbox)."
+    profile: Literal["gpu", "cpu", "gpu-simulated"] = Field(
+        "gpu",
+        description="`gpu`, `cpu` for a machine without one, or `gpu-simulated` (sandbox only): stand-ins for card and driver.",
     )
     config_root: HostPath = Field("/opt/atelier", description="Directory on the host for everything rendered.")
     data_root: HostPath = Field("/srv/atelier", description="Directory on the host for weights, outputs and state.")
@@ -165,6 +199,7 @@ class Settings(_Model):
     tls: TlsSettings = TlsSettings()
     models: ModelsSettings = ModelsSettings()
     images: ImagesSettings = ImagesSettings()
+    gpu: GpuSettings = GpuSettings()
     docker: DockerSettings = DockerSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     minimum_disk_gb: Annotated[int, Field(ge=1)] = Field(

@@ -65,12 +65,26 @@ class Forge(Repository):
     extensions: list[Named] = []
 
 
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9A-F]{40}$")]
+
+
+class Nvidia(BaseModel):
+    """NVIDIA's packages by version, and the keys that sign the repositories a host is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    container_toolkit: str
+    driver_key: Fingerprint
+    toolkit_key: Fingerprint
+    docker_key: Fingerprint
+
+
 class SourceLock(BaseModel):
     """locks/sources.yml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     comfyui: ComfyUI
     forge: Forge
+    nvidia: Nvidia
 
     @model_validator(mode="after")
     def _complete(self) -> "SourceLock":

@@ -12,9 +12,11 @@ import yaml
 
 from atelier import credentials as store
 from atelier import deployment as decide
-from atelier import gpu, hostfacts, lifecycle, paths, preflight, render, tree
+from atelier import hostfacts, lifecycle, paths, preflight, render, tree
 from atelier.console import Narrator
 from atelier.errors import AtelierError
+from atelier.gpu import devices
+from atelier.gpu.facts import GpuFacts
 from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
 from atelier.models import read_lock
@@ -34,7 +36,7 @@ FACTS = HostFacts(
     clock=1000,
     disk_free={"/srv/atelier": 200 << 30},
 )
-GPUS = (gpu.Gpu(0, "GPU-aaa", "NVIDIA RTX A6000", 49140), gpu.Gpu(1, "GPU-bbb", "NVIDIA L40S", 46068))
+GPUS = (devices.Gpu(0, "GPU-aaa", "NVIDIA RTX A6000", 49140), devices.Gpu(1, "GPU-bbb", "NVIDIA L40S", 46068))
 
 
 def settings(**values: object) -> Settings:
@@ -264,11 +266,11 @@ def test_preflight_names_unreachable_sources() -> None:
 
 def test_preflight_under_profile_gpu() -> None:
     chosen = settings(profile="gpu", services={"forge": {"gpu": "L40S"}, "comfyui": {"gpu": "0"}})
-    devices = frozenset(gpu.cdi_device(each) for each in GPUS)
-    assert preflight.findings(replace(FACTS, gpus=GPUS, cdi_devices=devices), chosen, 1000, {}) == []
-    (toolkit,) = preflight.findings(
-        replace(FACTS, gpus=GPUS, cdi_devices=frozenset({"nvidia.com/gpu=GPU-aaa"})), chosen, 1000, {}
-    )
+    known = frozenset(devices.cdi_device(each) for each in GPUS)
+    working = replace(FACTS, gpu=GpuFacts(devices=GPUS, cdi_devices=known))
+    assert preflight.findings(working, chosen, 1000, {}) == []
+    partly = GpuFacts(devices=GPUS, cdi_devices=frozenset({"nvidia.com/gpu=GPU-aaa"}))
+    (toolkit,) = preflight.findings(replace(FACTS, gpu=partly), chosen, 1000, {})
     assert "GPU-bbb" in toolkit.problem
     (driver,) = preflight.findings(FACTS, chosen, 1000, {})
     assert "no NVIDIA GPU answers" in driver.problem
@@ -276,19 +278,19 @@ def test_preflight_under_profile_gpu() -> None:
 
 @pytest.mark.parametrize("wanted,index", [("0", 0), ("1", 1), ("GPU-bbb", 1), ("a6000", 0), ("l40", 1)])
 def test_gpu_by_index_uuid_or_name(wanted: str, index: int) -> None:
-    assert gpu.choose(GPUS, wanted, "k").index == index
+    assert devices.choose(GPUS, wanted, "k").index == index
 
 
 @pytest.mark.parametrize("wanted,expected", [(None, "is unset"), ("nvidia", "names 2 GPUs"), ("7", "names no GPU")])
 def test_an_ambiguous_gpu_is_refused_with_the_list(wanted: str | None, expected: str) -> None:
     with pytest.raises(AtelierError, match=expected) as raised:
-        gpu.choose(GPUS, wanted, "services.forge.gpu")
+        devices.choose(GPUS, wanted, "services.forge.gpu")
     assert "GPU-aaa" in raised.value.hint and "GPU-bbb" in raised.value.hint
 
 
 def test_nvidia_smi_is_parsed() -> None:
-    lines = ["0, GPU-aaa, NVIDIA RTX A6000, 49140", "No devices were found"]
-    assert gpu.parse(lines) == GPUS[:1]
+    lines = ["0, GPU-aaa, NVIDIA RTX A6000, 49140, 8.6, 00000000:C1:00.0", "No devices were found"]
+    assert devices.parse(lines) == (replace(GPUS[0], capability="8.6", address="0000:c1:00.0"),)
 
 
 def test_facts_script_runs_here_and_is_parsed() -> None:

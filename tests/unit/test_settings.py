@@ -29,7 +29,7 @@ BAD = {
     "nested roots": ({"data_root": "/opt/atelier/data"}, ["inside the other"]),
     "plaintext on a public address": ({"bind_address": "0.0.0.0"}, ["bind_address", "tls.mode", "make tunnel"]),
     "not an address": ({"bind_address": "localhost"}, ["bind_address", "IP address"]),
-    "unknown profile": ({"profile": "tpu"}, ["profile", "'gpu' or 'cpu'"]),
+    "unknown profile": ({"profile": "tpu"}, ["profile", "'gpu', 'cpu' or 'gpu-simulated'"]),
     "gpu without one": (
         {"profile": "cpu", "services": {"forge": {"gpu": "0"}}},
         ["services.forge.gpu", "profile: gpu"],

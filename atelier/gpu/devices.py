@@ -11,18 +11,28 @@ from atelier.errors import AtelierError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as `nvidia-smi --query-gpu=index,uuid,name,memory.total` lists it. `memory` in MiB."""
+    """One GPU as nvidia-smi lists it. `memory` in MiB, `capability` as in 8.9, `address` as in 0000:01:00.0."""
 
     index: int
     uuid: str
     name: str
     memory: int
+    capability: str = ""
+    address: str = ""
+
+
+QUERY = "nvidia-smi --query-gpu=index,uuid,name,memory.total,compute_cap,pci.bus_id --format=csv,noheader,nounits"
 
 
 def parse(lines: Sequence[str]) -> tuple[Gpu, ...]:
-    """The GPUs from nvidia-smi's csv output without header and units."""
-    rows = [[field.strip() for field in line.split(",")] for line in lines if line.count(",") >= 3]
-    return tuple(Gpu(int(row[0]), row[1], row[2], int(row[3])) for row in rows if row[0].isdigit() and row[3].isdigit())
+    """The GPUs from the output of QUERY."""
+    rows = [[field.strip() for field in line.split(",")] for line in lines if line.count(",") == QUERY.count(",") - 2]
+    return tuple(
+        # nvidia-smi writes the PCI domain with eight digits, sysfs with four.
+        Gpu(int(row[0]), row[1], row[2], int(row[3]), row[4], row[5].lower()[-12:])
+        for row in rows
+        if row[0].isdigit() and row[3].isdigit()
+    )
 
 
 def choose(gpus: Sequence[Gpu], wanted: str | None, key: str) -> Gpu:
