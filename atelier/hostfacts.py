@@ -46,7 +46,7 @@ class HostFacts:
     instance: str = ""
     schema: str = ""
     deployed: bool = False
-    gpu: GpuFacts = GpuFacts()
+    gpu: GpuFacts = field(default_factory=GpuFacts)
 
 
 def script(settings: Settings) -> str:
