@@ -15,6 +15,7 @@ from typing import Literal
 
 from atelier import paths, pip_settings, sources
 from atelier.errors import AtelierError
+from atelier.gpu.plan import Torch
 from atelier.pip_settings import PipSettings
 from atelier.settings import Settings
 from atelier.sources import Placed, Sources
@@ -50,10 +51,14 @@ class Step:
     build: ImageBuild
 
 
-def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
-    """The images of one host, parents first. Raises AtelierError when a service has no sources (a missing double)."""
+def plan(settings: Settings, chosen: Sources, torch: Torch | None = None) -> tuple[ImageBuild, ...]:
+    """The images of one host, parents first. `torch`: the variant that fits the host; doubles have none.
+
+    Raises AtelierError when a service has no sources (a missing double).
+    """
     root, locks = paths.PROJECT / "images", paths.PROJECT / "locks" / "images"
-    torch_variant, variant = ("none", "double") if chosen.mode == "double" else (settings.profile, settings.profile)
+    torch = torch or ("cu130" if settings.profile == "gpu" else "cpu")
+    torch_variant, variant = ("none", "double") if chosen.mode == "double" else (torch, torch)
 
     user = (("USER", "atelier"), ("UID", str(settings.service_uid)))
     registry = (("BASE", settings.images.base),) if settings.images.base else ()
@@ -62,7 +67,7 @@ def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
     base = _build("base", (*registry, *user), _files(root / "base"), apt=apt)
 
     torch_lock = locks / f"torch-{torch_variant}.txt"
-    torch = _build(
+    torch_layer = _build(
         "torch",
         (("BASE", base.tag), ("VARIANT", torch_variant)),
         _files(root / "torch"),
@@ -76,10 +81,10 @@ def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
         applications.append(
             _build(
                 name,
-                (("BASE", torch.tag),),
+                (("BASE", torch_layer.tag),),
                 (*_files(root / name), ("prove.py", root / "prove.py")),
                 sources=chosen.of(name),
-                parent=torch.tag,
+                parent=torch_layer.tag,
                 lock=locks / f"{name}-{variant}.txt",
                 parent_lock=torch_lock,
             )
@@ -88,7 +93,7 @@ def plan(settings: Settings, chosen: Sources) -> tuple[ImageBuild, ...]:
     gateway = _build(
         "gateway", (("BASE", base.tag),), _files(root / "gateway"), parent=base.tag, lock=gateway_lock, apt=apt
     )
-    return (base, torch, *applications, gateway)
+    return (base, torch_layer, *applications, gateway)
 
 
 def steps(builds: Collection[ImageBuild], present: Collection[str], archived: Collection[str]) -> tuple[Step, ...]:

@@ -15,7 +15,7 @@ lock() { # OUTPUT INPUT... : --no-header and --no-annotate keep paths of this co
         --output-file "$here/$output" "$@"
 }
 
-for variant in cpu gpu; do
+for variant in cpu cu126 cu130; do
     torch=torch-$variant.txt
     (
         # A local folder's +cpu wheel would satisfy the plain version number too.

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import bcrypt
 import pytest
 
 from atelier import images, paths, pip_settings, sources
 from atelier.errors import AtelierError
+from atelier.gpu.plan import Torch
 from atelier.images import ImageBuild
 from atelier.pip_settings import PipSettings
 from atelier.settings import Settings, build_settings
@@ -71,7 +72,7 @@ def append(name: str) -> Callable[[Path], None]:
         (append("images/base/debian-archive.sh"), {"base", "torch", "comfyui", "forge", "gateway"}),
         (append("images/torch/Dockerfile"), {"torch", "comfyui", "forge"}),
         (append("locks/images/torch-cpu.txt"), {"torch", "comfyui", "forge"}),
-        (append("locks/images/torch-gpu.txt"), set()),
+        (append("locks/images/torch-cu130.txt"), set()),
         (append("locks/images/comfyui-cpu.txt"), {"comfyui"}),
         (append("images/comfyui/entrypoint.py"), {"comfyui"}),
         (append("images/forge/health.py"), {"forge"}),
@@ -114,7 +115,7 @@ def test_a_mirrors_address_and_a_checkouts_path_change_no_tag(project: Path) -> 
     [
         ({"service_uid": 20000}, {"base", "torch", "comfyui", "forge", "gateway"}),
         ({"images": {"base": "debian@sha256:" + "0" * 64}}, {"base", "torch", "comfyui", "forge", "gateway"}),
-        ({"profile": "gpu"}, {"torch", "comfyui", "forge"}),
+        ({"profile": "gpu-simulated"}, set()),
         ({"bind_address": "127.0.0.2"}, set()),
         ({"proxy": "http://127.0.0.1:3128"}, set()),
     ],
@@ -122,6 +123,22 @@ def test_a_mirrors_address_and_a_checkouts_path_change_no_tag(project: Path) -> 
 def test_a_setting_changes_the_tags_that_depend_on_it(values: dict[str, Any], rebuilt: set[str]) -> None:
     before, after = tags(images.plan(settings(), REAL)), tags(images.plan(settings(**values), REAL))
     assert {name for name in before if before[name] != after[name]} == rebuilt
+
+
+@pytest.mark.parametrize("name", ["torch", "comfyui", "forge"])
+def test_each_torch_variant_has_images_and_locks_of_its_own(name: str) -> None:
+    variants = get_args(Torch)
+    builds = {
+        variant: next(b for b in images.plan(settings(), REAL, variant) if b.name == name) for variant in variants
+    }
+    assert len({build.tag for build in builds.values()}) == len(variants)
+    for variant, build in builds.items():
+        assert build.lock and build.lock.name == f"{name}-{variant}.txt"
+
+
+def test_base_and_gateway_are_the_same_under_every_torch_variant() -> None:
+    plans = [tags(images.plan(settings(), REAL, variant)) for variant in get_args(Torch)]
+    assert len({(plan["base"], plan["gateway"]) for plan in plans}) == 1
 
 
 def test_a_disabled_service_has_no_image_and_a_missing_double_is_named() -> None:
@@ -276,7 +293,7 @@ class TestLocks:
         assert "://" not in text and "/" not in text
 
     @pytest.mark.parametrize("name", ["comfyui", "forge"])
-    @pytest.mark.parametrize(("variant", "torch"), [("cpu", "2.13.0+cpu"), ("gpu", "2.13.0")])
+    @pytest.mark.parametrize(("variant", "torch"), [("cpu", "2.13.0+cpu"), ("cu126", "2.7.1"), ("cu130", "2.13.0")])
     def test_the_applications_take_the_torch_of_their_shared_layer(self, name: str, variant: str, torch: str) -> None:
         layer = pip_settings.locked((self.folder / f"torch-{variant}.txt").read_text())
         own = pip_settings.locked((self.folder / f"{name}-{variant}.txt").read_text())
