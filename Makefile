@@ -1,7 +1,7 @@
 # `make` lists the commands. Each is a thin wrapper over .venv/bin/atelier.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY
+VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -12,25 +12,28 @@ endif
 given = $(if $(filter command line,$(origin $(1))),$(value $(1)))
 quote = '$(subst ','\'',$(1))'
 option = $(if $(call given,$(2)),$(1) $(call quote,$(call given,$(2))))
+flag = $(if $(filter-out 0 1,$(call given,$(2))),$(error $(2) is 1 or 0, not $(value $(2))))$(if $(filter 1,$(call given,$(2))),$(1))
 target = $(call option,--host,HOST) $(call option,--limit,LIMIT)
 by_name = $(if $(call given,HOST)$(call given,LIMIT),$(error $@ takes NAME=, not HOST= or LIMIT=))
 atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
-.PHONY: help deploy plan preflight verify generate status logs stop start restart tunnel credentials outputs \
+.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials outputs \
 	test bench lint lock docs sandbox-up sandbox-down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
 	@printf '%s\n' '' 'Target: HOST=user@address[:port], or LIMIT=name of hosts.yml; neither: the sandbox.'
 
-deploy: ## everything: preflight, host, Docker, credentials, weights, images, services, quick verify [SERVICE=]
-	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES)
+deploy: ## everything: preflight, host, driver, Docker, weights, images, services, quick verify [SERVICE=] [REBOOT=1]
+	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES) $(call flag,--reboot,REBOOT)
 plan: ## what deploy would change; changes nothing
 	$(atelier) plan $(target) $(call option,--sources,SOURCES)
 preflight: ## all reasons why a deploy would fail, before anything is changed
 	$(atelier) preflight $(target) $(call option,--sources,SOURCES)
 verify: ## the full proof; report in reports/<host>/latest [QUICK=1] [GROUP=] [CHECK=]
-	$(atelier) verify $(target) $(if $(call given,QUICK),--quick) $(call option,--group,GROUP) $(call option,--check,CHECK)
+	$(atelier) verify $(target) $(call flag,--quick,QUICK) $(call option,--group,GROUP) $(call option,--check,CHECK)
+doctor: ## recognises known failures and says what to do [BUNDLE=1]
+	$(atelier) doctor $(target) $(call flag,--bundle,BUNDLE)
 generate: ## one image: PROMPT="..." [IMAGE=in.png] [SERVICE=forge]
 	$(atelier) generate $(target) $(call option,--prompt,PROMPT) $(call option,--image,IMAGE) $(call option,--service,SERVICE)
 status: ## what runs, which versions, disk, last deploy and verify [SERVICE=]

@@ -1,13 +1,20 @@
 """The deployment, top to bottom. Preflight comes before it, the quick verify after it (atelier/cli.py)."""
 
 from atelier.deployment import Deployment
-from stages import credentials, docker, host, images, models, services, state
+from stages import credentials, docker, gpu, host, images, models, services, state
+
+
+def driver(deployment: Deployment) -> None:
+    """What comes before the rest can be decided: only a running driver tells the GPUs' UUIDs, and it may take a restart."""
+    state.declare(deployment)
+    host.base(deployment)
+    gpu.driver(deployment)
 
 
 def deploy(deployment: Deployment) -> None:
-    """Bring one host to what is declared. The GPU stage has its place between host and Docker (issue: the GPU host)."""
-    state.declare(deployment)
-    host.base(deployment)
+    """Bring one host to what is declared."""
+    driver(deployment)
+    gpu.toolkit(deployment)
     docker.engine(deployment)
     credentials.secrets(deployment)
     models.weights(deployment)

@@ -234,9 +234,8 @@ CATALOGUE: tuple[Check, ...] = (
 def existing(settings: Settings) -> list[Check]:
     """The checks that exist for a host with these settings, in the order in which they run."""
     enabled = settings.enabled()
-    checks = [
-        check for check in CATALOGUE if check.service in (None, *enabled) and check.profile in (None, settings.profile)
-    ]
+    profile = "cpu" if settings.profile == "cpu" else "gpu"
+    checks = [check for check in CATALOGUE if check.service in (None, *enabled) and check.profile in (None, profile)]
     return sorted(checks, key=lambda check: GROUPS.index(check.group))
 
 

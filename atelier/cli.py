@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
+from rich.console import Console
 
 from atelier import lifecycle, operate
 from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
+from atelier.gpu.plan import plan_gpu
+from atelier.reboot import reboot as reboot_host
+from atelier.reboot import require_consent
 from atelier.target import Target, resolve
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -46,11 +50,16 @@ def main() -> None:
         sys.exit(1)
 
 
-def _for_each(host: str, limit: str, action: Callable[[Target, Narrator], int]) -> NoReturn:
-    """Run an action on each target, also after one failed; exits 1 when one failed, else with the highest status."""
+def _for_each(
+    host: str, limit: str, action: Callable[[Target, Narrator], int], console: Console | None = None
+) -> NoReturn:
+    """Run an action on each target, also after one failed; exits 1 when one failed, else with the highest status.
+
+    console: where it is told; standard output unless an answer for programs goes there.
+    """
     statuses = []
     for target in resolve(host, limit):
-        with Narrator() as narrator:
+        with Narrator(console) as narrator:
             narrator.say(target.headline(), style="bold cyan")
             try:
                 statuses.append(action(target, narrator))
@@ -64,33 +73,49 @@ def _for_each(host: str, limit: str, action: Callable[[Target, Narrator], int]) 
 
 
 @app.command()
-def deploy(host: Host = "", limit: Limit = "", service: Service = "", sources: Sources = "auto") -> None:
-    """Everything: preflight, host, Docker, credentials, weights, images, services, quick verify."""
+def deploy(
+    host: Host = "",
+    limit: Limit = "",
+    service: Service = "",
+    sources: Sources = "auto",
+    reboot: Annotated[
+        bool, typer.Option("--reboot", help="Restart the host without asking, where it must be.")
+    ] = False,
+) -> None:
+    """Everything: preflight, host, driver, Docker, credentials, weights, images, services, quick verify."""
 
     def action(target: Target, narrator: Narrator) -> int:
+        from stages import provision
+
         started = time.monotonic()
         ssh = operate.connected(target, narrator)
-        with lifecycle.host_lock(ssh):
-            deployment = lifecycle.prepare(target, ssh, sources, narrator, only=operate.service_name(target, service))
-            obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
-            operate.print_findings(obstacles, narrator)
-            if obstacles:
-                return 1
-            from stages import provision
+        only = operate.service_name(target, service)
 
-            lifecycle.keep_credentials(target, deployment)
-            verdict, changed = "failed", list[str]()
-            try:
-                outcome = provision.apply(ssh, deployment, narrator, changed)
-                verdict = "deployed"
-            finally:
-                lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
+        def attempt() -> provision.Outcome | None:
+            with lifecycle.host_lock(ssh):
+                deployment = lifecycle.prepare(target, ssh, sources, narrator, only)
+                obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
+                operate.print_findings(obstacles, narrator)
+                return None if obstacles else provision.bring_about(target, ssh, deployment, narrator)
+
+        outcome = attempt()
+        if outcome and outcome.restart:
+            require_consent(target.name, outcome.restart, reboot, narrator)
+            reboot_host(ssh, target.settings.timeouts.reboot, narrator)
+            outcome = attempt()
+        if outcome is None:
+            return 1
+        if outcome.restart:
+            raise AtelierError(
+                f"{target.name} was restarted and must be again: {outcome.restart}",
+                operate.command("doctor", target) + " looks for the cause",
+            )
         narrator.say(
             f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
             f"{outcome.commands} SSH commands, {time.monotonic() - started:.0f} s."
         )
         verified = operate.quick_verify(target, narrator) == 0
-        operate.print_access(target, deployment.settings, narrator)
+        operate.print_access(target, narrator)
         return 0 if verified else 1
 
     _for_each(host, limit, action)
@@ -105,6 +130,8 @@ def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
         deployment = lifecycle.prepare(target, ssh, sources, narrator)
         from stages import provision
 
+        if operate.print_gpu_plan(deployment.gpu, narrator):
+            return 1
         outcome = provision.plan(ssh, deployment)
         for change in outcome.changed:
             narrator.say(f"  ~ {change}")
@@ -123,6 +150,44 @@ def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> 
         obstacles = lifecycle.find_obstacles(ssh, lifecycle.prepare(target, ssh, sources, narrator), narrator)
         operate.print_findings(obstacles, narrator)
         return 1 if obstacles else 0
+
+    _for_each(host, limit, action)
+
+
+@app.command("explain-gpu")
+def explain_gpu(
+    facts: Annotated[
+        Path | None, typer.Argument(help="A file of facts (docs/gpu.md); none: those of the host.")
+    ] = None,
+    host: Host = "",
+    limit: Limit = "",
+    show_facts: Annotated[
+        bool, typer.Option("--facts", help="Print the host's facts instead of the decision.")
+    ] = False,
+) -> None:
+    """What a deploy would do about a host's GPU, and why, as JSON. Exit 1 when it would refuse."""
+    from atelier.gpu import explain
+
+    def action(target: Target, narrator: Narrator) -> int:
+        found = explain.read_facts(facts) if facts else lifecycle.gather(operate.connected(target, narrator), target)
+        print(explain.facts_json(found) if show_facts else explain.explain(found, target.settings))
+        return 0 if show_facts or plan_gpu(found, target.settings).action != "refuse" else 1
+
+    _for_each(host, limit, action, Console(stderr=True, highlight=False))
+
+
+@app.command()
+def doctor(
+    host: Host = "",
+    limit: Limit = "",
+    bundle: Annotated[bool, typer.Option("--bundle", help="Write a support bundle in any case.")] = False,
+) -> None:
+    """Recognises known failures by their signatures and says what to do. Exit 1 when something is wrong."""
+    from atelier import doctor as examination
+
+    def action(target: Target, narrator: Narrator) -> int:
+        operate.require_up(target, narrator)
+        return examination.run(target, narrator, bundle=bundle)
 
     _for_each(host, limit, action)
 

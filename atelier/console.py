@@ -60,6 +60,18 @@ class Narrator:
         """Something was done."""
         self.console.print(Text.assemble(("  + ", "green"), what, (f"  ({seconds:.1f} s)", "dim")))
 
+    def ask(self, question: str) -> bool:
+        """A yes or no at the terminal; no where there is none. An empty answer is a no."""
+        if not (self._live and sys.stdin.isatty()):
+            return False
+        self._live.stop()
+        try:
+            return self.console.input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+        finally:
+            self._live.start()
+
     def say(self, line: str = "", style: str = "") -> None:
         """A line of its own."""
         self.console.print(Text(line, style=style), soft_wrap=True)

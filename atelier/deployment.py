@@ -9,12 +9,14 @@ from atelier import SCHEMA, render
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.gpu import devices
+from atelier.gpu.plan import GpuPlan
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
 from atelier.models import DIRECTORIES, Weight
 from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
 
+NO_GPU = GpuPlan("none", "cpu")
 DOCKER_CE = ("docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin")
 DOCKER_DEBIAN = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
 DOCKER_SOURCES = "/etc/apt/sources.list.d/docker.sources"
@@ -57,6 +59,7 @@ class Deployment:
     present: frozenset[str] = frozenset()
     """What the host has already: image tags, file names of image archives, sha256 of weights."""
     certificate: render.Certificate | None = None
+    gpu: GpuPlan = NO_GPU
     only: str = ""
     """One service (or `gateway`) to act on, with the gateway; empty for all."""
 
@@ -93,14 +96,14 @@ class Deployment:
         )
 
     def gpu_devices(self) -> dict[str, str]:
-        """The CDI device of each service; none under profile cpu. Preflight has seen that each setting names one GPU."""
-        if self.settings.profile == "cpu":
+        """The CDI device of each service; none under profile cpu.
+
+        Before the driver runs nobody knows the UUIDs: a plan shows so, and no deploy gets that far.
+        """
+        if self.gpu.action == "none":
             return {}
-        enabled = self.settings.enabled().items()
-        return {
-            name: devices.cdi_device(devices.choose(self.facts.gpu.devices, service.gpu, f"services.{name}.gpu"))
-            for name, service in enabled
-        }
+        uuids = self.gpu.gpus or dict.fromkeys(self.settings.enabled(), "known-once-the-driver-runs")
+        return {name: devices.cdi_device(uuid) for name, uuid in uuids.items()}
 
     def directories(self) -> tuple[Directory, ...]:
         """The skeleton under both roots."""
@@ -191,13 +194,16 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     settings, state = deployment.settings, deployment.settings.state_dir()
     projects = deployment.projects()
     entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets()]
-    entries += [*APT_SETTINGS, render.loopback_guard()]
+    entries += [*APT_SETTINGS, render.loopback_guard(), *deployment.gpu.files]
     entries += [entry for project in projects for entry in project.entries]
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
     files |= {f"{state}/weights/{weight.sha256}" for weight in deployment.weights}
     if uses_docker_ce(deployment.facts):
         files |= {DOCKER_SOURCES, DOCKER_KEYRING}
+    driver_repository = deployment.gpu.driver.repository if deployment.gpu.driver else None
+    for repository in (driver_repository, deployment.gpu.toolkit_repository):
+        files |= {repository.source.path, repository.keyring} if repository else set()
     return {
         "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
@@ -208,6 +214,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "images": sorted(deployment.image_tags().values()),
         "weights": sorted(weight.store_path for weight in deployment.weights),
         "users": [] if deployment.facts.service_user_uid else [settings.service_user],
+        "holds": sorted(deployment.gpu.holds),
     }
 
 
@@ -236,6 +243,8 @@ def deployed_record(deployment: Deployment, release: str, image_ids: Mapping[str
         "release": release,
         "sources": deployment.sources,
         "images": {build.name: {"tag": build.tag, "id": image_ids.get(build.tag, "")} for build in deployment.builds},
+        "profile": deployment.settings.profile,
+        "gpus": deployment.gpu.gpus or {},
         "services": {
             project.service: {"container": project.container, "config": project.config}
             for project in deployment.projects()

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +21,10 @@ from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.deployment import Deployment, uses_docker_ce
 from atelier.errors import AtelierError, Finding
+from atelier.gpu.plan import plan_gpu
 from atelier.hostfacts import HostFacts
 from atelier.models import weights_for
-from atelier.settings import TlsSettings
+from atelier.settings import Settings, TlsSettings
 from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared
@@ -65,7 +67,11 @@ def keep_credentials(target: Target, deployment: Deployment) -> None:
 
 def gather(ssh: Ssh, target: Target) -> HostFacts:
     """The host's facts, in one round trip."""
-    return hostfacts.parse(ssh.run(hostfacts.script(target.settings), timeout=120, check=True).stdout)
+    facts = hostfacts.parse(ssh.run(hostfacts.script(target.settings), timeout=120, check=True).stdout)
+    if target.settings.profile == "gpu-simulated":
+        # A sandbox is a container, where nobody may install a driver; the simulated machine is none.
+        facts = replace(facts, gpu=replace(facts.gpu, container=""))
+    return facts
 
 
 def prepare(
@@ -85,22 +91,35 @@ def prepare(
     credentials = choose_credentials(target, facts, os.environ)
     narrator.begin("Sources", "Fetch sources at their pinned commits into the local cache")
     chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
-    builds = images.plan(target.settings, chosen)
+    settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings
+    gpu = plan_gpu(facts, settings)
+    builds = images.plan(settings, chosen)
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
-    settings = target.settings
-    if target.kind == "sandbox":
-        synthetic = {
-            "lock": str(shared.write_weights(chosen.mode)),
-            "sets": [shared.SET],
-            "mirrors": [shared.mirror(chosen.mode)],
-        }
-        settings = settings.model_copy(update={"models": settings.models.model_copy(update=synthetic)})
     weights = weights_for(settings.models, paths.PROJECT)
     present = frozenset(ssh.run(hostfacts.presence_script(settings, weights)).stdout.split())
     certificate = read_certificate(settings.tls)
-    return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate, only)
+    return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate, gpu, only)
+
+
+def decide_again(target: Target, ssh: Ssh, deployment: Deployment) -> Deployment:
+    """The same deployment on the host as it is now, for example with a driver that tells the GPUs' UUIDs."""
+    facts = gather(ssh, target)
+    gpu = plan_gpu(facts, deployment.settings)
+    builds = images.plan(deployment.settings, sources.choose(deployment.sources))
+    return replace(deployment, facts=facts, gpu=gpu, builds=builds)
+
+
+def sandbox_settings(settings: Settings, mode: str) -> Settings:
+    """A sandbox's settings with what is made for it on this computer: weights, and the simulated GPU's packages."""
+    synthetic = {"lock": str(shared.write_weights(mode)), "sets": [shared.SET], "mirrors": [shared.mirror(mode)]}
+    update: dict[str, object] = {"models": settings.models.model_copy(update=synthetic)}
+    if settings.profile == "gpu-simulated":
+        from sandbox import simulated_gpu
+
+        update["gpu"] = settings.gpu.model_copy(update=simulated_gpu.repositories())
+    return settings.model_copy(update=update)
 
 
 def read_certificate(tls: TlsSettings) -> render.Certificate | None:

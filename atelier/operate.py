@@ -11,6 +11,7 @@ from atelier import credentials as store
 from atelier import paths
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
+from atelier.gpu.plan import GpuPlan
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
@@ -77,6 +78,24 @@ def print_findings(findings: list[Finding], narrator: Narrator) -> None:
         narrator.say(f"     -> {finding.remedy}")
 
 
+def print_gpu_plan(plan: GpuPlan, narrator: Narrator) -> bool:
+    """What would be done about the GPU and why; true where it stands in the way."""
+    if plan.action != "none":
+        narrator.say(f"  GPU: {plan.action}: {'; '.join(plan.reasons)}")
+    for note in plan.notes:
+        narrator.say(f"  GPU: note: {note}")
+    if plan.reboot:
+        narrator.say(f"  GPU: the host would be restarted: {plan.reboot}", style="yellow")
+    if plan.refusals:
+        print_findings(list(plan.refusals), narrator)
+    return bool(plan.refusals)
+
+
+def command(name: str, target: Target) -> str:
+    """A make command as it is typed for this target."""
+    return f"make {name} {target.argument}".strip()
+
+
 def quick_verify(target: Target, narrator: Narrator) -> int:
     """The checks that take seconds, after a deploy."""
     return run_verify(target, narrator, quick=True)
@@ -112,8 +131,9 @@ def addresses(target: Target, settings: Settings) -> dict[str, str]:
 TITLES = {"comfyui": "ComfyUI", "forge": "Stable Diffusion WebUI Forge"}
 
 
-def print_access(target: Target, settings: Settings, narrator: Narrator) -> None:
+def print_access(target: Target, narrator: Narrator) -> None:
     """What is running, where, how to reach it and how to log in."""
+    settings = target.settings
     narrator.say()
     for name, url in addresses(target, settings).items():
         narrator.say(f"  {TITLES[name]:<30} {url}  (on the host)")

@@ -143,7 +143,7 @@ def _gpus(facts: HostFacts, settings: Settings) -> list[Finding]:
     found = []
     for name, service in settings.enabled().items():
         try:
-            device = devices.cdi_device(devices.choose(facts.gpu.devices, service.gpu, f"services.{name}.gpu"))
+            device = devices.cdi_device(devices.choose(facts.gpu.devices, service.gpu, f"services.{name}.gpu").uuid)
         except AtelierError as error:
             found.append(Finding(error.message, error.hint))
             continue

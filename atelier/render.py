@@ -206,9 +206,8 @@ def _application(
         **({"CPU_LIMIT": limits["cpu"]} if limits["cpu"] else {}),
         **({"GPU_DEVICE": gpu} if gpu else {}),
     }
-    compose = (
-        environment().get_template(f"services/{name}/compose.yaml.j2").render(service=service, limits=limits, gpu=gpu)
-    )
+    template = environment().get_template(f"services/{name}/compose.yaml.j2")
+    compose = template.render(service=service, limits=limits, gpu=gpu, cpu=settings.profile != "gpu")
     return _project(settings, name, service.container, compose, variables, secrets, ())
 
 

@@ -116,6 +116,12 @@ class Ssh:
             raise connection_error(self.destination, stderr)
         self._sudo = [] if result.stdout.strip() == "0" else self._how_to_sudo()
 
+    def close(self) -> None:
+        """End the shared connection, such as one to a host that restarts; the next command opens another."""
+        subprocess.run(
+            ["ssh", *self.options(), "-O", "exit", *self.destination.arguments()], capture_output=True, text=True
+        )
+
     def _how_to_sudo(self) -> list[str]:
         probe = subprocess.run(
             self.command("sudo -k -n true"), capture_output=True, text=True, stdin=subprocess.DEVNULL

@@ -12,6 +12,7 @@ from atelier.settings import Layer, Settings, build_settings, read_group, read_h
 from atelier.ssh import Destination, Ssh
 
 SANDBOX = "sandbox"
+SANDBOX_GPU = "sandbox-gpu"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Target:
     def headline(self) -> str:
         """The first line that every command prints."""
         if self.kind == "sandbox":
-            return f"Target: {self.name} (a throw-away machine on this computer)"
+            gpu = ", with a simulated GPU" if self.settings.profile == "gpu-simulated" else ""
+            return f"Target: {self.name} (a throw-away machine on this computer{gpu})"
         where = f"{self.destination.user}@" if self.destination.user else ""
         port = f":{self.destination.port}" if self.destination.port else ""
         return f"Target: {self.name} ({where}{self.destination.host}{port})"
@@ -54,7 +56,7 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
     if host:
         destination = Destination.parse(host)
         layers = [read_group(project / "group_data", "all", required=False)]
-        return [Target(destination.host, "host", destination, build_settings(layers), f"HOST={host}")]
+        return [_host(destination.host, destination, layers, f"HOST={host}")]
     if not hosts_file.exists():
         raise AtelierError(
             f"LIMIT={limit} needs a hosts.yml", "copy hosts.example.yml to hosts.yml, or use HOST=user@address"
@@ -74,15 +76,27 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
         layers += [read_group(project / "group_data", group, required=True) for group in hosts[name].groups]
         layers.append((f"hosts.yml: hosts.{name}.settings", hosts[name].settings))
         destination = Destination.parse(hosts[name].address)
-        targets.append(Target(name, "host", destination, build_settings(layers), f"LIMIT={name}"))
+        targets.append(_host(name, destination, layers, f"LIMIT={name}"))
     return targets
 
 
+def _host(name: str, destination: Destination, layers: list[Layer], argument: str) -> Target:
+    settings = build_settings(layers)
+    if settings.profile == "gpu-simulated":
+        raise AtelierError(f"{name}: profile gpu-simulated is for the sandbox only", "set profile: gpu, or cpu")
+    return Target(name, "host", destination, settings, argument)
+
+
 def sandbox_target(name: str, project: Path, argument: str = "") -> Target:
-    """A sandbox by name (`sandbox`, or `sandbox-<anything>`). Its connection is known once it is up."""
+    """A sandbox by name (`sandbox`, or `sandbox-<anything>`). Its connection is known once it is up.
+
+    `sandbox-gpu` and `sandbox-gpu-<anything>` have a simulated GPU.
+    """
     layers: list[Layer] = [
         read_group(project / "group_data", "all", required=False),
         read_group(project / "group_data", SANDBOX, required=True),
     ]
+    if f"{name}-".startswith(f"{SANDBOX_GPU}-"):
+        layers.append(read_group(project / "group_data", SANDBOX_GPU, required=True))
     state = paths.cache_dir() / "sandbox" / name
     return Target(name, "sandbox", Destination(name, config=state / "ssh" / "config"), build_settings(layers), argument)

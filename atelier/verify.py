@@ -65,8 +65,8 @@ def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:
 
 
 def doubles_used(deployed: dict[str, Any]) -> bool:
-    """Whether doubles stand in for the applications."""
-    return bool(deployed.get("sources") == "double")
+    """Whether doubles stand in for the applications, or a simulation for the GPU."""
+    return deployed.get("sources") == "double" or deployed.get("profile") == "gpu-simulated"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def deploy_once(name: str) -> provision.Outcome:
     with Narrator() as narrator, lifecycle.host_lock(ssh):
         deployment = lifecycle.prepare(target, ssh, _sources(ssh), narrator)
         assert not lifecycle.find_obstacles(ssh, deployment, narrator)
-        return provision.apply(ssh, deployment, narrator)
+        return provision.apply(ssh, deployment, narrator, [])
 
 
 def _sources(ssh: Ssh) -> Literal["upstream", "double"]:

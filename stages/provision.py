@@ -1,7 +1,7 @@
 """Runs deploy.py on one host through pyinfra, and tells a narrator what happens."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,12 +16,18 @@ from pyinfra.api.state import BaseStateCallback, StateStage
 from typing_extensions import override
 
 import deploy
+from atelier import lifecycle
 from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
+from atelier.gpu.plan import GpuPlan
 from atelier.lifecycle import BUSY
 from atelier.ssh import Ssh
+from atelier.target import Target
 from stages.connector import OpenSSHConnector
+
+Stages = Callable[[Deployment], None]
+"""A list of stages: a function of deploy.py."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Outcome:
     operations: int
     changed: tuple[str, ...]
     commands: int
+    restart: str = ""
+    """Why the host must be restarted before the rest can be done; empty when all is done."""
 
 
 class _Narration(BaseStateCallback):
@@ -55,7 +63,7 @@ def _split_name(state: State, op_hash: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _state(ssh: Ssh, deployment: Deployment, check_for_changes: bool) -> Iterator[State]:
+def _state(ssh: Ssh, deployment: Deployment, stages: Stages, check_for_changes: bool) -> Iterator[State]:
     hub = gevent.get_hub()
     hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # Ctrl-C is told by the command line, without a trace
     logging.getLogger("pyinfra").setLevel(logging.CRITICAL)  # the narrator speaks; failures are read from the results
@@ -65,32 +73,33 @@ def _state(ssh: Ssh, deployment: Deployment, check_for_changes: bool) -> Iterato
     state.set_stage(StateStage.Connect)
     connect_all(state)
     state.set_stage(StateStage.Prepare)
-    add_deploy(state, deploy.deploy, deployment)
+    add_deploy(state, stages, deployment)
     yield state
 
 
 def plan(ssh: Ssh, deployment: Deployment) -> Outcome:
     """What a deploy would change; changes nothing. What depends on an earlier change counts as one."""
     before = OpenSSHConnector.commands
-    with _failures_named(), _state(ssh, deployment, check_for_changes=True) as state:
+    with _failures_named(), _state(ssh, deployment, deploy.deploy, check_for_changes=True) as state:
         host = next(iter(state.inventory))
         order = state.get_op_order()
         changed = [": ".join(_split_name(state, op)) for op in order if state.ops[host][op].operation_meta.will_change]
     return Outcome(len(order), tuple(changed), OpenSSHConnector.commands - before)
 
 
-def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator, changed: list[str] | None = None) -> Outcome:
+def apply(
+    ssh: Ssh, deployment: Deployment, narrator: Narrator, changed: list[str], stages: Stages = deploy.deploy
+) -> Outcome:
     """Carry the deployment out. Raises AtelierError with the failed step and what it printed.
 
-    changed: filled as operations change something, so that it is true whatever ends the run.
+    changed: what operations change is added as they do, so that it is true whatever ends the run.
     """
-    changed = [] if changed is None else changed
     before = OpenSSHConnector.commands
     OpenSSHConnector.watch = narrator.output
     # Each command on the host holds this, so that the next deploy waits for what outlives a killed one.
     OpenSSHConnector.prelude = f"exec 8<>{BUSY} && flock -s 8; "
     try:
-        with _failures_named(), _state(ssh, deployment, check_for_changes=False) as state:
+        with _failures_named(), _state(ssh, deployment, stages, check_for_changes=False) as state:
             host = next(iter(state.inventory))
             state.add_callback_handler(_Narration(narrator, host, changed))
             state.set_stage(StateStage.Execute)
@@ -102,6 +111,38 @@ def apply(ssh: Ssh, deployment: Deployment, narrator: Narrator, changed: list[st
     finally:
         OpenSSHConnector.watch, OpenSSHConnector.prelude = None, ""
     return Outcome(operations, tuple(changed), OpenSSHConnector.commands - before)
+
+
+def bring_about(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+    """A whole deploy, with its line in the audit log; a driver first, because the rest rests on what it tells.
+
+    Raises AtelierError with what failed, also when a driver was installed and does not work.
+    """
+    verdict, changed = "failed", list[str]()
+    try:
+        if deployment.gpu.action == "install" or deployment.gpu.load:
+            outcome = apply(ssh, deployment, narrator, changed, deploy.driver)
+            deployment = lifecycle.decide_again(target, ssh, deployment)
+            _require_driver(target, deployment.gpu)
+        if deployment.gpu.reboot:
+            verdict = "waits for a restart"
+            return Outcome(0, tuple(changed), 0, deployment.gpu.reboot)
+        outcome = apply(ssh, deployment, narrator, changed)
+        verdict = "deployed"
+        return outcome
+    finally:
+        lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
+
+
+def _require_driver(target: Target, plan: GpuPlan) -> None:
+    if plan.refusals:
+        problems = "; ".join(finding.problem for finding in plan.refusals)
+        raise AtelierError(f"the driver is installed, and yet: {problems}", plan.refusals[0].remedy)
+    if plan.action == "install" and not plan.reboot:
+        raise AtelierError(
+            f"the driver is installed on {target.name} and does not answer: {'; '.join(plan.reasons)}",
+            f"atelier doctor --host {target.name} looks for the cause",
+        )
 
 
 @contextmanager

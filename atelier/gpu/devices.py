@@ -51,6 +51,6 @@ def _names(wanted: str, gpu: Gpu) -> bool:
     return wanted in (str(gpu.index), gpu.uuid) or (not wanted.isdigit() and wanted.lower() in gpu.name.lower())
 
 
-def cdi_device(gpu: Gpu) -> str:
-    """The CDI name that Docker injects."""
-    return f"nvidia.com/gpu={gpu.uuid}"
+def cdi_device(uuid: str) -> str:
+    """The CDI name by which Docker injects a GPU."""
+    return f"nvidia.com/gpu={uuid}"

@@ -139,7 +139,7 @@ def test_limits_only_where_the_host_has_the_controllers() -> None:
 
 
 def test_a_gpu_is_asked_for_by_uuid_and_the_cpu_flag_goes() -> None:
-    with_gpu = compose(projects(settings(), gpus={"comfyui": "nvidia.com/gpu=GPU-aaa"})["comfyui"])
+    with_gpu = compose(projects(settings(profile="gpu"), gpus={"comfyui": "nvidia.com/gpu=GPU-aaa"})["comfyui"])
     (device,) = with_gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "cdi", "device_ids": ["${GPU_DEVICE}"], "capabilities": ["gpu"]}
     assert "command" not in with_gpu and compose(projects(settings())["comfyui"])["command"] == ["--cpu"]
@@ -266,7 +266,7 @@ def test_preflight_names_unreachable_sources() -> None:
 
 def test_preflight_under_profile_gpu() -> None:
     chosen = settings(profile="gpu", services={"forge": {"gpu": "L40S"}, "comfyui": {"gpu": "0"}})
-    known = frozenset(devices.cdi_device(each) for each in GPUS)
+    known = frozenset(devices.cdi_device(each.uuid) for each in GPUS)
     working = replace(FACTS, gpu=GpuFacts(devices=GPUS, cdi_devices=known))
     assert preflight.findings(working, chosen, 1000, {}) == []
     partly = GpuFacts(devices=GPUS, cdi_devices=frozenset({"nvidia.com/gpu=GPU-aaa"}))

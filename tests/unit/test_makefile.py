@@ -61,4 +61,13 @@ def test_the_list_names_every_command_that_the_readme_uses() -> None:
 def test_every_listed_command_is_one_of_the_command_line() -> None:
     command_line = typer.main.get_command(cli.app)
     known = {*command_line.commands, *(f"sandbox-{name}" for name in command_line.commands["sandbox"].commands)}
-    assert listed() == known - {"sandbox"} | {"help", "test", "bench"}
+    assert listed() == known - {"sandbox", "explain-gpu"} | {"help", "test", "bench"}
+
+
+@pytest.mark.parametrize("value,given", [("1", True), ("0", False)])
+def test_a_switch_is_1_or_0(value: str, given: bool) -> None:
+    assert ("--reboot" in make("-n", "deploy", f"REBOOT={value}").stdout) is given
+
+
+def test_a_switch_that_is_neither_is_an_error() -> None:
+    assert "REBOOT is 1 or 0, not maybe" in make("-n", "deploy", "REBOOT=maybe").stderr
