@@ -1,0 +1,56 @@
+"""Restarting a host: only with a yes, and done when the host has come back from it."""
+
+import time
+
+from atelier.console import Narrator
+from atelier.errors import AtelierError
+from atelier.ssh import Ssh
+
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+INTERVAL = 2  # seconds between two looks at whether it is back
+
+
+def require_consent(target: str, reason: str, given: bool, narrator: Narrator) -> None:
+    """A yes at the prompt, or one given on the command line. Raises AtelierError without."""
+    narrator.say(f"  The host must be restarted: {reason}", style="yellow")
+    if not given and not narrator.ask(f"Restart {target} now?"):
+        raise AtelierError(
+            f"{target} must be restarted before the deploy can go on: {reason}",
+            "run the same command again with REBOOT=1, or restart the host yourself and run it again",
+        )
+
+
+def reboot(ssh: Ssh, timeout: int, narrator: Narrator) -> None:
+    """Restart the host and wait until it answers from another boot.
+
+    timeout: seconds. Raises AtelierError that says whether it stayed up or did not come back.
+    """
+    host = ssh.destination.host
+    before = ssh.run(BOOT_ID, check=True).stdout
+    narrator.begin("Restart", f"Restart {host} and wait for it")
+    # Later by a moment, so that the answer gets through; the connection then ends with the host.
+    ssh.run("systemd-run --quiet --collect --on-active=1 systemctl reboot", check=True)
+    ssh.close()
+    deadline, seen = time.monotonic() + timeout, ""
+    while time.monotonic() < deadline:
+        time.sleep(INTERVAL)
+        try:
+            ssh.connect()
+            seen = ssh.run(BOOT_ID, timeout=20).stdout
+        except AtelierError:
+            seen = ""
+            ssh.close()
+            continue
+        if seen and seen != before:
+            narrator.end(changed=True)
+            return
+    if seen:
+        raise AtelierError(
+            f"{host} was told to restart and still runs after {timeout} s",
+            "restart it yourself (`systemctl reboot`), then run the same command again",
+        )
+    raise AtelierError(
+        f"{host} did not come back within {timeout} s after its restart",
+        "look at its console; once it answers, run the same command again: it continues where it stopped "
+        "(slow machine: raise timeouts.reboot)",
+    )
