@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from atelier.gpu import devices
+from atelier.gpu import facts as gpu_facts
 from atelier.gpu.facts import STRICT, GpuFacts
 from atelier.models import Weight
 from atelier.settings import Settings
@@ -72,8 +72,7 @@ s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
 s schema; cat {shlex.quote(state)}/schema 2>/dev/null
 s deployed; [ -e {shlex.quote(state)}/deployed.json ] && echo yes
-s gpus; timeout 20 {devices.QUERY} 2>/dev/null
-s cdi; timeout 20 nvidia-ctk cdi list 2>/dev/null | grep '^nvidia.com/gpu='
+{gpu_facts.script()}
 :
 """
 
@@ -172,10 +171,7 @@ def parse(output: str) -> HostFacts:
         instance=one("instance"),
         schema=one("schema"),
         deployed=bool(one("deployed")),
-        gpu=GpuFacts(
-            devices=devices.parse(sections.get("gpus", [])),
-            cdi_devices=frozenset(line.strip() for line in sections.get("cdi", [])),
-        ),
+        gpu=gpu_facts.parse(sections),
     )
 
 

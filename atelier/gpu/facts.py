@@ -1,10 +1,13 @@
 """Facts about a host's GPUs and their driver: part of `atelier.hostfacts`, in the same round trip."""
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import ConfigDict
 
+from atelier.gpu import devices
 from atelier.gpu.devices import Gpu
 
 STRICT = ConfigDict(extra="forbid")
@@ -68,7 +71,7 @@ class GpuFacts:
     held: frozenset[str] = frozenset()
     """Packages that apt holds."""
     available: dict[str, str] = field(default_factory=dict)
-    """Candidate version by name, for the packages that a plan may name and apt knows already."""
+    """Candidate version by name, for the packages that a plan may name and apt knows already; asked where there is a card."""
     sources: frozenset[str] = frozenset()
     """URIs of apt's enabled sources."""
     kernel: str = ""
@@ -91,3 +94,230 @@ class GpuFacts:
     """What `nvidia-ctk cdi list` knows."""
     reboot_required: bool = False
     """/run/reboot-required exists."""
+
+
+PACKAGES = (
+    "nvidia*",
+    "libnvidia*",
+    "xserver-xorg-video-nvidia*",
+    "firmware-nvidia*",
+    "linux-modules-nvidia*",
+    "linux-objects-nvidia*",
+    "linux-signatures-nvidia*",
+    "linux-headers*",
+    "cuda-drivers*",
+    "cuda-keyring",
+    "libcuda1",
+    "dkms",
+    "mokutil",
+)
+"""Patterns of the installed packages that are facts."""
+
+BRANCHES = ("580", "595")
+CANDIDATES = (
+    *("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-kernel-dkms", "nvidia-persistenced", "cuda-keyring"),
+    *("nvidia-container-toolkit", "nvidia-container-toolkit-base", "libnvidia-container-tools"),
+    *("libnvidia-container1", "nvidia-fabricmanager", "cuda-drivers", "nvidia-open", "mokutil", "dkms"),
+    *("linux-headers-$kernel", "linux-headers-$flavour"),
+    *(f"nvidia-driver-pinning-{branch}" for branch in BRANCHES),
+    *(f"nvidia-fabricmanager-{branch}" for branch in BRANCHES),
+    *(f"nvidia-utils-{branch}-server" for branch in BRANCHES),
+    *(f"nvidia-headless-no-dkms-{branch}-server{open_}" for branch in BRANCHES for open_ in ("", "-open")),
+    *(
+        f"linux-{kind}-nvidia-{branch}-server{open_}-{build}"
+        for kind, opens in (("modules", ("", "-open")), ("objects", ("",)))
+        for branch in BRANCHES
+        for open_ in opens
+        for build in ("$kernel", "$flavour")
+    ),
+    "linux-signatures-nvidia-$kernel",
+)
+"""Names that a plan may give; the shell puts in the running kernel's release and its flavour (amd64, generic, aws)."""
+
+SMI_SECONDS = 20
+
+
+def script(root: str = "") -> str:
+    """Shell for the script of `atelier.hostfacts`, which defines `s`: the GPU's sections. It changes nothing.
+
+    root: where /sys, /proc, /run and so on lie, for tests.
+    """
+    # A program that hangs in the driver cannot be killed, and timeout(1) would wait for it for ever: it writes into a
+    # pipe whose reader gives up. apt takes an unknown name with a dot for a pattern and compares it with every package.
+    return f"""
+LC_ALL=C; export LC_ALL
+PATH="$PATH:/usr/lib/wsl/lib"
+nvidia=; kernel=$(uname -r); flavour=$(printf %s "$kernel" | sed 's/^[0-9][^-]*-//; s/^[0-9][0-9]*-//')
+word() {{ [ -r "$1" ] && head -n 1 "$1"; }}
+variable() {{ [ -r "$1" ] && od -An -tu1 -j4 -N1 "$1"; }}
+s gpu-pci; for d in {root}/sys/bus/pci/devices/*; do
+  [ "$(word "$d/vendor")" = 0x10de ] || continue; nvidia=yes
+  driver=$(readlink "$d/driver")
+  echo "${{d##*/}} $(word "$d/class") $(word "$d/device") ${{driver##*/}}"
+  echo "config $([ -r "$d/config" ] && od -An -v -tx1 -N256 "$d/config" | tr -d ' \n')"
+done
+s gpu-smi; command -v nvidia-smi && {{
+  {{ {{ timeout -k 2 {SMI_SECONDS} {devices.QUERY}; echo "status $?"; }} </dev/null 2>&1 & }} | timeout {SMI_SECONDS + 5} cat
+}}
+s gpu-loaded; word {root}/sys/module/nvidia/version; grep -h ^NVRM {root}/proc/driver/nvidia/version 2>/dev/null
+s gpu-installed; for m in nvidia nvidia-current nvidia-current-open; do
+  v=$(modinfo -F version "$m" 2>/dev/null) && {{ echo "$v"; modinfo -F license "$m"; break; }}
+done
+s gpu-runfile; u={root}/usr/bin/nvidia-uninstall; [ -e "$u" ] && ! dpkg -S "$u" >/dev/null 2>&1 && echo yes
+s gpu-packages; dpkg-query -W -f '${{db:Status-Status}}\t${{Package}}\t${{Version}}\t${{Maintainer}}\n' {_quoted(PACKAGES)} 2>/dev/null
+s gpu-held; dpkg --get-selections '*' 2>/dev/null | awk '$2 == "hold" {{ sub(":.*", "", $1); print $1 }}'
+known=$([ -n "$nvidia" ] && timeout 60 apt-cache pkgnames 2>/dev/null | grep -Fx "$(printf '%s\\n' {" ".join(CANDIDATES)})")
+s gpu-available; [ -n "$known" ] && timeout 60 apt-cache policy $known 2>/dev/null
+s gpu-sources; timeout 20 apt-get update --print-uris 2>/dev/null | grep "/InRelease'"
+s gpu-kernel; echo "$kernel"; [ -e "{root}/lib/modules/$kernel/build/Makefile" ] && echo headers
+s gpu-nouveau; [ -d {root}/sys/module/nouveau ] && echo yes
+s gpu-efi; e={root}/sys/firmware/efi; [ -d $e ] && {{
+  on=$(variable $e/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c)
+  off=$(variable $e/efivars/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23)
+  if [ -n "$on" ]; then echo variable $on ${{off:-0}}; else mokutil --sb-state 2>/dev/null; fi
+}}
+s gpu-mok; m={root}/var/lib/dkms/mok.pub; [ -e $m ] && mokutil --test-key $m 2>/dev/null
+s gpu-container; [ -e {root}/dev/dxg ] && echo wsl; systemd-detect-virt --container 2>/dev/null
+s gpu-nvswitches; ls {root}/proc/driver/nvidia-nvswitch/devices 2>/dev/null
+s gpu-fabric; systemctl is-active nvidia-fabricmanager.service 2>/dev/null
+s gpu-cdi; timeout 20 nvidia-ctk cdi list 2>/dev/null | grep '^nvidia.com/gpu='
+s gpu-reboot; [ -e {root}/run/reboot-required ] && echo yes
+"""
+
+
+def _quoted(patterns: Iterable[str]) -> str:
+    return " ".join(f"'{pattern}'" for pattern in patterns)
+
+
+def parse(sections: Mapping[str, Sequence[str]]) -> GpuFacts:
+    """The facts from the script's sections."""
+
+    def lines(name: str) -> list[str]:
+        return [line.strip() for line in sections.get(f"gpu-{name}", [])]
+
+    def one(name: str) -> str:
+        return next(iter(lines(name)), "")
+
+    entries = _pci_entries(lines("pci"))
+    cards = [entry for entry in entries if entry.is_display]
+    found = devices.parse(lines("smi"))
+    kernel = one("kernel")
+    rows = [line.split("\t") for line in sections.get("gpu-packages", [])]
+    packages = {row[1]: Package(row[2], row[3]) for row in rows if row[0] == "installed" and len(row) == 4}
+    available = _candidates(lines("available"))
+    return GpuFacts(
+        pci=tuple(PciGpu(card.address, card.device, card.driver, card.answers) for card in cards),
+        devices=found,
+        smi_error=_smi_error(lines("smi"), found),
+        loaded=_loaded(lines("loaded")),
+        installed=_installed(lines("installed")),
+        runfile=bool(one("runfile")),
+        packages=packages,
+        held=frozenset(lines("held")),
+        available=available,
+        sources=frozenset(_source(line) for line in lines("sources")),
+        kernel=kernel,
+        headers=_headers(f"linux-headers-{kernel}", "headers" in lines("kernel"), packages, available),
+        nouveau=bool(one("nouveau")),
+        secure_boot=one("efi") in ("variable 1 0", "SecureBoot enabled"),
+        mok_enrolled=one("mok").endswith((" is already enrolled", " is already in db")),
+        container="" if one("container") == "none" else one("container"),
+        vgpu=any(card.is_vgpu for card in cards) or any(name.startswith("nvidia-linux-grid") for name in packages),
+        nvswitches=max(len(lines("nvswitches")), sum(entry.is_nvswitch for entry in entries)),
+        fabric_manager=one("fabric") == "active",
+        cdi_devices=frozenset(lines("cdi")),
+        reboot_required=bool(one("reboot")),
+    )
+
+
+@dataclass(frozen=True)
+class _PciEntry:
+    """A PCI device of NVIDIA's. `config` is the first 256 bytes of its configuration space, as far as they were given."""
+
+    address: str
+    kind: str
+    device: str
+    driver: str
+    config: bytes
+
+    @property
+    def is_display(self) -> bool:
+        return self.kind.startswith(("0x0300", "0x0302"))
+
+    @property
+    def is_nvswitch(self) -> bool:
+        """Among the bridges of class `other`; the network cards of old nForce boards have that class and lower numbers."""
+        return self.kind.startswith("0x0680") and int(self.device, 16) >= 0x1A00
+
+    @property
+    def answers(self) -> bool:
+        # A read that nothing answers gives ones; sysfs's `vendor` and `revision` are from boot time.
+        return self.config[:4] != b"\xff\xff\xff\xff"
+
+    @property
+    def is_vgpu(self) -> bool:
+        """A virtual function of NVIDIA's vGPU software says "VF" in its vendor-specific capability, driver or not."""
+        position, seen = self.config[0x34] if len(self.config) == 256 and self.answers else 0, set[int]()
+        while 0x40 <= position <= 251 and position not in seen:
+            seen.add(position)
+            if self.config[position] == 0x09:
+                return self.config[position + 3 : position + 5] == b"VF"
+            position = self.config[position + 1]
+        return False
+
+
+def _pci_entries(lines: Sequence[str]) -> list[_PciEntry]:
+    entries = []
+    for line, config in zip(lines[::2], lines[1::2], strict=True):
+        address, kind, device, driver = [*line.split(), ""][:4]
+        entries.append(_PciEntry(address, kind, device, driver, bytes.fromhex(config.removeprefix("config").strip())))
+    return entries
+
+
+def _smi_error(lines: Sequence[str], found: Sequence[Gpu]) -> str:
+    """lines: the program's path, what it said, its exit status as `status N`; the last is missing where it hangs."""
+    if not lines or (found and lines[-1] == "status 0"):
+        return ""
+    if not lines[-1].startswith("status ") or lines[-1] in ("status 124", "status 137"):
+        return f"nvidia-smi did not answer within {SMI_SECONDS} s"
+    said = [line for line in lines[1:-1] if not devices.parse([line])]
+    return " ".join(said) or f"nvidia-smi ended with {lines[-1]}"
+
+
+def _loaded(lines: Sequence[str]) -> KernelModule:
+    nvrm = next((line for line in lines if line.startswith("NVRM")), "")
+    stated = re.search(r"\d+\.\d+(\.\d+)?", nvrm)
+    version = next((line for line in lines if line != nvrm), stated[0] if stated else "")
+    return KernelModule(version, "open" if "Open Kernel Module" in nvrm else "proprietary" if nvrm else "")
+
+
+def _installed(lines: Sequence[str]) -> KernelModule:
+    licences: dict[str, Flavour] = {"Dual MIT/GPL": "open", "NVIDIA": "proprietary"}
+    version, licence = [*lines, "", ""][:2]
+    return KernelModule(version, licences.get(licence, ""))
+
+
+def _candidates(lines: Sequence[str]) -> dict[str, str]:
+    """`apt-cache policy`: a line `name:`, then indented ones, of which `Candidate:` counts."""
+    found, name = {}, ""
+    for line in lines:
+        key, _, value = line.partition(": ")
+        if line.endswith(":") and " " not in line:
+            name = line[:-1]
+        elif key == "Candidate" and value != "(none)":
+            found[name] = value
+    return found
+
+
+def _source(line: str) -> str:
+    """The repository's URI, with a slash at its end, from a line of `apt-get update --print-uris`."""
+    uri = re.sub(r"(/dists/.*)?/InRelease$", "/", line.split("'")[1])
+    return re.sub(r"://[^/@]+@", "://", uri)
+
+
+def _headers(
+    package: str, built: bool, packages: Mapping[str, Package], available: Mapping[str, str]
+) -> Literal["", "available", "installed"]:
+    if built or package in packages:
+        return "installed"
+    return "available" if package in available else ""
