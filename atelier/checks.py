@@ -12,7 +12,7 @@ from typing import Literal
 from atelier.errors import AtelierError
 from atelier.settings import Settings
 
-GROUPS = ("containers", "host", "access", "secrets", "storage", "generation", "survival")
+GROUPS = ("containers", "gpu", "host", "access", "secrets", "storage", "generation", "survival")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Check:
     """One thing that is proven.
 
     requirement: what must be true; numbers are lines of the list of known failures. hint: what to do when it is red.
-    service, profile: it exists only where that service is deployed, or under that profile. quick: part of QUICK=1.
+    service, profile: it exists only where that service is deployed, or under that profile (a simulated GPU is one). quick: part of QUICK=1.
     optional: may be skipped without making the verdict incomplete.
     """
 
@@ -112,6 +112,13 @@ CATALOGUE: tuple[Check, ...] = (
         "Nothing failed to import and nothing installed itself at start",
         "a plugin that does not import must be noticed (1, 9, 10)",
         "the log line names the module; rebuild the images with `make deploy`",
+    ),
+    Check(
+        "gpu.containers",
+        "Each application sees the GPU it was given, and no other",
+        "GPUs by UUID through CDI, also after a daemon-reload (16, 18)",
+        "see `nvidia-ctk cdi list` and `journalctl -u docker` on the host, and `make doctor`; then `make deploy`",
+        profile="gpu",
     ),
     *_for_services(
         "access.{service}.healthz", "{name}: /healthz says up", "a public state that says nothing else", _LOGS

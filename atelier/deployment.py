@@ -14,6 +14,7 @@ from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
 from atelier.models import DIRECTORIES, Weight
 from atelier.settings import Settings
+from atelier.sources import Mode
 from atelier.tree import Directory, Entry, File
 
 NO_GPU = GpuPlan("none", "cpu")
@@ -55,7 +56,7 @@ class Deployment:
     credentials: Credentials
     builds: tuple[ImageBuild, ...]
     weights: tuple[Weight, ...]
-    sources: str
+    sources: Mode
     present: frozenset[str] = frozenset()
     """What the host has already: image tags, file names of image archives, sha256 of weights."""
     certificate: render.Certificate | None = None

@@ -21,7 +21,7 @@ from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.deployment import Deployment, uses_docker_ce
 from atelier.errors import AtelierError, Finding
-from atelier.gpu.plan import plan_gpu
+from atelier.gpu.plan import GpuPlan, Torch, plan_gpu
 from atelier.hostfacts import HostFacts
 from atelier.models import weights_for
 from atelier.settings import Settings, TlsSettings
@@ -93,7 +93,7 @@ def prepare(
     chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
     settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings
     gpu = plan_gpu(facts, settings)
-    builds = images.plan(settings, chosen)
+    builds = images.plan(settings, chosen, torch_variant(settings, gpu))
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
@@ -103,11 +103,17 @@ def prepare(
     return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate, gpu, only)
 
 
+def torch_variant(settings: Settings, plan: GpuPlan) -> Torch:
+    """The torch that the images get: a simulated GPU computes nothing."""
+    return plan.torch if settings.profile == "gpu" else "cpu"
+
+
 def decide_again(target: Target, ssh: Ssh, deployment: Deployment) -> Deployment:
     """The same deployment on the host as it is now, for example with a driver that tells the GPUs' UUIDs."""
     facts = gather(ssh, target)
     gpu = plan_gpu(facts, deployment.settings)
-    builds = images.plan(deployment.settings, sources.choose(deployment.sources))
+    settings = deployment.settings
+    builds = images.plan(settings, sources.choose(deployment.sources), torch_variant(settings, gpu))
     return replace(deployment, facts=facts, gpu=gpu, builds=builds)
 
 

@@ -14,19 +14,21 @@ from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan
 from atelier.settings import Settings
 from atelier.ssh import Ssh
-from atelier.target import Target
+from atelier.target import Target, sandbox_target
 
 Say = Callable[[str], None]
 
 
 def sandbox_up(name: str, say: Say) -> None:
     """Make or boot a sandbox. Raises AtelierError that says what to do where it cannot work."""
-    from sandbox import machine, shared, tools
+    from sandbox import machine, shared, simulated_gpu, tools
 
     if name != "sandbox" and not name.startswith("sandbox-"):
         raise AtelierError(f"{name!r} would be no target of any command", f"NAME=sandbox-{name}")
     try:
-        machine.up(name, say, binds=shared.binds())
+        guest = machine.up(name, say, binds=shared.binds())
+        if sandbox_target(name, paths.PROJECT).settings.profile == "gpu-simulated":
+            simulated_gpu.insert(guest)
     except (machine.SandboxError, tools.UnavailableError, OSError) as error:
         raise AtelierError(str(error), "or aim at a real machine: HOST=user@address") from None
 
