@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atelier import SCHEMA, render
+from atelier import SCHEMA, apt, render
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.gpu import devices
+from atelier.gpu import host as gpu_host
 from atelier.gpu.plan import GpuPlan
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
@@ -158,6 +159,24 @@ def docker_packages(facts: HostFacts) -> tuple[str, ...]:
     return DOCKER_CE if uses_docker_ce(facts) else DOCKER_DEBIAN
 
 
+def all_packages(deployment: Deployment) -> tuple[str, ...]:
+    """The names of all packages that a deploy wants on the host."""
+    gpu = deployment.gpu
+    driver = (*gpu.driver.headers, *gpu.driver.pins, *gpu.driver.packages) if gpu.driver else ()
+    names = (*host_packages(deployment.facts), *driver, *gpu.toolkit, *docker_packages(deployment.facts))
+    return tuple(apt.name_of(package) for package in names)
+
+
+def docker_repository(facts: HostFacts, fingerprint: str) -> apt.Repository:
+    """Docker's own repository for the host's system."""
+    url = f"https://download.docker.com/linux/{facts.os_id}"
+    source = (
+        f"Types: deb\nURIs: {url}\nSuites: {facts.os_codename}\n"
+        f"Components: stable\nArchitectures: {facts.architecture}\nSigned-By: {DOCKER_KEYRING}\n"
+    )
+    return apt.Repository("docker", f"{url}/gpg", fingerprint, DOCKER_KEYRING, File(DOCKER_SOURCES, source.encode()))
+
+
 def docker_conflicts(facts: HostFacts) -> tuple[str, ...]:
     """Installed packages that docker-ce takes the place of."""
     if not uses_docker_ce(facts) or "docker-ce" in facts.packages:
@@ -196,10 +215,14 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     projects = deployment.projects()
     entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets()]
     entries += [*APT_SETTINGS, render.loopback_guard(), *deployment.gpu.files]
+    gpu_units = [gpu_host.START_UNIT] if deployment.gpu.action != "none" else []
+    entries += gpu_host.boot_files() if gpu_units else ()
     entries += [entry for project in projects for entry in project.entries]
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
     files |= {f"{state}/weights/{weight.sha256}" for weight in deployment.weights}
+    if gpu_host.module_settings(deployment.gpu.files):
+        files.add(gpu_host.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):
         files |= {DOCKER_SOURCES, DOCKER_KEYRING}
     driver_repository = deployment.gpu.driver.repository if deployment.gpu.driver else None
@@ -209,7 +232,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
         "merged": [DAEMON_JSON],
-        "units": ["atelier-loopback-guard.service"],
+        "units": ["atelier-loopback-guard.service", *gpu_units],
         "containers": sorted(project.container for project in projects),
         "networks": sorted(network.name for network in render.networks(settings)),
         "images": sorted(deployment.image_tags().values()),

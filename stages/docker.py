@@ -7,11 +7,12 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from atelier import deployment as decide
-from atelier import render
-from atelier.deployment import DAEMON_JSON, DOCKER_KEYRING, DOCKER_SOURCES, Deployment
+from atelier import paths, render, sources
+from atelier.deployment import DAEMON_JSON, Deployment
+from atelier.gpu import host as gpu_host
 from atelier.settings import Settings
 from atelier.tree import File
-from stages.operations import Lines, entries, packages, unless, whole
+from stages.operations import Lines, entries, packages, removed, repository, unless, whole
 
 BEFORE = f"{DAEMON_JSON}.before-atelier"
 RUNS_WITH_SETTINGS = (
@@ -72,31 +73,18 @@ def engine(deployment: Deployment) -> None:
         script="systemctl daemon-reload && systemctl enable -q atelier-loopback-guard "
         "&& systemctl restart atelier-loopback-guard",
     )
+    if deployment.gpu.action != "none":
+        entries(name="Order Docker after the making of the CDI specification", entries=gpu_host.boot_files())
     packages(name="Install Docker", names=decide.docker_packages(facts))
+    if deployment.gpu.action != "none":
+        unless(name="Let systemd know that order", probe=gpu_host.BOOT_FILES_KNOWN, script=gpu_host.READ_BOOT_FILES)
     unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=RESTART)
     _networks(name="Create networks", networks=render.networks(deployment.settings))
 
 
 def _repository(deployment: Deployment) -> None:
     """Docker's own repository, on a host that has no docker-ce yet."""
-    facts = deployment.facts
-    conflicts = " ".join(decide.docker_conflicts(facts))
-    if conflicts:
-        unless(
-            name=f"Remove {conflicts}, which docker-ce replaces",
-            probe=f"dpkg-query -W -f '${{db:Status-Status}}\\n' {conflicts} | grep -qx installed || echo none",
-            script=f"DEBIAN_FRONTEND=noninteractive apt-get remove -y {conflicts}",
-        )
-    unless(
-        name="Fetch Docker's signing key",
-        probe=f"cat {DOCKER_KEYRING}",
-        # apt's own helper, because apt's own proxy settings lead to the repository as well.
-        script=f"install -d /etc/apt/keyrings && rm -f {DOCKER_KEYRING}.part && /usr/lib/apt/apt-helper download-file "
-        f"https://download.docker.com/linux/{facts.os_id}/gpg {DOCKER_KEYRING}.part "
-        f"&& chmod 0644 {DOCKER_KEYRING}.part && mv {DOCKER_KEYRING}.part {DOCKER_KEYRING}",
-    )
-    source = (
-        f"Types: deb\nURIs: https://download.docker.com/linux/{facts.os_id}\nSuites: {facts.os_codename}\n"
-        f"Components: stable\nArchitectures: {facts.architecture}\nSigned-By: {DOCKER_KEYRING}\n"
-    )
-    entries(name="Add Docker's repository", entries=(File(DOCKER_SOURCES, source.encode()),))
+    if conflicts := decide.docker_conflicts(deployment.facts):
+        removed(name=f"Remove {' '.join(conflicts)}, which docker-ce replaces", names=conflicts)
+    fingerprint = sources.read_lock(paths.PROJECT / sources.LOCK).nvidia.docker_key
+    repository(name="Add Docker's repository", repository=decide.docker_repository(deployment.facts, fingerprint))

@@ -1,15 +1,64 @@
-"""The GPU stage: driver, container toolkit, CDI."""
+"""The GPU host: driver, container toolkit, CDI. It carries a GpuPlan out and decides nothing; no operation restarts the host."""
 
 from pyinfra.api import deploy
 
+from atelier import apt
 from atelier.deployment import Deployment
+from atelier.gpu import host
+from atelier.gpu.plan import Driver
+from stages.operations import entries, held, packages, removed, repository, unless
 
 
 @deploy("Driver")
 def driver(deployment: Deployment) -> None:
-    """Carry out the plan for the driver."""
+    """The driver, and what keeps it as it is. What needs a restart to work is started after it."""
+    plan = deployment.gpu
+    if plan.action == "none":
+        return
+    if plan.driver:
+        _install(plan.driver)
+    held(name="Hold the driver's packages", names=plan.holds)
+    entries(name="Keep nouveau and unattended upgrades away from the driver", entries=plan.files)
+    if settings := host.module_settings(plan.files):
+        stamp = host.initramfs_stamp(deployment.settings.state_dir())
+        unless(
+            name="Bring the initramfs up to date",
+            probe=host.initramfs_probe(settings, stamp),
+            script=host.initramfs_script(settings, stamp),
+        )
+    if plan.load:
+        unless(name="Load the driver", probe=host.LOADED, script=host.LOAD)
+    if plan.gpus is not None:  # the driver runs
+        for unit in plan.services:
+            unless(name=f"Start {unit}", probe=host.runs(unit), script=host.run_script(unit))
+
+
+def _install(wanted: Driver) -> None:
+    if wanted.repository:
+        repository(name=f"Add the repository {wanted.repository.name}", repository=wanted.repository)
+    if wanted.remove:
+        removed(name=f"Remove {', '.join(wanted.remove)}", names=wanted.remove)
+    if wanted.headers:
+        packages(name="Install the kernel's headers", names=wanted.headers)
+    if wanted.pins:
+        packages(name=f"Pin the driver to branch {wanted.branch}", names=wanted.pins)
+    packages(name=f"Install the driver {wanted.branch}, {wanted.flavour} modules", names=wanted.packages)
 
 
 @deploy("Container toolkit")
 def toolkit(deployment: Deployment) -> None:
-    """Carry out the plan for the container toolkit."""
+    """The container toolkit, and the CDI device of every service."""
+    plan = deployment.gpu
+    if plan.action == "none":
+        return
+    if plan.toolkit_repository:
+        repository(name=f"Add the repository {plan.toolkit_repository.name}", repository=plan.toolkit_repository)
+    packages(name="Install the container toolkit", names=plan.toolkit)
+    held(name="Hold the container toolkit", names=tuple(apt.name_of(package) for package in plan.toolkit))
+    unless(name="Have the CDI specification kept up to date", probe=host.ENABLED, script=host.ENABLE)
+    devices = tuple(dict.fromkeys(deployment.gpu_devices().values()))
+    unless(
+        name="Have CDI know the GPU of every service",
+        probe=host.have_devices(devices),
+        script=host.refresh_script(devices),
+    )

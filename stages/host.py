@@ -4,7 +4,7 @@ from pyinfra.api import deploy
 
 from atelier import deployment as decide
 from atelier.deployment import Deployment
-from stages.operations import entries, packages, unless
+from stages.operations import entries, finished, packages, unless
 
 TIME_SERVICES = "systemd-timesyncd chrony chronyd ntp ntpsec openntpd"
 
@@ -13,11 +13,7 @@ TIME_SERVICES = "systemd-timesyncd chrony chronyd ntp ntpsec openntpd"
 def base(deployment: Deployment) -> None:
     """A host with what every later stage needs."""
     user, uid = deployment.settings.service_user, deployment.settings.service_uid
-    unless(
-        name="Finish interrupted package installations",
-        probe='[ -n "$(dpkg --audit)" ] || echo sound',
-        script="DEBIAN_FRONTEND=noninteractive dpkg --configure -a --force-confold",
-    )
+    finished(name="Finish interrupted package installations")
     entries(name="Set apt's lock wait and unattended upgrades", entries=decide.APT_SETTINGS)
     packages(name="Install base packages", names=decide.host_packages(deployment.facts))
     if deployment.settings.profile == "gpu":  # the sandbox has no power over its clock

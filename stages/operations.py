@@ -1,13 +1,19 @@
 """pyinfra facts and operations of our own. Each asks once, and yields commands only for what differs."""
 
+import base64
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
 
 from pyinfra import host
 from pyinfra.api import FactBase, StringCommand, operation
 from typing_extensions import override
 
-from atelier import tree
+from atelier import apt, openpgp, tree
+from atelier.errors import AtelierError
+
+DOWNLOADS = "/run/atelier/keys"
 
 
 class TreeState(FactBase[dict[str, str]]):
@@ -44,6 +50,23 @@ class Lines(FactBase[list[str]]):
         return list(output)
 
 
+class Content(FactBase[bytes]):
+    """A file's bytes; none where it is missing."""
+
+    @staticmethod
+    def default() -> bytes:
+        """Nothing is there."""
+        return b""
+
+    @override
+    def command(self, path: str) -> str:
+        return f"base64 {shlex.quote(path)} 2>/dev/null || true"
+
+    @override
+    def process(self, output: Iterable[str]) -> bytes:
+        return base64.b64decode("".join(output))
+
+
 def whole(path: str) -> str:
     """Shell that prints a file, nothing where there is none, and what is no JSON where it cannot be read.
 
@@ -56,7 +79,10 @@ def whole(path: str) -> str:
 @operation()
 def entries(entries: tuple[tree.Entry, ...]) -> Iterator[StringCommand]:
     """Files and directories, as they must be."""
-    present = host.get_fact(TreeState, paths=[entry.path for entry in entries])
+    yield from _installed(entries, host.get_fact(TreeState, paths=[entry.path for entry in entries]))
+
+
+def _installed(entries: Sequence[tree.Entry], present: Mapping[str, str]) -> Iterator[StringCommand]:
     for entry in tree.differing(entries, present):
         content = entry.content if isinstance(entry, tree.File) else b""
         yield StringCommand(entry.install_script(), _stdin=content)
@@ -69,23 +95,84 @@ def unless(probe: str, script: str) -> Iterator[StringCommand]:
         yield StringCommand(script)
 
 
-def missing_packages(names: Iterable[str]) -> list[str]:
-    """Those of the packages that are not installed on the host."""
-    names = list(names)
+class AptCommand(StringCommand):
+    """Shell that runs apt. Where it fails for a reason that we know, one clear message takes the place of its output."""
+
+    @override
+    def execute(self, state: Any, host: Any, connector_arguments: Any) -> Any:
+        status, output = super().execute(state, host, connector_arguments)
+        finding = None if status else apt.explain([line.line for line in output])
+        if finding:
+            raise AtelierError(finding.problem, finding.remedy)
+        return status, output
+
+
+def installed_packages(names: Iterable[str]) -> dict[str, str]:
+    """Version by name of those packages that are installed on the host."""
     quoted = " ".join(shlex.quote(name) for name in names)
-    script = f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {quoted}"
-    installed = {line.split(" ")[1] for line in host.get_fact(Lines, script=script) if line.startswith("installed ")}
-    return [name for name in names if name not in installed]
+    script = f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {quoted}"
+    rows = [line.split(" ") for line in host.get_fact(Lines, script=script)] if quoted else []
+    return {row[1]: row[2] for row in rows if row[0] == "installed"}
+
+
+def missing_packages(wanted: Iterable[str]) -> list[str]:
+    """Those of the packages, each `name` or `name=version`, that are not installed on the host as wanted."""
+    wanted = list(wanted)
+    return apt.missing(wanted, installed_packages(apt.name_of(package) for package in wanted))
 
 
 @operation()
 def packages(names: tuple[str, ...]) -> Iterator[StringCommand]:
-    """Packages of the host's archives, installed without recommendations; what is there is left as it is."""
+    """Packages, each `name` or `name=version`, without recommendations; what is there as wanted is left as it is."""
     missing = missing_packages(names)
     if missing:
-        quoted = " ".join(shlex.quote(name) for name in missing)
-        yield StringCommand("apt-get update -q")
-        yield StringCommand(
-            "DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "
-            f"-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold {quoted}"
-        )
+        yield AptCommand(apt.install_script(missing))
+
+
+@operation()
+def finished() -> Iterator[StringCommand]:
+    """No package left half configured by an interrupted installation."""
+    if host.get_fact(Lines, script="dpkg --audit"):
+        yield AptCommand(apt.finish_script())
+
+
+@operation()
+def removed(names: tuple[str, ...]) -> Iterator[StringCommand]:
+    """Packages that must not be installed."""
+    present = installed_packages(names)
+    if present:
+        yield AptCommand(apt.remove_script(list(present)))
+
+
+@operation()
+def held(names: tuple[str, ...]) -> Iterator[StringCommand]:
+    """Packages that apt must not replace; those that are not installed yet get their hold after they are."""
+    holds = host.get_fact(Lines, script="apt-mark showhold")
+    free = [name for name in installed_packages(names) if name not in holds]
+    if free:
+        yield AptCommand(apt.hold_script(free))
+
+
+@operation()
+def repository(repository: apt.Repository) -> Iterator[StringCommand]:
+    """An apt repository whose key is compared with its fingerprint on this computer before the host trusts it."""
+    path = repository.keyring
+    present = host.get_fact(TreeState, paths=[path, repository.source.path])
+    key = host.get_fact(Content, path=path)
+    if not _is_key(key, repository.fingerprint):
+        part = f"{DOWNLOADS}/{repository.name}.key"
+        yield StringCommand(f"install -d -m 0700 {DOWNLOADS}")
+        yield AptCommand(apt.fetch_script(repository.key_url, part))
+        key = host.get_fact(Content, path=part)
+        yield StringCommand(f"rm -f {part}; install -d {shlex.quote(str(PurePosixPath(path).parent))}")
+        openpgp.require(key, repository.fingerprint, repository.key_url)
+    keyring = tree.File(path, openpgp.for_keyring(key, path))
+    yield from _installed((keyring, repository.source), present)
+
+
+def _is_key(key: bytes, fingerprint: str) -> bool:
+    try:
+        openpgp.require(key, fingerprint, "the host")
+    except AtelierError:
+        return False
+    return True

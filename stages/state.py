@@ -16,10 +16,8 @@ from stages.operations import Lines, entries, missing_packages, whole
 def _manifest(deployment: Deployment) -> Iterator[StringCommand]:
     path = f"{deployment.settings.state_dir()}/manifest.json"
     current = "\n".join(host.get_fact(Lines, script=whole(path)))
-    wanted = (*decide.host_packages(deployment.facts), *decide.docker_packages(deployment.facts))
-    manifest = decide.updated_manifest(
-        current, decide.declared(deployment), missing_packages(wanted), version("atelier")
-    )
+    installing = missing_packages(decide.all_packages(deployment))
+    manifest = decide.updated_manifest(current, decide.declared(deployment), installing, version("atelier"))
     if manifest != current + "\n":
         yield StringCommand(f"mkdir -p {deployment.settings.state_dir()}")
         yield StringCommand(File(path, manifest.encode()).install_script(), _stdin=manifest.encode())

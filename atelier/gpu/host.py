@@ -1,0 +1,111 @@
+"""What keeps a GPU host one: shell that asks it and sets it right, and files of our own on it. Pure; stages/gpu.py carries it out."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from atelier import render
+from atelier.tree import Directory, Entry, File
+
+MODULE_SETTINGS = "/etc/modprobe.d/"
+REFRESH = "nvidia-cdi-refresh"
+DOCKER_DROP_IN = "/etc/systemd/system/docker.service.d/atelier-gpu.conf"
+START_UNIT = "atelier-gpu-containers.service"
+
+
+def boot_files() -> tuple[Entry, ...]:
+    """What lets Docker find the GPUs at every boot: its place in the order, and a second try for what it could not start."""
+    templates = render.environment()
+    unit = templates.get_template(f"units/{START_UNIT}.j2").render(label="atelier.config")
+    drop_in = templates.get_template("units/docker-gpu.conf.j2").render(refresh=f"{REFRESH}.service")
+    return (
+        Directory(DOCKER_DROP_IN.rpartition("/")[0]),
+        File(DOCKER_DROP_IN, drop_in.encode()),
+        File(f"/etc/systemd/system/{START_UNIT}", unit.encode()),
+    )
+
+
+BOOT_FILES_KNOWN = (
+    "systemctl show docker -p NeedDaemonReload --value | grep -qx no "
+    f"&& systemctl show docker -p DropInPaths --value | grep -qF {DOCKER_DROP_IN} "
+    f"&& [ \"$(systemctl show {START_UNIT} -p LoadState,NeedDaemonReload --value | tr '\\n' ' ')\" = 'loaded no ' ] "
+    f"&& systemctl is-enabled -q {START_UNIT} && echo yes"
+)
+"""Prints something where systemd has read the boot files as they are."""
+READ_BOOT_FILES = f"systemctl daemon-reload && systemctl enable -q {START_UNIT}"
+
+
+def module_settings(files: Iterable[File]) -> tuple[str, ...]:
+    """The files that an initramfs has to carry as well: nouveau is loaded from there, before the disk is mounted."""
+    return tuple(file.path for file in files if file.path.startswith(MODULE_SETTINGS))
+
+
+def initramfs_stamp(state: str) -> str:
+    """Where the host records for which settings its initramfs was made."""
+    return f"{state}/initramfs"
+
+
+def initramfs_probe(paths: Sequence[str], stamp: str) -> str:
+    """Prints something where the initramfs was made after these files were last written, or there is no such thing."""
+    return f'command -v update-initramfs >/dev/null || echo none; [ "$({_marks(paths)})" != "$(cat {shlex.quote(stamp)})" ] || echo made'
+
+
+def initramfs_script(paths: Sequence[str], stamp: str) -> str:
+    """Make every kernel's initramfs anew; the stamp is written last, so that a kill on the way is seen the next time."""
+    return f"marks=$({_marks(paths)}) && update-initramfs -u -k all && printf '%s\\n' \"$marks\" >{shlex.quote(stamp)}"
+
+
+def _marks(paths: Sequence[str]) -> str:
+    return "stat -c '%n %s %Y %i' " + " ".join(shlex.quote(path) for path in paths)
+
+
+LOADED = "ls -d /sys/module/nvidia /sys/module/nvidia_current 2>/dev/null | grep . && ls -d /sys/module/nvidia*_uvm"
+"""Prints something where the driver's modules are loaded, under the name that Debian gives them as well."""
+LOAD = """modprobe -a nvidia nvidia-uvm && exit 0
+echo "the kernel refused the NVIDIA driver; its last words:" >&2
+dmesg | grep -iE 'nvidia|nvrm|nouveau|lockdown|module verification' | tail -n 8 >&2
+exit 1
+"""
+
+
+def runs(unit: str) -> str:
+    """Prints something where a unit is started at boot and runs now."""
+    return f"systemctl is-enabled -q {unit} && systemctl is-active -q {unit} && echo yes"
+
+
+def run_script(unit: str) -> str:
+    """Have a unit started at boot, and now; when it does not run, say what it said."""
+    return (
+        f"systemctl daemon-reload; systemctl enable -q {unit}; systemctl reset-failed {unit} 2>/dev/null; "
+        f"systemctl restart {unit} || {{ journalctl -u {unit} -n 10 --no-pager -o cat >&2; exit 1; }}"
+    )
+
+
+ENABLED = (
+    " && ".join(f"systemctl is-enabled -q {REFRESH}.{kind}" for kind in ("path", "service"))
+    + f" && systemctl is-active -q {REFRESH}.path && echo yes"
+)
+ENABLE = (
+    f"systemctl daemon-reload && systemctl enable -q {REFRESH}.path {REFRESH}.service && systemctl start {REFRESH}.path"
+)
+DEVICES = "nvidia-ctk cdi list 2>/dev/null"
+
+
+def have_devices(devices: Sequence[str]) -> str:
+    """Prints something where CDI knows every device."""
+    return " && ".join(
+        [f"known=$({DEVICES})", *(f'echo "$known" | grep -qxF {shlex.quote(name)}' for name in devices), "echo yes"]
+    )
+
+
+def refresh_script(devices: Sequence[str]) -> str:
+    """Have the CDI specification written anew, and say what it lacks then."""
+    return f"""
+systemctl reset-failed {REFRESH}.service 2>/dev/null
+systemctl restart {REFRESH}.service
+for try in 1 2 3 4 5; do [ -z "$({have_devices(devices)})" ] || exit 0; sleep 1; done
+known=$({DEVICES} | tr '\\n' ' ')
+{{ journalctl -u {REFRESH}.service -n 8 --no-pager -o cat
+echo "CDI does not have {", ".join(devices)}; it has: ${{known:-nothing}}"
+echo "the specification is written by {REFRESH}.service from what nvidia-smi lists: see journalctl -u {REFRESH}"; }} >&2
+exit 1
+"""
