@@ -65,7 +65,8 @@ def _split_name(state: State, op_hash: str) -> tuple[str, str]:
 @contextmanager
 def _state(ssh: Ssh, deployment: Deployment, stages: Stages, check_for_changes: bool) -> Iterator[State]:
     hub = gevent.get_hub()
-    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)  # Ctrl-C is told by the command line, without a trace
+    # Told by the command line, without a trace: Ctrl-C, and what an operation found that the user can mend.
+    hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt, AtelierError)
     logging.getLogger("pyinfra").setLevel(logging.CRITICAL)  # the narrator speaks; failures are read from the results
     pyinfra.is_cli = False
     inventory = Inventory(([("@openssh/target", {"ssh": ssh})], {}))
