@@ -26,6 +26,9 @@ NEEDED = {
     "resize2fs": "e2fsprogs",
     "unshare": "util-linux",
     "losetup": "mount",
+    "gpg": "gpg",
+    "gpg-agent": "gpg-agent",
+    "dpkg-deb": "dpkg",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
     PIP: "python3-pip-whl",
 }

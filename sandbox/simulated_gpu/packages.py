@@ -86,7 +86,7 @@ if [ ! -d "/usr/src/linux-headers-$kernel" ]; then
   exit 0
 fi
 install -D -m 644 /usr/src/nvidia-{version}/nvidia.ko "/lib/modules/$kernel/updates/dkms/nvidia.ko"
-touch "/lib/modules/$kernel/modules.order" "/lib/modules/$kernel/modules.builtin"
+touch "/lib/modules/$kernel/modules.order" "/lib/modules/$kernel/modules.builtin" "/lib/modules/$kernel/modules.builtin.modinfo"
 depmod -a
 """
 DKMS_PRERM = """#!/bin/sh
