@@ -74,6 +74,8 @@ class GpuFacts:
     """Candidate version by name, for the packages that a plan may name and apt knows already; asked where there is a card."""
     sources: frozenset[str] = frozenset()
     """URIs of apt's enabled sources."""
+    contrib: tuple[str, ...] = ()
+    """apt source lines that would add contrib beside the main of Debian's own archive; none where it is there."""
     kernel: str = ""
     """The running kernel's release, as in 6.12.41+deb13-amd64."""
     headers: Literal["", "available", "installed"] = ""
