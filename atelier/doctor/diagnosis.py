@@ -1,0 +1,290 @@
+"""From what a host told to what is wrong with it: pure, and careful to keep old trouble apart from present trouble."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from atelier.doctor.collect import DAY, Kind, Source
+from atelier.doctor.signatures import TABLE, Signature
+from atelier.settings import Settings
+
+CLOCK_TOLERANCE = 120  # seconds
+FULL = 1 << 30  # a file system with less room than this, and 98 % of it used, counts as full
+ACCESS_LOG = '"logger":"http.log.access'
+"""Marks lines of the gateway in which strangers' words stand: they must not be able to make up a failure."""
+QUOTE = 300  # characters of an evidence line
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a source, without its time stamp."""
+
+    text: str
+    when: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The last of the lines of one source that show one failure."""
+
+    source: str
+    line: str
+    when: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A failure with its evidence, the newest line of each source."""
+
+    signature: Signature
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True)
+class Container:
+    """One of our containers, as Docker sees it."""
+
+    name: str
+    status: str = "missing"
+    exit_code: int = 0
+    health: str = "none"
+    restarts: int = 0
+    started: float = 0
+    error: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Runs, and its own check of its login passes."""
+        return self.status == "running" and self.health == "healthy"
+
+    def describe(self) -> str:
+        """Its state in a few words."""
+        words = [f"{self.name}: {self.status}"]
+        words += [f"({self.health})"] if self.status == "running" else []
+        words += [f"with exit status {self.exit_code}"] if self.status in ("exited", "dead", "restarting") else []
+        words += [f"restarted {self.restarts} times"] if self.restarts else []
+        words += [f"- {self.error}"] if self.error else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong now, what was, and what could not be looked at."""
+
+    present: tuple[Recognised, ...]
+    over: tuple[Recognised, ...]
+    unhealthy: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+    @property
+    def well(self) -> bool:
+        """Nothing recognised, nothing unhealthy, nothing hidden from view."""
+        return not (self.present or self.unhealthy or self.unreadable)
+
+    @property
+    def unknown(self) -> bool:
+        """Something is unhealthy and nothing says why."""
+        return bool(self.unhealthy) and not self.present
+
+
+def diagnose(sources: Sequence[Source], settings: Settings, local_time: float) -> Diagnosis:
+    """Recognise what the sources show. local_time: this computer's clock when the host was asked."""
+    by_name = {source.name: source for source in sources}
+    text = {source.name: source.text for source in sources}
+    names = [*(service.container for service in settings.enabled().values()), settings.gateway_container]
+    containers = read_containers(text.get("container-states", ""), names)
+    clock = _clock(text.get("machine", ""))
+    conditions = Source("state of the host", "state", "now", "\n".join(_conditions(text, clock.now, local_time)))
+    seen = [
+        (signature, source, _matches(signature, source, clock))
+        for source in (*sources, conditions)
+        for signature in TABLE
+    ]
+    seen = [(signature, source, lines) for signature, source, lines in seen if lines and source.kind in signature.kinds]
+    gpu_works = not any(source.kind == "gpu" for _, source, _ in seen)
+    settled = (
+        max((c.started for c in containers), default=0.0) if all(c.healthy for c in containers) and gpu_works else 0.0
+    )
+    present: dict[str, list[Evidence]] = {}
+    over: dict[str, list[Evidence]] = {}
+    for signature, source, lines in seen:
+        current = [line for line in lines if not _is_over(signature, source, line, settled, clock.now, containers)]
+        if current:
+            present.setdefault(signature.id, []).append(_evidence(source, current))
+        else:
+            over.setdefault(signature.id, []).append(_evidence(source, lines))
+    return Diagnosis(
+        present=_report(present),
+        over=_report({id_: evidence for id_, evidence in over.items() if id_ not in present}),
+        unhealthy=tuple(_unhealthy(containers, text, settings)),
+        unreadable=tuple(f"{source.name}: {source.problem}" for source in by_name.values() if source.problem),
+    )
+
+
+def recognise(text: str, kind: Kind) -> tuple[str, ...]:
+    """The ids that a text of one kind shows, vaguer ones left out: what the recorded samples are tested with."""
+    lines = read_lines(text, 0)
+    found = {s.id: s for s in TABLE if kind in s.kinds and _undisturbed(s, lines)}
+    return tuple(id_ for id_ in found if not any(id_ in other.hides for other in found.values()))
+
+
+@dataclass(frozen=True)
+class _Clock:
+    now: float
+    boot: float
+    offset: int
+
+
+def _clock(machine: str) -> _Clock:
+    now = re.search(r"^now (\d+) ([+-])(\d\d)(\d\d)$", machine, re.M)
+    boot = re.search(r"^boot (\d+)$", machine, re.M)
+    offset = (int(now[3]) * 3600 + int(now[4]) * 60) * (-1 if now[2] == "-" else 1) if now else 0
+    return _Clock(float(now[1]) if now else 0.0, float(boot[1]) if boot else 0.0, offset)
+
+
+TIMES = re.compile(
+    r"(?P<unix>\d{10}\.\d+) "
+    r"|(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:[.,]\d+)?(?P<zone>Z|[+-]\d\d:?\d\d) "
+    r"|(?P<local>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ "
+    r"|Start-Date: (?P<apt>\d{4}-\d\d-\d\d  \d\d:\d\d:\d\d)"
+)
+
+
+def read_lines(text: str, utc_offset: int) -> list[Line]:
+    """Lines with their times; one without a time of its own has that of the line before. utc_offset: of local times."""
+    lines: list[Line] = []
+    when: float | None = None
+    for raw in text.splitlines():
+        stamp = TIMES.match(raw)
+        if stamp:
+            when = _time(stamp, utc_offset)
+        lines.append(Line(raw[stamp.end() :] if stamp else raw, when))
+    return lines
+
+
+def _time(stamp: re.Match[str], utc_offset: int) -> float:
+    if stamp["unix"]:
+        return float(stamp["unix"])
+    local = timezone(timedelta(seconds=utc_offset))
+    if stamp["iso"]:
+        return datetime.fromisoformat(stamp["iso"] + stamp["zone"].replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(" ".join((stamp["local"] or stamp["apt"]).split())).replace(tzinfo=local).timestamp()
+
+
+def _undisturbed(signature: Signature, lines: Sequence[Line]) -> list[Line]:
+    """The lines that show a signature, but for those that a later line declares over."""
+    open_lines: list[tuple[Line, re.Match[str]]] = []
+    for line in lines:
+        if ACCESS_LOG in line.text:
+            continue
+        found = signature.match(line.text)
+        if found:
+            open_lines.append((line, found))
+        elif signature.over_by and open_lines:
+            open_lines = [(old, match) for old, match in open_lines if not _ends(signature, match, line)]
+    return [line for line, _ in open_lines]
+
+
+def _ends(signature: Signature, found: re.Match[str], line: Line) -> bool:
+    groups = {name: re.escape(value or "") for name, value in found.groupdict().items()}
+    pattern = signature.over_by
+    for name, value in groups.items():
+        pattern = pattern.replace(f"{{{name}}}", value)
+    return re.search(pattern, line.text) is not None
+
+
+def _matches(signature: Signature, source: Source, clock: _Clock) -> list[Line]:
+    lines = _undisturbed(signature, read_lines(source.text, clock.offset))
+    return [line for line in lines if line.when is None or line.when >= clock.boot]
+
+
+def _is_over(
+    signature: Signature, source: Source, line: Line, settled: float, now: float, containers: Sequence[Container]
+) -> bool:
+    """settled: when the last container came up, where everything is well now; else 0."""
+    if line.when is None or signature.lasting:
+        return False
+    if source.kind == "service":
+        healthy = any(c.healthy and source.name == f"log-{c.name}" for c in containers)
+        return healthy and line.when < now - DAY
+    return line.when < settled
+
+
+def _evidence(source: Source, lines: Sequence[Line]) -> Evidence:
+    last = lines[-1]
+    return Evidence(source.name, last.text.strip()[:QUOTE], last.when, len(lines))
+
+
+def _report(found: dict[str, list[Evidence]]) -> tuple[Recognised, ...]:
+    hidden = {vague for signature in TABLE if signature.id in found for vague in signature.hides}
+    return tuple(
+        Recognised(signature, tuple(found[signature.id]))
+        for signature in TABLE
+        if signature.id in found and signature.id not in hidden
+    )
+
+
+STATE = re.compile(
+    r"^/(?P<name>\S+) status=(?P<status>\S*) exit=(?P<exit>-?\d+) oom=\S+ health=(?P<health>\S*) "
+    r"restarts=(?P<restarts>\d+) started=(?P<started>\S+) finished=\S+ error=\"(?P<error>.*)\"$",
+    re.M,
+)
+
+
+def read_containers(text: str, names: Sequence[str]) -> tuple[Container, ...]:
+    """Our containers; one that Docker does not know is missing."""
+    known = {}
+    for match in STATE.finditer(text):
+        started = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", match["started"])
+        instant = datetime.fromisoformat(started[1]).replace(tzinfo=timezone.utc) if started else None
+        known[match["name"]] = Container(
+            name=match["name"],
+            status=match["status"],
+            exit_code=int(match["exit"]),
+            health=match["health"],
+            restarts=int(match["restarts"]),
+            started=instant.timestamp() if instant and instant.year > 1 else 0,
+            error=match["error"],
+        )
+    return tuple(known.get(name, Container(name)) for name in names)
+
+
+def _conditions(text: dict[str, str], now: float, local_time: float) -> list[str]:
+    """What no log says: a full disk, a clock that is off, a driver that differs from the loaded one. In lines."""
+    found = []
+    if now and abs(now - local_time) > CLOCK_TOLERANCE:
+        found.append(
+            f"clock: {abs(now - local_time):.0f} s {'ahead' if now > local_time else 'behind'} of this computer's"
+        )
+    driver = dict(line.partition(" ")[::2] for line in reversed(text.get("driver", "").splitlines()))
+    loaded, installed, kernel = (driver.get(key, "").strip() for key in ("loaded", "installed", "kernel"))
+    if loaded and installed and loaded != installed:
+        found.append(f"driver: loaded {loaded}, on disk {installed}")
+    modules = [line for line in text.get("driver", "").splitlines() if line.startswith("dkms: nvidia")]
+    if modules and kernel and not installed and not any(kernel in line and "installed" in line for line in modules):
+        found.append(f"driver: DKMS has built nothing for kernel {kernel} ({'; '.join(modules)})")
+    return found + _full_disks(text.get("disks", ""))
+
+
+def _full_disks(df: str) -> list[str]:
+    space, _, inodes = df.partition("\ninodes\n")
+    found = []
+    for row in (line.split() for line in space.splitlines()[1:]):
+        if len(row) >= 6 and row[1].isdigit() and int(row[1]) > FULL:
+            free, used = int(row[3]), int(row[4].rstrip("%") or 0)
+            if used >= 98 and free < FULL:
+                found.append(f"disk: {row[5]} is full: {free >> 20} MB of {int(row[1]) >> 30} GB free")
+    for row in (line.split() for line in inodes.splitlines()[1:]):
+        if len(row) >= 6 and row[4] == "100%" and row[0].startswith("/dev/"):
+            found.append(f"disk: {row[5]} is full: no inode is free")
+    return found
+
+
+def _unhealthy(containers: Sequence[Container], text: dict[str, str], settings: Settings) -> list[str]:
+    found = [container.describe() for container in containers if not container.healthy]
+    if settings.profile != "cpu" and "nvidia-smi is not installed" in text.get("nvidia-smi", ""):
+        found.append("nvidia-smi is not installed, and the profile asks for a GPU")
+    ours = re.compile(r"^(docker|containerd|nvidia\S*|atelier\S*)\.(service|path)\b", re.M)
+    return found + [f"{match[0]}: this unit has failed" for match in ours.finditer(text.get("failed-units", ""))]
