@@ -82,18 +82,20 @@ def hardware(cards: Sequence[Card]) -> str:
     )
 
 
-def insert(host: machine.Machine, cards: Sequence[Card] = (CARDS["l40s"],)) -> None:
+def insert(host: machine.Machine, cards: Sequence[Card] | None = None) -> None:
     """Plugs the cards into a running sandbox, for this and every later boot. Does nothing where they are plugged in.
 
+    None: what is plugged in stays, and a guest without a card gets an L40S.
     Other cards than before appear as after a power cycle: nothing is loaded but what boots load.
     Raises machine.SandboxError when the guest refuses.
     """
     files = {
-        HARDWARE: hardware(cards),
         "/etc/systemd/system/simulated-gpu.service": UNIT,
         **{f"/usr/local/sbin/{name}": (GUEST / name).read_text() for name in ("simulated-gpu", "modprobe")},
     }
-    script = "set -eu\nchanged=\n" + "".join(_put(Path(path), text) for path, text in files.items())
+    plug = _put(Path(HARDWARE), hardware(cards or [CARDS["l40s"]]))
+    script = "set -eu\nchanged=\n" + (f"if [ ! -e {HARDWARE} ]; then\n{plug}fi\n" if cards is None else plug)
+    script += "".join(_put(Path(path), text) for path, text in files.items())
     script += 'if [ -n "$changed" ]; then systemctl daemon-reload; systemctl enable -q simulated-gpu.service\n'
     script += "systemctl restart simulated-gpu.service; fi\n"
     login = ["ssh", "-F", str(host.ssh_config), "-o", "BatchMode=yes", host.name, "sudo sh"]

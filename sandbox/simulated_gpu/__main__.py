@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("repositories", help="write the package repositories and print their settings")
     insert = commands.add_parser("insert", help="plug cards into a running sandbox")
     insert.add_argument("sandbox")
-    insert.add_argument("cards", nargs="*", metavar="CARD", help=f"l40s (default), {', '.join(simulated_gpu.CARDS)}")
+    insert.add_argument("cards", nargs="*", metavar="CARD", help=f"{', '.join(simulated_gpu.CARDS)}; none: as it is")
     options = parser.parse_args(arguments)
     try:
         if options.command == "repositories":
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         host = machine.get(options.sandbox)
         if host is None:
             parser.error(f"sandbox {options.sandbox} does not run")
-        simulated_gpu.insert(host, [simulated_gpu.CARDS[name] for name in options.cards or ["l40s"]])
+        simulated_gpu.insert(host, [simulated_gpu.CARDS[name] for name in options.cards] or None)
     except (machine.SandboxError, tools.UnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

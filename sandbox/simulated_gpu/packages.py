@@ -80,7 +80,7 @@ WantedBy=multi-user.target
 DKMS_POSTINST = """#!/bin/sh
 set -e
 kernel=$(uname -r)
-if [ ! -d "/usr/src/linux-headers-$kernel" ]; then
+if [ ! -e "/lib/modules/$kernel/build" ]; then
   echo "Module build for kernel $kernel was skipped since the"
   echo "kernel headers for this kernel do not seem to be installed."
   exit 0
@@ -206,9 +206,8 @@ def driver() -> Iterator[Package]:
     headers = f"linux-headers-{kernel}"
     yield Package("dkms", ABOVE_ALL, files={"usr/sbin/dkms": DKMS_STATUS.encode()})
     yield Package("linux-headers-amd64", ABOVE_ALL, {"Depends": headers})
-    yield Package(
-        headers, ABOVE_ALL, files={f"usr/src/{headers}/README": b"Simulated: nothing can be compiled with this.\n"}
-    )
+    makefile = b"# Simulated: nothing can be compiled with this.\n"
+    yield Package(headers, ABOVE_ALL, files={f"usr/lib/modules/{kernel}/build/Makefile": makefile})
 
 
 def toolkit() -> Iterator[Package]:
