@@ -149,6 +149,7 @@ CHANGED = re.compile(
     r"^[WE]: Failed to fetch (?P<where>\S+) +(?P<why>(?:Hash Sum mismatch|File has unexpected)[^\n]*)", re.M
 )
 UNSIGNED = re.compile(r"^E: The repository '(?P<where>\S+)[^'\n]*' is (?P<why>not signed|no longer signed)", re.M)
+SUBPROCESS = re.compile(r"Sub-process \S+ returned an error code \(\d+\), error message is: ")
 OTHER_ANSWER = "does the network require authentication"
 """apt's words for an answer that is no repository at all, such as the page of a portal."""
 
@@ -159,8 +160,9 @@ def _tampered(text: str) -> Finding | None:
     found = found or ([] if OTHER_ANSWER in text else [*UNSIGNED.finditer(text)])
     if not found:
         return None
+    why = " ".join(SUBPROCESS.sub("", found[0]["why"]).split())
     return Finding(
-        f"apt refuses the repository {found[0]['where']}: {found[0]['why'].strip().rstrip('.')}",
+        f"apt refuses the repository {found[0]['where']}: {why.rstrip('.')}",
         "its files are not what its owner signed with the key that is pinned: if it is a mirror, let it be made again; "
         f"then {SAME_COMMAND}",
     )
@@ -192,7 +194,7 @@ ABSENT = (
 
 def _other_version(text: str) -> Finding | None:
     found = ABSENT[0].search(text)
-    known = re.findall(rf"^{AVAILABLE}\s*{re.escape(found['name'])} \| (\S+) \|", text, re.M) if found else []
+    known = re.findall(rf"^{AVAILABLE}\s*{re.escape(found['name'])} \|\s+(\S+)\s+\|", text, re.M) if found else []
     return _absent(text, f"they have {', '.join(dict.fromkeys(known))}") if known else None
 
 
