@@ -51,13 +51,12 @@ class Step:
     build: ImageBuild
 
 
-def plan(settings: Settings, chosen: Sources, torch: Torch | None = None) -> tuple[ImageBuild, ...]:
+def plan(settings: Settings, chosen: Sources, torch: Torch) -> tuple[ImageBuild, ...]:
     """The images of one host, parents first. `torch`: the variant that fits the host; doubles have none.
 
     Raises AtelierError when a service has no sources (a missing double).
     """
     root, locks = paths.PROJECT / "images", paths.PROJECT / "locks" / "images"
-    torch = torch or ("cu130" if settings.profile == "gpu" else "cpu")
     torch_variant, variant = ("none", "double") if chosen.mode == "double" else (torch, torch)
 
     user = (("USER", "atelier"), ("UID", str(settings.service_uid)))

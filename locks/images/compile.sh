@@ -20,6 +20,9 @@ for variant in cpu cu126 cu130; do
     (
         # A local folder's +cpu wheel would satisfy the plain version number too.
         [ "$variant" = cpu ] || unset UV_FIND_LINKS
+        # comfy-kitchen uses triton where it is importable; torch 2.7's asks for a GPU and a C compiler at that moment, of
+        # which an image build has neither. ComfyUI leaves its triton kernels off.
+        [ "$variant" != cu126 ] || set -- --no-emit-package triton "$@"
         lock "$torch" "$here/torch-$variant.in" --no-emit-package numpy --no-emit-package pillow "$@"
         # comfyui-workflow-templates' media (previews of the template gallery) are 414 MB that no service needs.
         lock "comfyui-$variant.txt" "$here/comfyui.in" "$comfyui/requirements.txt" --constraints "$here/$torch" \

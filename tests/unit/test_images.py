@@ -50,7 +50,7 @@ def tags(builds: tuple[ImageBuild, ...]) -> dict[str, str]:
 
 
 def test_parents_come_first_and_tags_are_twelve_digits() -> None:
-    builds = images.plan(settings(), REAL)
+    builds = images.plan(settings(), REAL, "cpu")
     assert [build.name for build in builds] == ["base", "torch", "comfyui", "forge", "gateway"]
     for place, build in enumerate(builds):
         assert build.parent is None or build.parent in {earlier.tag for earlier in builds[:place]}
@@ -85,15 +85,15 @@ def append(name: str) -> Callable[[Path], None]:
 def test_a_changed_input_changes_exactly_the_tags_that_depend_on_it(
     project: Path, change: Callable[[Path], None], rebuilt: set[str]
 ) -> None:
-    before = tags(images.plan(settings(), REAL))
+    before = tags(images.plan(settings(), REAL, "cpu"))
     change(project)
-    after = tags(images.plan(settings(), REAL))
+    after = tags(images.plan(settings(), REAL, "cpu"))
     assert {name for name in before if before[name] != after[name]} == rebuilt
 
 
 def test_another_commit_of_comfyui_leaves_torch_and_forge_alone() -> None:
     moved = Sources("upstream", (Placed("/opt/comfyui", "ComfyUI", "u", "b" * 40), *REAL.comfyui[1:]), REAL.forge)
-    before, after = tags(images.plan(settings(), REAL)), tags(images.plan(settings(), moved))
+    before, after = tags(images.plan(settings(), REAL, "cpu")), tags(images.plan(settings(), moved, "cpu"))
     assert {name for name in before if before[name] != after[name]} == {"comfyui"}
 
 
@@ -105,9 +105,9 @@ def test_a_mirrors_address_and_a_checkouts_path_change_no_tag(project: Path) -> 
     )
     (project / "images" / "comfyui" / "__pycache__").mkdir()
     (project / "images" / "comfyui" / "__pycache__" / "health.pyc").write_bytes(b"x")
-    there = tags(images.plan(settings(), mirrored))
+    there = tags(images.plan(settings(), mirrored, "cpu"))
     images.paths.PROJECT = project.rename(project.with_name("moved"))  # the fixture puts it back
-    assert tags(images.plan(settings(), REAL)) == there
+    assert tags(images.plan(settings(), REAL, "cpu")) == there
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_mirrors_address_and_a_checkouts_path_change_no_tag(project: Path) -> 
     ],
 )
 def test_a_setting_changes_the_tags_that_depend_on_it(values: dict[str, Any], rebuilt: set[str]) -> None:
-    before, after = tags(images.plan(settings(), REAL)), tags(images.plan(settings(**values), REAL))
+    before, after = tags(images.plan(settings(), REAL, "cpu")), tags(images.plan(settings(**values), REAL, "cpu"))
     assert {name for name in before if before[name] != after[name]} == rebuilt
 
 
@@ -143,13 +143,15 @@ def test_base_and_gateway_are_the_same_under_every_torch_variant() -> None:
 
 def test_a_disabled_service_has_no_image_and_a_missing_double_is_named() -> None:
     only_forge = settings(services={"comfyui": {"enabled": False}})
-    assert "comfyui" not in tags(images.plan(only_forge, REAL))
+    assert "comfyui" not in tags(images.plan(only_forge, REAL, "cpu"))
     with pytest.raises(AtelierError, match="no double of forge"):
-        images.plan(settings(), Sources("double", REAL.comfyui, ()))
+        images.plan(settings(), Sources("double", REAL.comfyui, ()), "cpu")
 
 
 def test_doubles_get_no_torch_and_locks_of_their_own() -> None:
-    builds = {build.name: build for build in images.plan(settings(), Sources("double", REAL.comfyui, REAL.forge))}
+    builds = {
+        build.name: build for build in images.plan(settings(), Sources("double", REAL.comfyui, REAL.forge), "cu130")
+    }
     assert builds["torch"].lock and builds["torch"].lock.name == "torch-none.txt"
     assert not pip_settings.locked(builds["torch"].lock.read_text())
     assert builds["comfyui"].lock and builds["comfyui"].lock.name == "comfyui-double.txt"
@@ -158,7 +160,7 @@ def test_doubles_get_no_torch_and_locks_of_their_own() -> None:
 class TestSteps:
     """What is left to do, by what the host has."""
 
-    builds = images.plan(settings(), REAL)
+    builds = images.plan(settings(), REAL, "cpu")
     tag = tags(builds)
 
     def names(self, present: set[str], archived: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
@@ -183,24 +185,24 @@ class TestSteps:
 
 def test_scripts_quote_what_they_are_given_and_name_the_secrets_by_path_only() -> None:
     pip = PipSettings({"index-url": "https://user:hush@index.invalid/simple"})
-    for build in images.plan(settings(), REAL):
+    for build in images.plan(settings(), REAL, "cpu"):
         script = images.build_script(build, "/opt/a dir", pip)
         assert "hush" not in script
         assert build.tag in script
         assert "'/opt/a dir/context" in script
         assert subprocess.run(["sh", "-n", "-c", script]).returncode == 0
-    gateway = images.build_script(images.plan(settings(), REAL)[-1], "/d", pip)
+    gateway = images.build_script(images.plan(settings(), REAL, "cpu")[-1], "/d", pip)
     assert gateway.startswith("sh /d/context/debian-archive.sh /d/secrets && ")
     assert "--secret=id=apt_sources,src=/d/secrets/sources.list" in gateway
 
 
 def test_an_image_of_a_registry_keeps_its_own_archive() -> None:
-    base, *_, gateway = images.plan(settings(images={"base": "debian@sha256:" + "0" * 64}), REAL)
+    base, *_, gateway = images.plan(settings(images={"base": "debian@sha256:" + "0" * 64}), REAL, "cpu")
     for build in (base, gateway):
         script = images.build_script(build, "/d", NO_PIP)
         assert script.startswith("sh /d/context/debian-archive.sh /d/secrets settings && ")
         assert "--secret=id=apt_conf,src=/d/secrets/apt.conf" in script and "apt_sources" not in script
-    assert "make-base.sh" in images.build_script(images.plan(settings(), REAL)[0], "/d", NO_PIP)
+    assert "make-base.sh" in images.build_script(images.plan(settings(), REAL, "cpu")[0], "/d", NO_PIP)
 
 
 def test_a_context_holds_sources_lock_and_secrets_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +210,7 @@ def test_a_context_holds_sources_lock_and_secrets_apart(tmp_path: Path, monkeypa
     monkeypatch.setattr(sources, "archive", lambda place: tmp_path / "archive.tar")
     (tmp_path / "ca.pem").write_text("CERTIFICATE")
     pip = PipSettings({"index-url": "https://user:hush@index.invalid/simple", "cert": str(tmp_path / "ca.pem")})
-    build = next(build for build in images.plan(settings(), REAL) if build.name == "comfyui")
+    build = next(build for build in images.plan(settings(), REAL, "cpu") if build.name == "comfyui")
     images.write_context(build, tmp_path / "out", pip, "http://proxy.invalid:3128")
     context, secrets = tmp_path / "out" / "context", tmp_path / "out" / "secrets"
     assert (context / "sources/opt/comfyui.tar").read_bytes() == b"tar"
@@ -227,7 +229,7 @@ def test_every_file_that_a_dockerfile_takes_is_in_its_context(tmp_path: Path, mo
     (tmp_path / "archive.tar").touch()
     monkeypatch.setattr(sources, "archive", lambda place: tmp_path / "archive.tar")
     registry = settings(images={"base": "debian@sha256:" + "0" * 64})
-    for build in images.plan(registry, REAL):
+    for build in images.plan(registry, REAL, "cpu"):
         images.write_context(build, tmp_path / build.name, NO_PIP, None)
         context = tmp_path / build.name / "context"
         dockerfile = (context / "Dockerfile").read_text()
@@ -301,6 +303,18 @@ class TestLocks:
         shared = {distribution for distribution, _ in layer} & {distribution for distribution, _ in own}
         assert len(shared) > 5
         assert {key for key in own if key[0] in shared} == {key for key in layer if key[0] in shared}
+
+    @pytest.mark.parametrize(("variant", "cuda"), [("cpu", ""), ("cu126", "-cu12"), ("cu130", "-cu13")])
+    def test_a_variant_takes_the_libraries_of_its_own_cuda(self, variant: str, cuda: str) -> None:
+        names = {name for name, _ in pip_settings.locked((self.folder / f"torch-{variant}.txt").read_text())}
+        assert {name for name in names if name.startswith("nvidia-cudnn")} == (
+            {f"nvidia-cudnn{cuda}"} if cuda else set()
+        )
+
+    @pytest.mark.parametrize("name", ["torch", "comfyui", "forge"])
+    def test_the_triton_that_comfyui_cannot_import_without_a_gpu_is_left_out(self, name: str) -> None:
+        names = {name for name, _ in pip_settings.locked((self.folder / f"{name}-cu126.txt").read_text())}
+        assert "torch" in names and "triton" not in names
 
 
 class TestPip:
