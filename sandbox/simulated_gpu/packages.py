@@ -15,6 +15,7 @@ TOOLKITS = ("1.17.7-1", "1.20.2-1", "1.21.0-1")
 ABOVE_ALL = "99-simulated"  # higher than what Debian's archive has, so that nothing is compiled
 LICENCES = {"open": "Dual MIT/GPL", "proprietary": "NVIDIA"}
 OWNER = "NVIDIA CORPORATION <cudatools@nvidia.com>"
+DEBIAN = {"Maintainer": "Debian Kernel Team <debian-kernel@lists.debian.org>"}
 
 PERSISTENCED = """[Unit]
 Description=NVIDIA Persistence Daemon (simulated)
@@ -204,10 +205,10 @@ def driver() -> Iterator[Package]:
         )
     kernel = os.uname().release
     headers = f"linux-headers-{kernel}"
-    yield Package("dkms", ABOVE_ALL, files={"usr/sbin/dkms": DKMS_STATUS.encode()})
-    yield Package("linux-headers-amd64", ABOVE_ALL, {"Depends": headers})
+    yield Package("dkms", ABOVE_ALL, DEBIAN, {"usr/sbin/dkms": DKMS_STATUS.encode()})
+    yield Package("linux-headers-amd64", ABOVE_ALL, {"Depends": headers, **DEBIAN})
     makefile = b"# Simulated: nothing can be compiled with this.\n"
-    yield Package(headers, ABOVE_ALL, files={f"usr/lib/modules/{kernel}/build/Makefile": makefile})
+    yield Package(headers, ABOVE_ALL, DEBIAN, {f"usr/lib/modules/{kernel}/build/Makefile": makefile})
 
 
 def toolkit() -> Iterator[Package]:
