@@ -119,10 +119,11 @@ def bring_about(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narr
 
     Raises AtelierError with what failed, also when a driver was installed and does not work.
     """
+    lifecycle.keep_credentials(target, deployment)
     verdict, changed = "failed", list[str]()
     try:
         if deployment.gpu.action == "install" or deployment.gpu.load:
-            outcome = apply(ssh, deployment, narrator, changed, deploy.driver)
+            apply(ssh, deployment, narrator, changed, deploy.driver)
             deployment = lifecycle.decide_again(target, ssh, deployment)
             _require_driver(target, deployment.gpu)
         if deployment.gpu.reboot:

@@ -99,6 +99,13 @@ def kernel_flavour(kernel: str) -> str:
     return found[1] if found else ""
 
 
+def debian_headers(kernel: str) -> tuple[str, ...]:
+    """Headers of the running kernel, and the metapackage that brings those of the next; Debian has none for a foreign kernel."""
+    flavour = kernel_flavour(kernel)
+    known = re.fullmatch(r"((cloud|rt)-)?(amd64|arm64)(-16k)?", flavour)
+    return (f"linux-headers-{kernel}", *((f"linux-headers-{flavour}",) if known else ()))
+
+
 def debian_driver(facts: HostFacts, settings: Settings, branch: str, flavour: Flavour) -> Driver:
     """NVIDIA's repository: modules built by DKMS for the running kernel, CUDA without the desktop."""
     gpu = facts.gpu
@@ -111,7 +118,7 @@ def debian_driver(facts: HostFacts, settings: Settings, branch: str, flavour: Fl
         flavour,
         debian_repository(facts, settings),
         remove=tuple(sorted({*foreign, *({other} & set(gpu.packages))})),
-        headers=(f"linux-headers-{gpu.kernel}", f"linux-headers-{kernel_flavour(gpu.kernel)}"),
+        headers=debian_headers(gpu.kernel),
         pins=(f"nvidia-driver-pinning-{branch}",),
         packages=("nvidia-driver-cuda", dkms, "nvidia-persistenced"),
     )
