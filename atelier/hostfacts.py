@@ -107,7 +107,7 @@ def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterab
     )
     probes = "\n".join(f"probe {shlex.quote(url)} {options} &" for url in urls)
     probes += "".join(f"\nprobe {shlex.quote(url)} &" for url in apt_urls)
-    own = "apt-get indextargets --format '$(REPO_URI)dists/$(RELEASE)/InRelease' 'Created-By: Packages' | sort -u"
+    own = "apt-get indextargets --format '$(BASE_URI)InRelease' 'Created-By: Packages' | sort -u"
     archives = f'for url in $({own}); do probe "$url" & done' if archive else ""
     return f"""
 t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
