@@ -47,8 +47,15 @@ def choose(gpus: Sequence[Gpu], wanted: str | None, key: str) -> Gpu:
     raise AtelierError(f"{key}: {problem} on this host", f"it has: {known}")
 
 
+def is_index(wanted: str) -> bool:
+    """A number of one or two digits; 3090 is a part of a name."""
+    return wanted.isdigit() and len(wanted) <= 2
+
+
 def _names(wanted: str, gpu: Gpu) -> bool:
-    return wanted in (str(gpu.index), gpu.uuid) or (not wanted.isdigit() and wanted.lower() in gpu.name.lower())
+    if is_index(wanted):
+        return int(wanted) == gpu.index
+    return wanted == gpu.uuid or wanted.lower() in gpu.name.lower()
 
 
 def cdi_device(uuid: str) -> str:

@@ -37,9 +37,9 @@ def chosen_cards(
         elif service.gpu is None:
             problem = f"services.{name}.gpu: is unset and this host has {len(ordered)} GPUs"
             findings.append(Finding(problem, f"set it to one index of: {listed}"))
-        elif service.gpu.isdigit() and int(service.gpu) < len(ordered):
+        elif devices.is_index(service.gpu) and int(service.gpu) < len(ordered):
             found[name] = ordered[int(service.gpu)]
-        elif service.gpu.isdigit():
+        elif devices.is_index(service.gpu):
             problem = f"services.{name}.gpu: {service.gpu} is no GPU of this host"
             findings.append(Finding(problem, f"set it to one index of: {listed}"))
     return found, findings
