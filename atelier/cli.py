@@ -96,6 +96,7 @@ def deploy(
                 deployment = lifecycle.prepare(target, ssh, sources, narrator, only)
                 obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
                 operate.print_findings(obstacles, narrator)
+                operate.print_gpu_plan(deployment.gpu, narrator)
                 return None if obstacles else provision.bring_about(target, ssh, deployment, narrator)
 
         outcome = attempt()
@@ -130,7 +131,9 @@ def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
         deployment = lifecycle.prepare(target, ssh, sources, narrator)
         from stages import provision
 
-        if operate.print_gpu_plan(deployment.gpu, narrator):
+        operate.print_gpu_plan(deployment.gpu, narrator)
+        if deployment.gpu.refusals:
+            operate.print_findings(list(deployment.gpu.refusals), narrator)
             return 1
         outcome = provision.plan(ssh, deployment)
         for change in outcome.changed:
@@ -147,8 +150,10 @@ def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> 
 
     def action(target: Target, narrator: Narrator) -> int:
         ssh = operate.connected(target, narrator)
-        obstacles = lifecycle.find_obstacles(ssh, lifecycle.prepare(target, ssh, sources, narrator), narrator)
+        deployment = lifecycle.prepare(target, ssh, sources, narrator)
+        obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
         operate.print_findings(obstacles, narrator)
+        operate.print_gpu_plan(deployment.gpu, narrator)
         return 1 if obstacles else 0
 
     _for_each(host, limit, action)

@@ -80,17 +80,14 @@ def print_findings(findings: list[Finding], narrator: Narrator) -> None:
         narrator.say(f"     -> {finding.remedy}")
 
 
-def print_gpu_plan(plan: GpuPlan, narrator: Narrator) -> bool:
-    """What would be done about the GPU and why; true where it stands in the way."""
-    if plan.action != "none":
+def print_gpu_plan(plan: GpuPlan, narrator: Narrator) -> None:
+    """What is to be done about the GPU and why. What stands in the way is preflight's to tell."""
+    if plan.action in ("adopt", "install"):
         narrator.say(f"  GPU: {plan.action}: {'; '.join(plan.reasons)}")
     for note in plan.notes:
-        narrator.say(f"  GPU: note: {note}")
+        narrator.say(f"  GPU: {note}")
     if plan.reboot:
-        narrator.say(f"  GPU: the host would be restarted: {plan.reboot}", style="yellow")
-    if plan.refusals:
-        print_findings(list(plan.refusals), narrator)
-    return bool(plan.refusals)
+        narrator.say(f"  GPU: the host must be restarted: {plan.reboot}", style="yellow")
 
 
 def command(name: str, target: Target) -> str:
