@@ -53,7 +53,7 @@ def script(settings: Settings) -> str:
     """A POSIX shell script that prints sections `::atelier::<name>` with one fact a line; it changes nothing."""
     state = settings.state_dir()
     return f"""
-s() {{ echo "{SECTION}$1"; }}
+s() {{ printf '\\n%s\\n' "{SECTION}$1"; }}
 nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail "$p" | tail -n 1 | tr -d ' '; }}
 s os; cat /etc/os-release
 s architecture; dpkg --print-architecture

@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 
 from atelier.gpu import devices
 from atelier.gpu.devices import Gpu
+from sandbox import sources as apt_sources
 
 STRICT = ConfigDict(extra="forbid")
 """A facts file is written by people too: a misspelt field must not pass for a missing one."""
@@ -171,6 +172,8 @@ s gpu-held; dpkg --get-selections '*' 2>/dev/null | awk '$2 == "hold" {{ sub(":.
 known=$([ -n "$nvidia" ] && timeout 60 apt-cache pkgnames 2>/dev/null | grep -Fx "$(printf '%s\\n' {" ".join(CANDIDATES)})")
 s gpu-available; [ -n "$known" ] && timeout 60 apt-cache policy $known 2>/dev/null
 s gpu-sources; timeout 20 apt-get update --print-uris 2>/dev/null | grep "/InRelease'"
+s gpu-lists; for f in {root}/etc/apt/sources.list {root}/etc/apt/sources.list.d/*.list; do [ -e "$f" ] && cat "$f"; echo; done
+s gpu-deb822; for f in {root}/etc/apt/sources.list.d/*.sources; do [ -e "$f" ] && cat "$f"; echo; echo; done | sed 's/^/|/'
 s gpu-kernel; echo "$kernel"; [ -e "{root}/lib/modules/$kernel/build/Makefile" ] && echo headers
 s gpu-nouveau; [ -d {root}/sys/module/nouveau ] && echo yes
 s gpu-efi; e={root}/sys/firmware/efi; [ -d $e ] && {{
@@ -218,6 +221,7 @@ def parse(sections: Mapping[str, Sequence[str]]) -> GpuFacts:
         held=frozenset(lines("held")),
         available=available,
         sources=frozenset(_source(line) for line in lines("sources")),
+        contrib=_contrib(sections.get("gpu-lists", []), [line[1:] for line in sections.get("gpu-deb822", [])]),
         kernel=kernel,
         headers=_headers(f"linux-headers-{kernel}", "headers" in lines("kernel"), packages, available),
         nouveau=bool(one("nouveau")),
@@ -315,6 +319,20 @@ def _source(line: str) -> str:
     """The repository's URI, with a slash at its end, from a line of `apt-get update --print-uris`."""
     uri = re.sub(r"(/dists/.*)?/InRelease$", "/", line.split("'")[1])
     return re.sub(r"://[^/@]+@", "://", uri)
+
+
+def _contrib(lists: Sequence[str], deb822: Sequence[str]) -> tuple[str, ...]:
+    entries = [*apt_sources.parse_one_line("\n".join(lists)), *apt_sources.parse_deb822("\n".join(deb822))]
+    archive = apt_sources.debian_archive(entries)
+    main = [entry for entry in entries if archive and entry.uri.rstrip("/") == archive.main.rstrip("/")]
+    served = {entry.suite for entry in main if "contrib" in entry.components}
+    # apt refuses two entries of one archive that name different keys.
+    lacking = {f"{_key(entry)}{entry.uri} {entry.suite} contrib" for entry in main if entry.suite not in served}
+    return tuple(f"deb {line}" for line in sorted(lacking))
+
+
+def _key(entry: apt_sources.AptSource) -> str:
+    return f"[signed-by={entry.signed_by}] " if entry.signed_by else ""
 
 
 def _headers(

@@ -60,7 +60,7 @@ class Host:
             (self.folder / "root" / base / "driver").symlink_to(drivers)
 
     def output(self) -> str:
-        text = f's() {{ echo "{hostfacts.SECTION}$1"; }}\n' + gpu_facts.script(str(self.folder / "root"))
+        text = f"s() {{ printf '\\n%s\\n' \"{hostfacts.SECTION}$1\"; }}\n" + gpu_facts.script(str(self.folder / "root"))
         done = subprocess.run(
             ["sh", "-c", text], capture_output=True, text=True, env={"PATH": str(self.folder / "bin")}, check=False
         )
@@ -110,10 +110,13 @@ def working(host: Host) -> Host:
 
 
 def test_a_working_driver_with_open_modules(working: Host) -> None:
+    working.file("sys/module/nvidia/version", "580.95.05-custom\n")
     working.command("nvidia-ctk", "echo noise >&2; echo nvidia.com/gpu=all; echo nvidia.com/gpu=GPU-1111")
     facts = working.facts()
     assert facts.devices == (L40S,) and facts.smi_error == ""
-    assert facts.loaded == facts.installed == KernelModule("580.95.05", "open")
+    assert facts.loaded == KernelModule("580.95.05-custom", "open") and facts.installed == KernelModule(
+        "580.95.05", "open"
+    )
     assert facts.pci == (PciGpu("0000:01:00.0", "0x26b9", "nvidia"),)
     assert facts.cdi_devices == {"nvidia.com/gpu=all", "nvidia.com/gpu=GPU-1111"}
 
@@ -317,6 +320,51 @@ def test_sources_by_their_uri_without_credentials(host: Host) -> None:
         "http://deb.debian.org/debian/",
         "https://mirror.example.org/repos/debian13/x86_64/",
     }
+
+
+DEBIAN_SOURCES = """Types: deb
+URIs: http://deb.debian.org/debian
+Suites: trixie trixie-updates
+Components: main non-free-firmware
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian-security
+Suites: trixie-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+SIGNED = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
+CONTRIB = {
+    "none": ({}, ()),
+    "main only": (
+        {"sources.list.d/debian.sources": DEBIAN_SOURCES, "sources.list.d/x.list": "deb https://x.example.org/repo /"},
+        (
+            f"deb {SIGNED}http://deb.debian.org/debian trixie contrib",
+            f"deb {SIGNED}http://deb.debian.org/debian trixie-updates contrib",
+        ),
+    ),
+    "there": ({"sources.list.d/debian.sources": DEBIAN_SOURCES.replace("main", "main contrib")}, ()),
+    "one line": (
+        {"sources.list": "deb http://deb.debian.org/debian bookworm main\n# deb http://x bookworm contrib\n"},
+        ("deb http://deb.debian.org/debian bookworm contrib",),
+    ),
+    "there in another file": (
+        {
+            "sources.list": "deb http://deb.debian.org/debian bookworm main",
+            "sources.list.d/more.list": "deb http://deb.debian.org/debian/ bookworm contrib",
+        },
+        (),
+    ),
+    "Ubuntu": ({"sources.list": "deb http://archive.ubuntu.com/ubuntu noble main universe"}, ()),
+}
+
+
+@pytest.mark.parametrize("files,expected", CONTRIB.values(), ids=CONTRIB.keys())
+def test_source_lines_that_would_add_contrib(host: Host, files: dict[str, str], expected: tuple[str, ...]) -> None:
+    for path, content in files.items():
+        host.file(f"etc/apt/{path}", content)
+    assert host.facts().contrib == expected
 
 
 def test_a_run_installer_is_one_that_no_package_owns(host: Host) -> None:
