@@ -11,6 +11,11 @@ from atelier.gpu.inventory import Cards
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 
+MAKE_KEY = {
+    "bookworm": 'openssl req -new -x509 -nodes -days 36500 -newkey rsa:2048 -subj "/CN=DKMS module signing key" '
+    "-keyout /var/lib/dkms/mok.key -outform DER -out /var/lib/dkms/mok.pub"
+}
+"""dkms 3.0 makes its key, like this, only when it first builds a module."""
 CUDA_REPOSITORY = "developer.download.nvidia.com/compute/cuda/repos/ubuntu"
 
 
@@ -238,7 +243,7 @@ def _route_findings(facts: HostFacts, branch: str, flavour: Flavour) -> list[Fin
     if facts.os_id == "ubuntu" and facts.os_codename in routes.UBUNTU:
         return _ubuntu_findings(facts, branch, flavour)
     if facts.os_id == "debian" and facts.os_codename in routes.DEBIAN:
-        return _debian_findings(facts.gpu)
+        return _debian_findings(facts)
     return [
         Finding(
             f"there is no known way to install a driver on {facts.os_name or 'this system'}",
@@ -268,13 +273,14 @@ def _ubuntu_findings(facts: HostFacts, branch: str, flavour: Flavour) -> list[Fi
     return found
 
 
-def _debian_findings(gpu: GpuFacts) -> list[Finding]:
-    found = []
+def _debian_findings(facts: HostFacts) -> list[Finding]:
+    gpu, found = facts.gpu, []
     if gpu.secure_boot and not gpu.mok_enrolled:
         found.append(
             Finding(
                 "Secure Boot is on, and the key that would sign the driver's modules is not enrolled",
-                "1. on the host: apt-get install dkms mokutil, dkms generate_mok, mokutil --import /var/lib/dkms/mok.pub; "
+                f"1. on the host: apt-get install dkms mokutil; {MAKE_KEY.get(facts.os_codename, 'dkms generate_mok')}; "
+                "mokutil --import /var/lib/dkms/mok.pub; "
                 "2. restart, and at the boot console choose Enroll MOK and type the password; then deploy again",
             )
         )

@@ -76,7 +76,7 @@ def mirrored(name: str, mirror: AptRepositorySettings, more: tuple[str, ...] = (
 
 def enabled(gpu: GpuFacts, url: str) -> bool:
     """apt has this repository already; a second entry for it with another key file would be an error to apt."""
-    return url.rstrip("/") in {source.rstrip("/") for source in gpu.sources}
+    return url in {source.rstrip("/") for source in gpu.sources}
 
 
 def installed_packages(gpu: GpuFacts) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from atelier.gpu import devices
 from atelier.gpu.devices import Gpu
@@ -24,7 +24,7 @@ class PciGpu:
     __pydantic_config__ = STRICT
     address: str
     """As in 0000:01:00.0."""
-    device: str
+    device: Annotated[str, Field(pattern=r"^0x[0-9a-f]{4}$")]
     """PCI device id, as in 0x2684."""
     driver: str = ""
     """The kernel driver bound to it: nvidia, nouveau, vfio-pci, or none."""

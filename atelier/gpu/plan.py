@@ -106,7 +106,7 @@ def _services(facts: HostFacts, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _repository_notes(gpu: GpuFacts, outcome: Outcome) -> list[str]:
-    if outcome.driver or not any(CUDA_REPOSITORY in source for source in gpu.sources):
+    if outcome.findings or not any(CUDA_REPOSITORY in source for source in gpu.sources):
         return []
     return ["NVIDIA's CUDA repository is enabled; its driver is held at what is installed"]
 
@@ -114,7 +114,7 @@ def _repository_notes(gpu: GpuFacts, outcome: Outcome) -> list[str]:
 def _docker(facts: HostFacts) -> tuple[str, str]:
     """The Docker that this deploy keeps: package and version."""
     if "docker-ce" in facts.packages:
-        return "docker-ce", facts.packages["docker-ce"]
+        return "docker-ce", facts.packages["docker-ce"].partition(":")[2]
     if facts.os_codename == "trixie" and "docker.io" in facts.packages:
         return "docker.io", facts.packages["docker.io"]
     return "", ""

@@ -347,6 +347,9 @@ SITUATIONS: dict[str, Situation] = {
         replace(ON_DEBIAN, notes=("0x102d) stays dark",)),
         service(comfyui="1", forge="1"),
     ),
+    "Kepler beside Ada, chosen by name: only the Ada card counts": Situation(
+        debian(GpuFacts(pci=cards(KEPLER, ADA))), ON_DEBIAN, service(comfyui="4090", forge="4090")
+    ),
     # Secure Boot, headers, nouveau
     "Secure Boot on Ubuntu: the archive's modules are signed": Situation(
         ubuntu(GpuFacts(pci=cards(ADA), secure_boot=True)), ON_UBUNTU
@@ -354,6 +357,10 @@ SITUATIONS: dict[str, Situation] = {
     "Secure Boot on Debian without an enrolled key": Situation(
         debian(GpuFacts(pci=cards(ADA), secure_boot=True)),
         Plan("refuse", refusals=(("Secure Boot is on", "mokutil --import /var/lib/dkms/mok.pub"),)),
+    ),
+    "Secure Boot on Debian 12, whose dkms makes no key by itself": Situation(
+        debian(GpuFacts(pci=cards(ADA), secure_boot=True), "bookworm"),
+        Plan("refuse", refusals=(("Secure Boot is on", "openssl req -new -x509"),)),
     ),
     "Secure Boot on Debian with the key enrolled": Situation(
         debian(GpuFacts(pci=cards(ADA), secure_boot=True, mok_enrolled=True)), ON_DEBIAN
@@ -477,7 +484,7 @@ SITUATIONS: dict[str, Situation] = {
     ),
     "a bare Ubuntu with NVIDIA's CUDA repository enabled": Situation(
         ubuntu(GpuFacts(pci=cards(ADA), sources=frozenset({CUDA_ON_UBUNTU}))),
-        Plan("refuse", refusals=(("drivers do not mix", "apt-get purge cuda-keyring"),)),
+        Plan("refuse", refusals=(("drivers do not mix", "apt-get purge cuda-keyring"),), no_notes=True),
     ),
     "NVIDIA's driver without a number in its names, left behind on Ubuntu": Situation(
         ubuntu(
@@ -801,6 +808,36 @@ SITUATIONS: dict[str, Situation] = {
             ),
         ),
     ),
+    "NVSwitch on Debian with a working driver, whose repository is enabled no more": Situation(
+        debian(running("580.95.05", "open", HOPPER, packages=network(), nvswitches=4)),
+        Plan(
+            "install",
+            route="nvidia-repository",
+            packages=("nvidia-fabricmanager=580.95.05*",),
+            source="repos/debian13/x86_64/",
+            gpus=BOTH,
+        ),
+    ),
+    "NVSwitch, and apt would install a Fabric Manager of a later version": Situation(
+        ubuntu(
+            running(
+                "580.95.05",
+                "open",
+                HOPPER,
+                packages=archive(),
+                nvswitches=4,
+                available={"nvidia-fabricmanager-580": "580.126.20-0ubuntu0.24.04.1"},
+            )
+        ),
+        Plan("install", packages=("nvidia-fabricmanager-580=580.95.05*",), gpus=BOTH),
+    ),
+    "NVSwitch seen from an LXC container: Fabric Manager and persistence are its host's": Situation(
+        debian(running("580.95.05", "open", HOPPER, packages=network(), nvswitches=4, container="lxc")),
+        replace(ADOPTED, units=()),
+    ),
+    "NVSwitch seen from a vGPU guest": Situation(
+        ubuntu(running("580.95.05", "open", HOPPER, vgpu=True, nvswitches=4)), replace(ADOPTED, units=())
+    ),
     # Hardware
     "a card that has fallen off the bus": Situation(
         debian(GpuFacts(pci=(PciGpu(SLOTS[0], ADA, "nvidia", answers=False),), loaded=KernelModule("580.95.05"))),
@@ -887,7 +924,7 @@ SITUATIONS: dict[str, Situation] = {
     # Container toolkit and Docker
     "a toolkit above the floor stays as it is": Situation(
         debian(running("580.95.05", "open", ADA, packages=network() | packages("1.19.1-1", NVIDIAS, *TOOLKIT))),
-        replace(ADOPTED, toolkit="1.19.1-1", toolkit_source=""),
+        replace(ADOPTED, toolkit="1.19.1-1", toolkit_source="", holds=tuple(sorted(network()))),
     ),
     "a toolkit later than the lock's stays as it is": Situation(
         debian(running("580.95.05", "open", ADA, packages=network() | packages("1.30.0-1", NVIDIAS, *TOOLKIT))),
@@ -913,6 +950,10 @@ SITUATIONS: dict[str, Situation] = {
     "a toolkit of which one package is missing": Situation(
         debian(running("580.95.05", "open", ADA, packages=network() | packages("1.30.0-1", NVIDIAS, *TOOLKIT[1:]))),
         replace(ADOPTED, toolkit="1.30.0-1", notes=("not whole",)),
+    ),
+    "a toolkit above the floor and of one version, of which one package is missing": Situation(
+        debian(running("580.95.05", "open", ADA, packages=network() | packages("1.19.1-1", NVIDIAS, *TOOLKIT[1:]))),
+        replace(ADOPTED, toolkit=LOCKED, notes=("not whole",)),
     ),
     "the toolkit's repository is enabled already": Situation(
         debian(
@@ -955,7 +996,7 @@ SITUATIONS: dict[str, Situation] = {
             running("580.95.05", "open", ADA, packages=archive()),
             packages={"docker-ce": "5:24.0.9-1~ubuntu.24.04~noble"},
         ),
-        Plan("refuse", refusals=(("Docker 5:24.0.9", "apt-get install docker-ce"),)),
+        Plan("refuse", refusals=(("Docker 24.0.9", "apt-get install docker-ce"),)),
     ),
     "Debian 12's Docker 20.10, which docker-ce will replace": Situation(
         debian(
@@ -999,7 +1040,7 @@ SITUATIONS: dict[str, Situation] = {
                 ("Secure Boot", "mokutil"),
                 ("no headers", "linux-image-amd64"),
                 ("nvidia-docker", "rm "),
-                ("Docker 5:24", "docker-ce"),
+                ("Docker 24", "docker-ce"),
             ),
         ),
     ),

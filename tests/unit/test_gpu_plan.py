@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from gpu_situations import NVIDIAS, SITUATIONS, TOOLKIT, UBUNTUS, Situation
 
-from atelier.gpu.cards import dark
+from atelier.gpu.cards import dark, torch_variant
 from atelier.gpu.devices import Gpu
 from atelier.gpu.explain import explain, facts_json, read_facts
-from atelier.gpu.facts import KernelModule, Package
+from atelier.gpu.facts import KernelModule, Package, PciGpu
 from atelier.gpu.plan import GpuPlan, plan_gpu
 from atelier.settings import Settings, build_settings
 
@@ -67,6 +67,32 @@ def blacklist(plan: GpuPlan) -> tuple[str, ...]:
     """What unattended-upgrades leaves alone."""
     files = [file.content.decode() for file in plan.files if "apt.conf.d" in file.path]
     return tuple(line.strip(' ";') for line in files[0].splitlines()[1:-1]) if files else ()
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "expected"),
+    [
+        ((580, 65, 6), [(7, 5)], "cu130"),
+        ((580, 65, 5), [(7, 5)], "cu126"),
+        ((580, 65, 6), [(7, 0)], "cu126"),
+        ((580, 65, 6), [(7, 0), (8, 9)], "cu126"),
+        ((580, 65, 6), [(7, 0), (12, 0)], None),
+        ((610,), [(13, 0)], "cu130"),
+        ((525, 60, 13), [(9, 0)], "cu126"),
+        ((525, 60, 12), [(9, 0)], None),
+        ((570,), [(10, 0)], None),
+        ((550,), [(5, 0)], "cu126"),
+        ((550,), [(3, 7)], None),
+    ],
+)
+def test_build_of_pytorch(driver, capabilities, expected):
+    assert torch_variant(driver, capabilities) == expected
+
+
+@pytest.mark.parametrize("flavour", ["", "open", "proprietary"])
+def test_no_module_drives_a_card_older_than_maxwell(flavour):
+    kepler, ada = PciGpu("0000:01:00.0", "0x133f"), PciGpu("0000:02:00.0", "0x2684")
+    assert dark([kepler, ada], flavour) == (kepler,)
 
 
 def test_the_table_is_large_enough():
