@@ -69,8 +69,9 @@ def gather(ssh: Ssh, target: Target) -> HostFacts:
     """The host's facts, in one round trip."""
     facts = hostfacts.parse(ssh.run(hostfacts.script(target.settings), timeout=120, check=True).stdout)
     if target.settings.profile == "gpu-simulated":
-        # A sandbox is a container, where nobody may install a driver; the simulated machine is none.
-        facts = replace(facts, gpu=replace(facts.gpu, container=""))
+        # A sandbox is a container, where nobody may install a driver; the simulated machine is none. The headers of its
+        # kernel come with the driver's stand-ins, which apt does not know yet; a real host's come from its own archive.
+        facts = replace(facts, gpu=replace(facts.gpu, container="", headers=facts.gpu.headers or "available"))
     return facts
 
 
@@ -150,7 +151,7 @@ def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list
     fresh = not deployment.facts.deployed
     script = hostfacts.reachability_script(deployment.settings.proxy, urls, apt_urls, archive=fresh)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
-    found = preflight.findings(deployment.facts, deployment.settings, time.time(), unreachable)
+    found = preflight.findings(deployment, time.time(), unreachable)
     narrator.end(changed=False)
     return found
 

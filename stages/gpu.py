@@ -13,7 +13,7 @@ from stages.operations import entries, held, packages, removed, repository, unle
 def driver(deployment: Deployment) -> None:
     """The driver, and what keeps it as it is. What needs a restart to work is started after it."""
     plan = deployment.gpu
-    if plan.action == "none":
+    if plan.action not in ("adopt", "install"):
         return
     if plan.driver:
         _install(plan.driver)
@@ -49,7 +49,7 @@ def _install(wanted: Driver) -> None:
 def toolkit(deployment: Deployment) -> None:
     """The container toolkit, and the CDI device of every service."""
     plan = deployment.gpu
-    if plan.action == "none":
+    if plan.action not in ("adopt", "install"):
         return
     if plan.toolkit_repository:
         repository(name=f"Add the repository {plan.toolkit_repository.name}", repository=plan.toolkit_repository)
