@@ -550,7 +550,7 @@ HOST = (
         "Two package sources name different keys for one repository",
         "Lists of an older installation (nvidia-docker) are beside those of today, and apt reads none of its sources then.",
         (
-            host("grep -rl 'nvidia.github.io\\|download.docker.com' /etc/apt/sources.list /etc/apt/sources.list.d"),
+            host("grep -rlE 'nvidia.github.io|download.docker.com' /etc/apt/sources.list /etc/apt/sources.list.d"),
             host("sudo rm /etc/apt/sources.list.d/nvidia-docker.list   # the older one of the two"),
             DEPLOY,
         ),
