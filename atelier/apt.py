@@ -24,7 +24,7 @@ class Repository:
     source: File
 
 
-WAIT = r"""
+HOLDER = r"""
 locks='/var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock'
 holder() {
   for f in $locks; do
@@ -36,13 +36,19 @@ holder() {
     done
   done
 }
-limit=; eval "$(apt-config shell limit DPkg::Lock::Timeout)"; waited=0
+"""
+"""Defines `holder`, which prints the command and the id of the process that holds one of the package manager's locks."""
+
+WAIT = (
+    HOLDER
+    + r"""limit=; eval "$(apt-config shell limit DPkg::Lock::Timeout)"; waited=0
 while held=$(holder); [ -n "$held" ]; do
   if [ "$waited" -ge "${limit:-300}" ]; then echo "atelier: the lock is held by $held" >&2; exit 75; fi
   [ $((waited % 10)) != 0 ] || echo "waiting for the host's package manager: $held holds its lock"
   sleep 1; waited=$((waited + 1))
 done
 """
+)
 """Waits for another package manager as long as apt is told to, and says for whom. apt's own wait does not cover the lock
 of its lists, and does not name the command."""
 

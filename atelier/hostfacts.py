@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from atelier import apt
 from atelier.gpu import facts as gpu_facts
 from atelier.gpu.facts import STRICT, GpuFacts
 from atelier.models import Weight
@@ -35,13 +36,22 @@ class HostFacts:
     memory: int = 0
     clock: int = 0
     disk_free: dict[str, int] = field(default_factory=dict)
+    """By directory: free space where it is or will be."""
+    mounts: dict[str, str] = field(default_factory=dict)
+    """By directory: the mount point of its file system, so that two of one file system are known."""
     controllers: frozenset[str] = frozenset()
+    addresses: frozenset[str] = frozenset()
+    """IP addresses of the host's interfaces."""
     listeners: tuple[Listener, ...] = ()
     packages: dict[str, str] = field(default_factory=dict)
     containers: frozenset[str] = frozenset()
     snap_docker: bool = False
+    daemon_json: str = ""
     lock_holder: str = ""
+    unrepairable: str = ""
+    """apt's words for a package that it can neither use nor install again, which stops it altogether."""
     uid_owner: str = ""
+    gid_owner: str = ""
     service_user_uid: str = ""
     instance: str = ""
     schema: str = ""
@@ -54,20 +64,27 @@ def script(settings: Settings) -> str:
     state = settings.state_dir()
     return f"""
 s() {{ printf '\\n%s\\n' "{SECTION}$1"; }}
-nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail "$p" | tail -n 1 | tr -d ' '; }}
+nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail,target "$p" | tail -n 1; }}
+{apt.HOLDER}
 s os; cat /etc/os-release
 s architecture; dpkg --print-architecture
 s memory; awk '/^MemTotal/ {{print $2 * 1024}}' /proc/meminfo
 s clock; date +%s
-s disk; for p in {shlex.quote(settings.data_root)} /var/lib/docker; do printf '%s\\t%s\\n' "$p" "$(nearest "$p")"; done
+d=$(sed -n 's/.*"data-root"[^"]*"\\([^"]*\\)".*/\\1/p' /etc/docker/daemon.json 2>/dev/null)
+s disk; for p in {shlex.quote(settings.data_root)} /var/lib/docker /var/lib/containerd $d; do
+  printf '%s\\t%s\\n' "$p" "$(nearest "$p")"; done
 s controllers; cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null
+s addresses; ip -o address 2>/dev/null | awk '{{ sub("/.*", "", $4); print $4 }}'
 s listeners; ss -Hltnp 2>/dev/null
 s packages; dpkg-query -W -f '${{db:Status-Status}}\\t${{Package}}\\t${{Version}}\\n' \\
   'docker*' 'containerd*' podman-docker runc mmdebstrap 2>/dev/null
 s containers; command -v docker >/dev/null && timeout 20 docker ps --format '{{{{.Names}}}}' 2>/dev/null
 s snap; [ -d /snap/docker ] && echo yes
-s lock; for f in /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock; do
-  p=$(command -v fuser >/dev/null && fuser "$f" 2>/dev/null | tr -d ' '); [ -n "$p" ] && tr '\\0' ' ' < "/proc/$p/cmdline"; done
+s daemon; cat /etc/docker/daemon.json 2>/dev/null
+s lock; holder
+s unrepairable; dpkg-query -W -f '${{db:Status-Eflag}}\\n' 2>/dev/null | grep -q reinstreq \\
+  && LC_ALL=C timeout 60 apt-get check -o Debug::NoLocking=true 2>&1 | grep 'needs to be reinstalled'
+s gid; getent group {settings.service_uid} | cut -d: -f1
 s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
 s schema; cat {shlex.quote(state)}/schema 2>/dev/null
@@ -152,6 +169,7 @@ def parse(output: str) -> HostFacts:
 
     release = {key: value.strip('"') for key, _, value in (line.partition("=") for line in sections.get("os", []))}
     packages = [line.split("\t") for line in sections.get("packages", [])]
+    disks = {path: where for path, where in pairs("disk").items() if len(where.split()) > 1}
     return HostFacts(
         os_id=release.get("ID", ""),
         os_codename=release.get("VERSION_CODENAME", ""),
@@ -159,14 +177,19 @@ def parse(output: str) -> HostFacts:
         architecture=one("architecture"),
         memory=int(float(one("memory") or 0)),
         clock=int(one("clock") or 0),
-        disk_free={path: int(free or 0) for path, free in pairs("disk").items()},
+        disk_free={path: int(where.split()[0]) for path, where in disks.items()},
+        mounts={path: where.split(maxsplit=1)[1] for path, where in disks.items()},
         controllers=frozenset(one("controllers").split()),
+        addresses=frozenset(sections.get("addresses", [])),
         listeners=tuple(_listener(line) for line in sections.get("listeners", [])),
         packages={package[1]: package[2] for package in packages if package[0] == "installed"},
         containers=frozenset(sections.get("containers", [])),
         snap_docker=bool(one("snap")),
+        daemon_json=_without_credentials("\n".join(sections.get("daemon", []))),
         lock_holder=one("lock"),
+        unrepairable=one("unrepairable").removeprefix("E: "),
         uid_owner=one("uid"),
+        gid_owner=one("gid"),
         service_user_uid=one("user"),
         instance=one("instance"),
         schema=one("schema"),

@@ -1,12 +1,14 @@
 """Everything that would stop a deploy, found before anything is changed, all at once."""
 
-from collections.abc import Mapping
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
 
 from atelier import SCHEMA
-from atelier.deployment import docker_conflicts
+from atelier.deployment import Deployment, docker_conflicts, merged_daemon_json, uses_docker_ce
 from atelier.errors import AtelierError, Finding
-from atelier.gpu import devices
 from atelier.hostfacts import HostFacts
+from atelier.images import ImageBuild
 from atelier.settings import Settings
 
 GIB = 1 << 30
@@ -18,23 +20,37 @@ SUPPORTED = {
 }
 CLOCK_TOLERANCE = 300  # seconds; certificates and signed archives fail long before a day
 
+LAYER_GB = {"base": 0.2, "gateway": 0.1, "torch": 5.5, "comfyui": 0.7, "forge": 1.0}
+"""What each image adds to its parent, unpacked. base and gateway as the sandbox's archives have them; torch and comfyui
+share the 6.2 GB that ComfyUI's image for a GPU was measured at (docs/tested.md); forge is an estimate."""
+TORCH_GB = {"none": 0.1, "cpu": 1.0}
+"""torch without CUDA: its wheel unpacks to 0.75 GB."""
+BUILD_FACTOR = 1.5
+"""Beside an unpacked layer: its wheels while it is built, or its compressed form (docs/tested.md: 3.2 of 6.2 GB)."""
+RESERVE_GB = 5
+"""System packages, driver and CUDA libraries, logs, first outputs."""
 
-def findings(facts: HostFacts, settings: Settings, now: float, unreachable: Mapping[str, str]) -> list[Finding]:
-    """All reasons why a deploy would fail on this host.
+
+def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str]) -> list[Finding]:
+    """All reasons why a deploy would fail on its host.
 
     now: the operator's clock, seconds since the epoch. unreachable: the reason by source that the host could not reach.
     """
+    facts, settings = deployment.facts, deployment.settings
     return [
-        *_system(facts, settings, now),
-        *_space(facts, settings),
-        *_ports(facts, settings),
-        *_gpus(facts, settings),
+        *_system(facts, now),
+        *_packages(facts),
+        *_users(facts, settings),
+        *_space(deployment),
+        *_memory(facts, settings),
+        *_network(facts, settings),
         *_docker(facts, settings),
+        *deployment.gpu.refusals,
         *_sources(unreachable),
     ]
 
 
-def _system(facts: HostFacts, settings: Settings, now: float) -> list[Finding]:
+def _system(facts: HostFacts, now: float) -> list[Finding]:
     found = []
     if (facts.os_id, facts.os_codename) not in SUPPORTED:
         found.append(
@@ -48,27 +64,7 @@ def _system(facts: HostFacts, settings: Settings, now: float) -> list[Finding]:
         found.append(
             Finding(
                 f"the host's clock is {abs(facts.clock - now):.0f} s off this computer's",
-                "set it: timedatectl set-ntp true",
-            )
-        )
-    if facts.snap_docker:
-        found.append(Finding("Docker is installed as a snap, which cannot use the GPU runtime", "snap remove docker"))
-    if facts.lock_holder:
-        found.append(
-            Finding(f"the package manager is in use by: {facts.lock_holder}", "wait until it is done, then run again")
-        )
-    if facts.uid_owner not in ("", settings.service_user):
-        found.append(
-            Finding(
-                f"user id {settings.service_uid} belongs to `{facts.uid_owner}` on this host",
-                "set service_uid to a free number",
-            )
-        )
-    if facts.service_user_uid not in ("", str(settings.service_uid)):
-        found.append(
-            Finding(
-                f"user `{settings.service_user}` exists with id {facts.service_user_uid}, not {settings.service_uid}",
-                f"set service_uid to {facts.service_user_uid}, or service_user to another name",
+                "set it: timedatectl set-ntp true; or set this computer's",
             )
         )
     if facts.schema.isdigit() and int(facts.schema) > SCHEMA:
@@ -81,18 +77,110 @@ def _system(facts: HostFacts, settings: Settings, now: float) -> list[Finding]:
     return found
 
 
-def _space(facts: HostFacts, settings: Settings) -> list[Finding]:
+def _packages(facts: HostFacts) -> list[Finding]:
     found = []
-    wanted = settings.minimum_disk_gb * GIB
-    if not facts.deployed:
-        found += [
+    if facts.lock_holder:
+        found.append(
+            Finding(f"the package manager is in use by: {facts.lock_holder}", "wait until it is done, then run again")
+        )
+    if facts.unrepairable:
+        found.append(
             Finding(
-                f"{path} has {free / GIB:.0f} GB free, {settings.minimum_disk_gb} GB are wanted",
-                "free some space, or point data_root at a larger disk",
+                f"the host's package manager is stuck: {facts.unrepairable}",
+                "remove that package: dpkg --remove --force-remove-reinstreq PACKAGE",
             )
-            for path, free in facts.disk_free.items()
-            if free < wanted
-        ]
+        )
+    return found
+
+
+def _users(facts: HostFacts, settings: Settings) -> list[Finding]:
+    found = []
+    if facts.uid_owner not in ("", settings.service_user):
+        found.append(
+            Finding(
+                f"user id {settings.service_uid} belongs to `{facts.uid_owner}` on this host",
+                "set service_uid to a free number",
+            )
+        )
+    elif not facts.service_user_uid and facts.gid_owner not in ("", settings.service_user):
+        found.append(
+            Finding(
+                f"group id {settings.service_uid} belongs to `{facts.gid_owner}` on this host",
+                "set service_uid to a number that is free as a user's and as a group's",
+            )
+        )
+    if facts.service_user_uid not in ("", str(settings.service_uid)):
+        found.append(
+            Finding(
+                f"user `{settings.service_user}` exists with id {facts.service_user_uid}, not {settings.service_uid}",
+                f"set service_uid to {facts.service_user_uid}, or service_user to another name",
+            )
+        )
+    return found
+
+
+def _space(deployment: Deployment) -> list[Finding]:
+    """What is missing, added up by file system; before a first deploy also the lower bound of the settings."""
+    facts, settings = deployment.facts, deployment.settings
+    needs = (
+        (settings.data_root, "weights", sum(weight.bytes for weight in deployment.missing_weights())),
+        (image_directory(facts), "images", image_bytes(deployment)),
+        ("/var/lib/docker", "a reserve", RESERVE_GB * GIB),
+    )
+    free: dict[str, int] = {}
+    wanted: dict[str, dict[str, int]] = {}
+    for directory, what, size in needs:
+        if directory in facts.disk_free:
+            mount = facts.mounts.get(directory, directory)
+            free[mount] = facts.disk_free[directory]
+            wanted.setdefault(mount, {}).update({what: size} if size else {})
+    found = [
+        Finding(
+            f"{mount} has {free[mount] / GIB:.0f} GB free and this deploy needs {sum(parts.values()) / GIB:.0f} GB there: "
+            + ", ".join(f"{size / GIB:.1f} GB for {what}" for what, size in parts.items()),
+            "free some space, or point data_root (Docker: data-root in /etc/docker/daemon.json) at a larger disk",
+        )
+        for mount, parts in wanted.items()
+        if not facts.deployed or set(parts) != {"a reserve"}
+        if sum(parts.values()) > free[mount]
+    ]
+    if not found and not facts.deployed and sum(free.values()) < settings.minimum_disk_gb * GIB:
+        found.append(
+            Finding(
+                f"{' and '.join(free)} {'has' if len(free) == 1 else 'have'} {sum(free.values()) / GIB:.0f} GB free, "
+                f"{settings.minimum_disk_gb} GB are wanted before a first deploy",
+                "free some space, use a larger disk, or lower minimum_disk_gb",
+            )
+        )
+    return found
+
+
+def image_bytes(deployment: Deployment) -> int:
+    """Space that the images to be built or loaded take, with those that they start from and the host lacks."""
+    by_tag = {build.tag: build for build in deployment.builds}
+    missing: dict[str, ImageBuild] = {}
+    for step in deployment.image_steps():
+        build: ImageBuild | None = step.build
+        while build and build.tag not in deployment.present:
+            missing[build.tag] = build
+            build = by_tag.get(build.parent or "")
+    return int(sum(map(_layer_gb, missing.values())) * BUILD_FACTOR * GIB)
+
+
+def _layer_gb(build: ImageBuild) -> float:
+    return TORCH_GB.get(dict(build.arguments).get("VARIANT", ""), LAYER_GB.get(build.name, 1.0))
+
+
+def image_directory(facts: HostFacts) -> str:
+    """Where Docker keeps images: a fresh Docker 29 leaves them to containerd, whatever its data-root."""
+    if uses_docker_ce(facts) and "docker-ce" not in facts.packages:
+        return "/var/lib/containerd"
+    chosen = re.search(r'"data-root"\s*:\s*"([^"]+)"', facts.daemon_json)
+    return chosen[1] if chosen else "/var/lib/docker"
+
+
+def _memory(facts: HostFacts, settings: Settings) -> list[Finding]:
+    found = []
     if facts.memory < settings.minimum_memory_gb * GIB * 0.93:  # firmware and kernel keep some of what was bought
         found.append(
             Finding(
@@ -100,13 +188,51 @@ def _space(facts: HostFacts, settings: Settings) -> list[Finding]:
                 "use a larger machine, or lower minimum_memory_gb at your own risk",
             )
         )
+    services = settings.enabled()
+    shared = sum(_bytes(service.shm_size) for service in services.values())
+    if shared > facts.memory:
+        found.append(
+            Finding(
+                f"shared memory of the services (shm_size) may grow to {shared / GIB:.0f} GB together, "
+                f"the host has {facts.memory / GIB:.0f} GB of memory",
+                "lower services.*.shm_size",
+            )
+        )
+    found += [
+        Finding(
+            f"services.{name}: shm_size {service.shm_size} is not below memory_limit {service.memory_limit}, "
+            "which it counts towards",
+            f"raise services.{name}.memory_limit, or lower shm_size",
+        )
+        for name, service in services.items()
+        if service.memory_limit and _bytes(service.shm_size) >= _bytes(service.memory_limit)
+    ]
     return found
 
 
-def _ports(facts: HostFacts, settings: Settings) -> list[Finding]:
+def _bytes(size: str) -> int:
+    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1]]
+
+
+def _network(facts: HostFacts, settings: Settings) -> list[Finding]:
+    bind = ipaddress.ip_address(settings.bind_address)
+    found = []
+    there = {str(ipaddress.ip_address(address)) for address in facts.addresses}
+    # Every address of 127.0.0.0/8 is the host's own, listed or not.
+    if there and not bind.is_unspecified and not (bind.version == 4 and bind.is_loopback) and str(bind) not in there:
+        found.append(
+            Finding(
+                f"bind_address {bind} is no address of this host",
+                f"set bind_address to one it has: {', '.join(sorted(there))}",
+            )
+        )
     ours = "docker-proxy" if settings.gateway_container in facts.containers else None
-    taken = {listener.port: listener for listener in facts.listeners if listener.process != ours}
-    return [
+    taken = {
+        listener.port: listener
+        for listener in facts.listeners
+        if listener.process != ours and _overlap(listener.address, bind)
+    }
+    return found + [
         Finding(
             f"port {service.port} for {name} is in use by {taken[service.port].process or 'another program'}",
             f"stop that program, or set services.{name}.port",
@@ -116,52 +242,59 @@ def _ports(facts: HostFacts, settings: Settings) -> list[Finding]:
     ]
 
 
+def _overlap(address: str, bind: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """A listener on one address keeps another from being listened on; a wildcard of IPv6 takes IPv4 as well."""
+    if address == "*":
+        return True
+    other = ipaddress.ip_address(address)
+    return other == bind or other.is_unspecified or bind.is_unspecified
+
+
 def _docker(facts: HostFacts, settings: Settings) -> list[Finding]:
+    found = []
+    if facts.snap_docker:
+        found.append(Finding("Docker is installed as a snap, which cannot use the GPU runtime", "snap remove docker"))
+    try:
+        merged_daemon_json(facts.daemon_json, settings)
+    except AtelierError as error:
+        found.append(Finding(error.message, error.hint))
     conflicts = docker_conflicts(facts)
     ours = {settings.gateway_container, *(service.container for service in settings.enabled().values())}
-    if not conflicts or not facts.containers - ours:
-        return []
-    return [
-        Finding(
-            f"Docker from {', '.join(conflicts)} would be replaced by docker-ce, and these containers stopped: "
-            f"{', '.join(sorted(facts.containers - ours))}",
-            "stop them yourself first, or install docker-ce yourself",
-        )
-    ]
-
-
-def _gpus(facts: HostFacts, settings: Settings) -> list[Finding]:
-    if settings.profile != "gpu":
-        return []
-    if not facts.gpu.devices:
-        return [
+    if conflicts and facts.containers - ours:
+        found.append(
             Finding(
-                "no NVIDIA GPU answers on this host (`nvidia-smi`)",
-                "install a driver of branch 580 or later; for a machine without a GPU set profile: cpu",
+                f"Docker from {', '.join(conflicts)} would be replaced by docker-ce, and these containers stopped: "
+                f"{', '.join(sorted(facts.containers - ours))}",
+                "stop them yourself first, or install docker-ce yourself",
             )
-        ]
-    found = []
-    for name, service in settings.enabled().items():
-        try:
-            device = devices.cdi_device(devices.choose(facts.gpu.devices, service.gpu, f"services.{name}.gpu").uuid)
-        except AtelierError as error:
-            found.append(Finding(error.message, error.hint))
-            continue
-        if device not in facts.gpu.cdi_devices:
-            found.append(
-                Finding(
-                    f"the container toolkit does not know {device}",
-                    "install nvidia-container-toolkit 1.19.1 or later and start nvidia-cdi-refresh.service",
-                )
-            )
+        )
     return found
 
 
+UNRESOLVED = re.compile(r"resolv(?:e|ing) (?:host )?'?([A-Za-z0-9.-]+)")
+
+
 def _sources(unreachable: Mapping[str, str]) -> list[Finding]:
+    names = {url: UNRESOLVED.search(reason) for url, reason in unreachable.items()}
+    unknown = dict.fromkeys(name[1].split(":")[0] for name in names.values() if name)
+    return [*_unresolved(unknown), *_not_reached({url: unreachable[url] for url, name in names.items() if not name})]
+
+
+def _unresolved(names: Iterable[str]) -> list[Finding]:
+    return [
+        Finding(
+            f"the host cannot resolve the name {name} (DNS)",
+            "check its DNS server (/etc/resolv.conf, `resolvectl`), or set `proxy`, or name a mirror",
+        )
+        for name in names
+    ]
+
+
+def _not_reached(reasons: Mapping[str, str]) -> list[Finding]:
     return [
         Finding(
             f"the host cannot reach {url}" + (f" ({reason})" if reason else ""),
-            "check its network, DNS and proxy (setting `proxy`; apt's own settings), or name a mirror",
+            "check its network and proxy (setting `proxy`; apt's own settings), or name a mirror",
         )
-        for url, reason in unreachable.items()
+        for url, reason in reasons.items()
     ]

@@ -1,4 +1,4 @@
-"""Decisions from facts and settings: rendering, daemon.json, manifest, credentials, preflight."""
+"""Decisions from facts and settings: rendering, daemon.json, manifest, credentials."""
 
 import json
 import shlex
@@ -12,11 +12,10 @@ import yaml
 
 from atelier import credentials as store
 from atelier import deployment as decide
-from atelier import hostfacts, lifecycle, paths, preflight, render, tree
+from atelier import hostfacts, lifecycle, paths, render, tree
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.gpu import devices
-from atelier.gpu.facts import GpuFacts
 from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
 from atelier.models import read_lock
@@ -219,63 +218,6 @@ def test_docker_comes_from_the_archive_only_where_it_is_recent_enough(os_id, cod
     assert decide.docker_packages(HostFacts(os_id=os_id, os_codename=codename, packages=packages)) == expected
 
 
-OBSTACLES = {
-    "none": ({}, []),
-    "os": ({"os_codename": "bullseye", "os_name": "Debian 11"}, ["Debian 11 is not supported"]),
-    "architecture": ({"architecture": "riscv64"}, ["architecture riscv64"]),
-    "disk": ({"disk_free": {"/srv/atelier": 3 << 30}}, ["/srv/atelier has 3 GB free, 90 GB are wanted"]),
-    "disk of a deployed host": ({"disk_free": {"/srv/atelier": 3 << 30}, "deployed": True}, []),
-    "memory": ({"memory": 8 << 30}, ["8 GB of memory, 30 GB are wanted"]),
-    "port": ({"listeners": (Listener("0.0.0.0", 8188, "nginx"),)}, ["port 8188 for comfyui is in use by nginx"]),
-    "our own port": (
-        {"listeners": (Listener("127.0.0.1", 8188, "docker-proxy"),), "containers": frozenset({"gateway"})},
-        [],
-    ),
-    "clock": ({"clock": 5000}, ["4000 s off"]),
-    "another port than ours": (
-        {"listeners": (Listener("0.0.0.0", 8188, "nginx"),), "containers": frozenset({"gateway"})},
-        ["port 8188 for comfyui is in use by nginx"],
-    ),
-    "docker.io with containers": (
-        {"os_codename": "bookworm", "packages": {"docker.io": "20"}, "containers": frozenset({"theirs"})},
-        ["these containers stopped: theirs"],
-    ),
-    "docker.io without containers": ({"os_codename": "bookworm", "packages": {"docker.io": "20"}}, []),
-    "snap": ({"snap_docker": True}, ["snap"]),
-    "lock": ({"lock_holder": "unattended-upgr"}, ["in use by: unattended-upgr"]),
-    "uid": ({"uid_owner": "alice"}, ["10001 belongs to `alice`"]),
-    "user": ({"service_user_uid": "999"}, ["exists with id 999"]),
-    "later schema": ({"schema": "99"}, ["later release"]),
-    "several at once": ({"snap_docker": True, "memory": 1 << 30, "clock": 0}, ["snap", "1 GB of memory", "s off"]),
-}
-
-
-@pytest.mark.parametrize("facts,expected", OBSTACLES.values(), ids=OBSTACLES.keys())
-def test_preflight_finds_everything_at_once(facts: dict, expected: list[str]) -> None:
-    found = preflight.findings(replace(FACTS, **facts), settings(), 1000, {})
-    assert len(found) == len(expected)
-    for part in expected:
-        assert any(part in finding.problem for finding in found)
-    assert all(finding.remedy for finding in found)
-
-
-def test_preflight_names_unreachable_sources() -> None:
-    (finding,) = preflight.findings(FACTS, settings(), 1000, {"https://example.org": "no route"})
-    assert "https://example.org (no route)" in finding.problem and "proxy" in finding.remedy
-
-
-def test_preflight_under_profile_gpu() -> None:
-    chosen = settings(profile="gpu", services={"forge": {"gpu": "L40S"}, "comfyui": {"gpu": "0"}})
-    known = frozenset(devices.cdi_device(each.uuid) for each in GPUS)
-    working = replace(FACTS, gpu=GpuFacts(devices=GPUS, cdi_devices=known))
-    assert preflight.findings(working, chosen, 1000, {}) == []
-    partly = GpuFacts(devices=GPUS, cdi_devices=frozenset({"nvidia.com/gpu=GPU-aaa"}))
-    (toolkit,) = preflight.findings(replace(FACTS, gpu=partly), chosen, 1000, {})
-    assert "GPU-bbb" in toolkit.problem
-    (driver,) = preflight.findings(FACTS, chosen, 1000, {})
-    assert "no NVIDIA GPU answers" in driver.problem
-
-
 @pytest.mark.parametrize("wanted,index", [("0", 0), ("1", 1), ("GPU-bbb", 1), ("a6000", 0), ("l40", 1)])
 def test_gpu_by_index_uuid_or_name(wanted: str, index: int) -> None:
     assert devices.choose(GPUS, wanted, "k").index == index
@@ -296,7 +238,11 @@ def test_nvidia_smi_is_parsed() -> None:
 def test_facts_script_runs_here_and_is_parsed() -> None:
     result = subprocess.run(["sh", "-c", hostfacts.script(settings())], capture_output=True, text=True, check=True)
     facts = hostfacts.parse(result.stdout)
-    assert facts.memory > 0 and facts.clock > 0 and facts.disk_free.keys() == {"/srv/atelier", "/var/lib/docker"}
+    assert (
+        facts.memory > 0
+        and facts.clock > 0
+        and {"/srv/atelier", "/var/lib/docker"} <= facts.disk_free.keys() == facts.mounts.keys()
+    )
 
 
 def test_listeners_are_parsed() -> None:

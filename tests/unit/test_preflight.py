@@ -1,0 +1,283 @@
+"""What preflight finds: each obstacle alone, and all of them at once."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atelier import credentials as store
+from atelier import hostfacts, preflight
+from atelier.deployment import Deployment
+from atelier.errors import Finding
+from atelier.gpu.plan import GpuPlan
+from atelier.hostfacts import HostFacts, Listener
+from atelier.images import ImageBuild
+from atelier.models import Weight
+from atelier.settings import build_settings
+
+GIB = 1 << 30
+ACCOUNT = {"user": "someone", "password": "a-password-of-some-length", "password_bcrypt": "$2b$12$" + "a" * 53}
+CREDENTIALS = store.Credentials(instance="i", comfyui=ACCOUNT, forge=ACCOUNT, comfyui_cookie_key="k" * 44)
+IMAGES = frozenset(f"atelier/{name}:1" for name in ("base", "torch", "comfyui", "forge", "gateway"))
+DIRECTORIES = ("/srv/atelier", "/var/lib/docker", "/var/lib/containerd")
+
+
+def disks(*, data: int, docker: int | None = None) -> dict[str, object]:
+    """Facts of a host with one file system, or with Docker on one of its own; sizes in GB."""
+    free = dict.fromkeys(DIRECTORIES, (data if docker is None else docker) * GIB)
+    mounts = dict.fromkeys(DIRECTORIES, "/" if docker is None else "/var")
+    return {
+        "disk_free": {**free, "/srv/atelier": data * GIB},
+        "mounts": {**mounts, "/srv/atelier": "/" if docker is None else "/srv"},
+    }
+
+
+FACTS = HostFacts(
+    os_id="debian",
+    os_codename="trixie",
+    architecture="amd64",
+    memory=64 * GIB,
+    clock=1000,
+    addresses=frozenset({"127.0.0.1", "::1", "192.0.2.7"}),
+    **disks(data=200),
+)
+
+
+def weight(name: str, gigabytes: int) -> Weight:
+    return Weight(
+        repository="a/b",
+        revision="main",
+        path=f"{name}.safetensors",
+        bytes=gigabytes * GIB,
+        sha256=name[0] * 64,
+        directory="vae",
+        sets=["x"],
+        used_by=[],
+        licence="none",
+    )
+
+
+def builds(variant: str) -> tuple[ImageBuild, ...]:
+    parents = {"base": None, "torch": "base", "comfyui": "torch", "forge": "torch", "gateway": "base"}
+    return tuple(
+        ImageBuild(
+            name,
+            f"atelier/{name}:1",
+            (("VARIANT", variant),) if name == "torch" else (),
+            (),
+            parent=f"atelier/{parent}:1" if parent else None,
+        )
+        for name, parent in parents.items()
+    )
+
+
+def findings(
+    facts: dict[str, object] | None = None, settings: dict[str, object] | None = None, **further: object
+) -> list[Finding]:
+    chosen = build_settings([("test", {"profile": "cpu", **(settings or {})})])
+    given = {"builds": builds("cu130"), "weights": (weight("a", 20), weight("b", 17)), "sources": "upstream", **further}
+    deployment = Deployment(chosen, replace(FACTS, **(facts or {})), CREDENTIALS, **given)
+    return preflight.findings(deployment, 1000, {})
+
+
+OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
+    "none": ({}, []),
+    "os": ({"os_codename": "bullseye", "os_name": "Debian 11"}, ["Debian 11 is not supported"]),
+    "architecture": ({"architecture": "riscv64"}, ["architecture riscv64"]),
+    "clock": ({"clock": 5000}, ["4000 s off"]),
+    "memory": ({"memory": 8 * GIB}, ["8 GB of memory, 30 GB are wanted"]),
+    "port": ({"listeners": (Listener("0.0.0.0", 8188, "nginx"),)}, ["port 8188 for comfyui is in use by nginx"]),
+    "port of nobody we may see": (
+        {"listeners": (Listener("127.0.0.1", 7860, ""),)},
+        ["port 7860 for forge is in use by another program"],
+    ),
+    "our own port": (
+        {"listeners": (Listener("127.0.0.1", 8188, "docker-proxy"),), "containers": frozenset({"gateway"})},
+        [],
+    ),
+    "another container's port": (
+        {"listeners": (Listener("127.0.0.1", 8188, "docker-proxy"),), "containers": frozenset({"theirs"})},
+        ["port 8188 for comfyui is in use by docker-proxy"],
+    ),
+    "another program beside our gateway": (
+        {"listeners": (Listener("0.0.0.0", 8188, "nginx"),), "containers": frozenset({"gateway"})},
+        ["port 8188 for comfyui is in use by nginx"],
+    ),
+    "the port on another address": ({"listeners": (Listener("192.0.2.7", 8188, "nginx"),)}, []),
+    "the port on all addresses, IPv6 with IPv4": ({"listeners": (Listener("*", 8188, "nginx"),)}, ["by nginx"]),
+    "docker.io with containers": (
+        {"os_codename": "bookworm", "packages": {"docker.io": "20"}, "containers": frozenset({"theirs"})},
+        ["these containers stopped: theirs"],
+    ),
+    "docker.io without containers": ({"os_codename": "bookworm", "packages": {"docker.io": "20"}}, []),
+    "snap": ({"snap_docker": True}, ["snap"]),
+    "daemon.json": ({"daemon_json": "{ not json"}, ["/etc/docker/daemon.json on the host is not valid JSON"]),
+    "lock": ({"lock_holder": "apt-get upgrade (process 77)"}, ["in use by: apt-get upgrade (process 77)"]),
+    "stuck packages": ({"unrepairable": "The package x needs to be reinstalled"}, ["stuck: The package x needs"]),
+    "uid": ({"uid_owner": "alice", "gid_owner": "alice"}, ["user id 10001 belongs to `alice`"]),
+    "gid": ({"gid_owner": "staff"}, ["group id 10001 belongs to `staff`"]),
+    "gid of a user that is there": ({"gid_owner": "staff", "uid_owner": "atelier", "service_user_uid": "10001"}, []),
+    "user": ({"service_user_uid": "999"}, ["exists with id 999"]),
+    "later schema": ({"schema": "99"}, ["later release"]),
+    "several at once": (
+        {"snap_docker": True, "memory": GIB, "clock": 0, "lock_holder": "x"},
+        ["snap", "1 GB of memory", "s off", "shared memory of the services", "in use by: x"],
+    ),
+}
+
+
+@pytest.mark.parametrize("facts,expected", OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_each_obstacle_is_found_with_its_remedy(facts: dict[str, object], expected: list[str]) -> None:
+    expect(findings(facts), expected)
+
+
+def expect(found: list[Finding], parts: list[str]) -> None:
+    assert len(found) == len(parts), found
+    for part in parts:
+        assert any(part in finding.problem for finding in found), found
+    assert all(finding.remedy for finding in found)
+
+
+# 37 GB of weights; 7.5 GB of layers half as much again: 11.2 GB; 5 GB of reserve.
+SPACE: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
+    "enough": (disks(data=54), {}, []),
+    "one file system": (disks(data=53), {}, ["/ has 53 GB free and this deploy needs 53 GB there"]),
+    "the sum by its parts": (disks(data=3), {}, ["37.0 GB for weights, 11.2 GB for images, 5.0 GB for a reserve"]),
+    "each enough by itself": (disks(data=38, docker=17), {}, []),
+    "weights do not fit": (disks(data=36, docker=50), {}, ["/srv has 36 GB free and this deploy needs 37 GB"]),
+    "images do not fit": (disks(data=90, docker=10), {}, ["/var has 10 GB free and this deploy needs 16 GB"]),
+    "neither fits": (disks(data=1, docker=1), {}, ["/srv has 1 GB", "/var has 1 GB"]),
+    "no CUDA": (disks(data=47), {"builds": builds("cpu")}, []),
+    "weights are there": (disks(data=17), {"present": frozenset({"a" * 64, "b" * 64})}, []),
+    "images are there": (disks(data=43), {"present": IMAGES}, []),
+    "an image's ancestors count when its archive is loaded": (
+        disks(data=43),
+        {"present": frozenset({"a" * 64, "b" * 64, "atelier-comfyui-1.tar", "atelier/forge:1", "atelier/gateway:1"})},
+        [],
+    ),
+    "loaded images need their space": (
+        disks(data=13),
+        {"present": frozenset({"a" * 64, "b" * 64, "atelier-comfyui-1.tar", "atelier/forge:1", "atelier/gateway:1"})},
+        ["/ has 13 GB free and this deploy needs 15 GB there: 9.6 GB for images"],
+    ),
+    "all there on a deployed host": (
+        {**disks(data=1), "deployed": True},
+        {"present": IMAGES | {"a" * 64, "b" * 64}},
+        [],
+    ),
+    "a weight missing on a deployed host": (
+        {**disks(data=1), "deployed": True},
+        {"present": IMAGES | {"a" * 64}},
+        ["this deploy needs 22 GB there: 17.0 GB for weights"],
+    ),
+}
+
+
+@pytest.mark.parametrize("facts,further,expected", SPACE.values(), ids=SPACE.keys())
+def test_space_is_what_is_missing_by_file_system(
+    facts: dict[str, object], further: dict[str, object], expected: list[str]
+) -> None:
+    expect(findings(facts, {"minimum_disk_gb": 1}, **further), expected)
+
+
+def test_the_least_space_of_the_settings_counts_before_a_first_deploy() -> None:
+    small = disks(data=60, docker=29)
+    expect(findings(small), ["/srv and /var have 89 GB free, 90 GB are wanted before a first deploy"])
+    assert findings({**small, "deployed": True}) == []
+    assert findings(disks(data=60, docker=30)) == []
+
+
+def test_images_lie_where_this_docker_puts_them() -> None:
+    trixie, bookworm = FACTS, replace(FACTS, os_codename="bookworm")
+    assert preflight.image_directory(trixie) == "/var/lib/docker"
+    assert preflight.image_directory(bookworm) == "/var/lib/containerd"
+    assert preflight.image_directory(replace(bookworm, packages={"docker-ce": "28"})) == "/var/lib/docker"
+    assert preflight.image_directory(replace(trixie, daemon_json='{"data-root": "/big"}')) == "/big"
+
+
+MEMORY: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
+    "within": ({}, {"comfyui": {"shm_size": "40g"}, "forge": {"shm_size": "20g"}}, []),
+    "together too much": (
+        {},
+        {"comfyui": {"shm_size": "40g"}, "forge": {"shm_size": "30g"}},
+        ["may grow to 70 GB together, the host has 64 GB"],
+    ),
+    "a disabled service takes none": ({}, {"comfyui": {"shm_size": "40g"}, "forge": {"enabled": False}}, []),
+    "shm in its limit": ({}, {"comfyui": {"shm_size": "2g", "memory_limit": "48g"}}, []),
+    "shm above its limit": (
+        {},
+        {"comfyui": {"shm_size": "2g", "memory_limit": "2048m"}},
+        ["services.comfyui: shm_size 2g is not below memory_limit 2048m"],
+    ),
+}
+
+
+@pytest.mark.parametrize("facts,services,expected", MEMORY.values(), ids=MEMORY.keys())
+def test_shared_memory(facts: dict[str, object], services: dict[str, object], expected: list[str]) -> None:
+    expect(findings(facts, {"services": services}), expected)
+
+
+ADDRESSES = {
+    "127.0.0.1": [],
+    "127.0.0.53": [],
+    "::1": [],
+    "0.0.0.0": [],
+    "::": [],
+    "192.0.2.7": [],
+    "192.0.2.8": ["bind_address 192.0.2.8 is no address of this host"],
+    "2001:db8::1": ["bind_address 2001:db8::1 is no address"],
+}
+
+
+@pytest.mark.parametrize("bind,expected", ADDRESSES.items(), ids=ADDRESSES.keys())
+def test_the_bind_address_is_one_of_the_host(bind: str, expected: list[str]) -> None:
+    expect(findings({}, {"bind_address": bind, "allow_plaintext": True}), expected)
+
+
+def test_a_port_is_taken_on_the_address_that_is_bound() -> None:
+    listening = {"listeners": (Listener("192.0.2.7", 8188, "nginx"),)}
+    for bind, taken in {"127.0.0.1": 0, "192.0.2.7": 1, "0.0.0.0": 1}.items():
+        assert len(findings(listening, {"bind_address": bind, "allow_plaintext": True})) == taken
+
+
+def test_the_plans_refusals_are_findings() -> None:
+    refusal = Finding("Secure Boot is on and the key of DKMS is not enrolled", "mokutil --import /var/lib/dkms/mok.pub")
+    assert findings(gpu=GpuPlan("refuse", "cu130", refusals=(refusal,))) == [refusal]
+
+
+REASONS = {
+    "E: Failed to fetch http://m.example/InRelease  Could not resolve 'm.example'": (
+        "the host cannot resolve the name m.example (DNS)"
+    ),
+    "W: Temporary failure resolving 'm.example'": "the host cannot resolve the name m.example (DNS)",
+    "E: Failed to fetch http://m.example/x  Connection refused": (
+        "the host cannot reach http://m.example/x (E: Failed to fetch http://m.example/x  Connection refused)"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason,problem", REASONS.items())
+def test_a_name_that_does_not_resolve_is_called_that(reason: str, problem: str) -> None:
+    deployment = Deployment(build_settings([("t", {"profile": "cpu"})]), FACTS, CREDENTIALS, (), (), "upstream")
+    unreachable = {"http://m.example/x": reason, "http://m.example/y": reason}
+    found = preflight.findings(deployment, 1000, unreachable)
+    assert found[0].problem == problem and "proxy" in found[0].remedy
+    assert len(found) == (1 if "DNS" in problem else 2), "one name is one finding"
+
+
+HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+
+
+def test_who_holds_a_lock_is_read_from_the_kernel(tmp_path: Path) -> None:
+    lock = tmp_path / "lock-frontend"
+    script = hostfacts.apt.HOLDER.replace("/var/lib/dpkg/lock-frontend", str(lock)) + "holder"
+    lock.touch()
+    assert str(lock) not in subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout
+    with subprocess.Popen(["python3", "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout and holder.stdout.readline() == "held\n"
+            seen = subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout
+        finally:
+            holder.kill()
+    assert str(lock) in seen and f"(process {holder.pid})" in seen
