@@ -63,12 +63,8 @@ def modules(card: PciGpu) -> frozenset[Flavour]:
 
 def best_flavour(cards: Iterable[PciGpu]) -> Flavour:
     """The flavour that drives all cards, open before proprietary; open where none does (Pascal beside Blackwell)."""
-    sets = [modules(card) for card in cards if modules(card)]
-    return (
-        "proprietary"
-        if all("proprietary" in each for each in sets) and not all("open" in each for each in sets)
-        else "open"
-    )
+    common = frozenset({"open", "proprietary"}).intersection(*(modules(card) for card in cards if modules(card)))
+    return "proprietary" if common == {"proprietary"} else "open"
 
 
 def dark(cards: Iterable[PciGpu], flavour: Flavour) -> tuple[PciGpu, ...]:

@@ -98,7 +98,7 @@ def _adopted(gpu: GpuFacts, cards: Cards, reason: str, notes: tuple[str, ...]) -
         if card not in cards.wanted.values()
     )
     adopted = Outcome((reason,), present.version or FLOOR, notes)
-    if _bound_to_nouveau(cards):
+    if _bound_to_nouveau(gpu, cards):
         return replace(adopted, reboot="nouveau holds the GPU; it is blacklisted and gives way at a restart")
     if gpu.loaded.version and gpu.installed.version and gpu.loaded.version != gpu.installed.version:
         both = f"driver {gpu.loaded.version} is loaded and {gpu.installed.version} is installed"
@@ -116,8 +116,9 @@ def _adopted(gpu: GpuFacts, cards: Cards, reason: str, notes: tuple[str, ...]) -
     return replace(adopted, findings=(Finding(problem, remedy),))
 
 
-def _bound_to_nouveau(cards: Cards) -> bool:
-    return any(card.driver == "nouveau" for card in cards.usable)
+def _bound_to_nouveau(gpu: GpuFacts, cards: Cards) -> bool:
+    """It holds a card that is wanted; beside a driver that works, it may keep another one for the screen."""
+    return not gpu.devices and any(card.driver == "nouveau" for card in cards.usable)
 
 
 def _pending(gpu: GpuFacts) -> str:
@@ -193,7 +194,9 @@ def _install(facts: HostFacts, settings: Settings, cards: Cards) -> Outcome:
     ]
     if not debian and settings.gpu.driver_repository:
         notes.append("gpu.driver_repository is not used: on Ubuntu the driver comes from the archive")
-    return Outcome(tuple(reasons), notes=tuple(notes), driver=driver, load=not _bound_to_nouveau(cards), reboot=reboot)
+    return Outcome(
+        tuple(reasons), notes=tuple(notes), driver=driver, load=not _bound_to_nouveau(gpu, cards), reboot=reboot
+    )
 
 
 def _why_install(gpu: GpuFacts, cards: Cards) -> str:
@@ -215,7 +218,7 @@ def _why_flavour(cards: Cards, flavour: Flavour) -> str:
 
 def _why_reboot(facts: HostFacts, cards: Cards, driver: Driver) -> str:
     gpu = facts.gpu
-    if _bound_to_nouveau(cards):
+    if _bound_to_nouveau(gpu, cards):
         return "nouveau holds the GPU until a restart"
     if gpu.loaded.version:
         return f"driver {gpu.loaded.version} stays loaded until a restart"

@@ -387,6 +387,19 @@ SITUATIONS: dict[str, Situation] = {
         ),
         Plan("adopt", "cu130", reboot="nouveau holds the GPU", blacklist=None),
     ),
+    "a working driver, and nouveau on an old card for the screen": Situation(
+        debian(
+            running(
+                "580.95.05",
+                "open",
+                ADA,
+                packages=network(),
+                pci=(PciGpu(SLOTS[0], ADA, "nvidia"), PciGpu(SLOTS[1], KEPLER, "nouveau")),
+                nouveau=True,
+            )
+        ),
+        replace(ADOPTED, notes=("0000:02:00.0 (device id 0x102d) is not driven by this driver",)),
+    ),
     "updates wait for a restart before an installation": Situation(
         ubuntu(GpuFacts(pci=cards(ADA), reboot_required=True)), replace(ON_UBUNTU, reboot="/run/reboot-required")
     ),
