@@ -83,7 +83,8 @@ s snap; [ -d /snap/docker ] && echo yes
 s daemon; cat /etc/docker/daemon.json 2>/dev/null
 s lock; holder
 s unrepairable; dpkg-query -W -f '${{db:Status-Eflag}}\\n' 2>/dev/null | grep -q reinstreq \\
-  && LC_ALL=C timeout 60 apt-get check -o Debug::NoLocking=true 2>&1 | grep 'needs to be reinstalled'
+  && LC_ALL=C timeout 60 apt-get check -o Debug::NoLocking=true -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= 2>&1 \\
+  | grep 'needs to be reinstalled'
 s gid; getent group {settings.service_uid} | cut -d: -f1
 s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
@@ -124,7 +125,8 @@ def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterab
     )
     probes = "\n".join(f"probe {shlex.quote(url)} {options} &" for url in urls)
     probes += "".join(f"\nprobe {shlex.quote(url)} &" for url in apt_urls)
-    own = "apt-get indextargets --format '$(BASE_URI)InRelease' 'Created-By: Packages' | sort -u"
+    # A machine that never ran `apt-get update` has no index targets yet.
+    own = "apt-get update --print-uris | sed -n \"s/^'\\([^']*InRelease\\)'.*/\\1/p\" | sort -u"
     archives = f'for url in $({own}); do probe "$url" & done' if archive else ""
     return f"""
 t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
