@@ -50,6 +50,8 @@ class HostFacts:
     lock_holder: str = ""
     unrepairable: str = ""
     """apt's words for a package that it can neither use nor install again, which stops it altogether."""
+    sources_error: str = ""
+    """apt's words where it cannot read its own sources."""
     uid_owner: str = ""
     gid_owner: str = ""
     service_user_uid: str = ""
@@ -190,6 +192,7 @@ def parse(output: str) -> HostFacts:
         daemon_json=_without_credentials("\n".join(sections.get("daemon", []))),
         lock_holder=one("lock"),
         unrepairable=one("unrepairable").removeprefix("E: "),
+        sources_error=next((line for line in sections.get("gpu-sources", []) if line.startswith("E: ")), "")[3:],
         uid_owner=one("uid"),
         gid_owner=one("gid"),
         service_user_uid=one("user"),

@@ -83,6 +83,13 @@ def _packages(facts: HostFacts) -> list[Finding]:
         found.append(
             Finding(f"the package manager is in use by: {facts.lock_holder}", "wait until it is done, then run again")
         )
+    if facts.sources_error:
+        found.append(
+            Finding(
+                f"apt cannot read its sources: {facts.sources_error}",
+                "mend or remove the file it names, or the entries that contradict each other, in /etc/apt/sources.list.d",
+            )
+        )
     if facts.unrepairable:
         found.append(
             Finding(

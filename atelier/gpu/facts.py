@@ -121,7 +121,7 @@ CANDIDATES = (
     *("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-kernel-dkms", "nvidia-persistenced", "cuda-keyring"),
     *("nvidia-container-toolkit", "nvidia-container-toolkit-base", "libnvidia-container-tools"),
     *("libnvidia-container1", "nvidia-fabricmanager", "cuda-drivers", "nvidia-open", "mokutil", "dkms"),
-    *("linux-headers-$kernel", "linux-headers-$flavour"),
+    *("linux-headers-$kernel", "linux-headers-$flavour", "linux-headers-$flavour-hwe-$release"),
     *(f"nvidia-driver-pinning-{branch}" for branch in BRANCHES),
     *(f"nvidia-fabricmanager-{branch}" for branch in BRANCHES),
     *(f"nvidia-utils-{branch}-server" for branch in BRANCHES),
@@ -131,11 +131,12 @@ CANDIDATES = (
         for kind, opens in (("modules", ("", "-open")), ("objects", ("",)))
         for branch in BRANCHES
         for open_ in opens
-        for build in ("$kernel", "$flavour")
+        for build in ("$kernel", "$flavour", "$flavour-hwe-$release")
     ),
     "linux-signatures-nvidia-$kernel",
 )
-"""Names that a plan may give; the shell puts in the running kernel's release and its flavour (amd64, generic, aws)."""
+"""Names that a plan may give; the shell puts in the running kernel's release, its flavour (amd64, generic, aws) and Ubuntu's
+release number."""
 
 SMI_SECONDS = 20
 
@@ -151,6 +152,7 @@ def script(root: str = "") -> str:
 LC_ALL=C; export LC_ALL
 PATH="$PATH:/usr/lib/wsl/lib"
 nvidia=; kernel=$(uname -r); flavour=$(printf %s "$kernel" | sed 's/^[0-9][^-]*-//; s/^[0-9][0-9]*-//')
+release=$(sed -n 's/^VERSION_ID="\\(.*\\)"$/\\1/p' {root}/etc/os-release 2>/dev/null)
 word() {{ [ -r "$1" ] && head -n 1 "$1"; }}
 variable() {{ [ -r "$1" ] && od -An -tu1 -j4 -N1 "$1"; }}
 s gpu-pci; for d in {root}/sys/bus/pci/devices/*; do
@@ -171,7 +173,7 @@ s gpu-packages; dpkg-query -W -f '${{db:Status-Status}}\t${{Package}}\t${{Versio
 s gpu-held; dpkg --get-selections '*' 2>/dev/null | awk '$2 == "hold" {{ sub(":.*", "", $1); print $1 }}'
 known=$([ -n "$nvidia" ] && timeout 60 apt-cache pkgnames 2>/dev/null | grep -Fx "$(printf '%s\\n' {" ".join(CANDIDATES)})")
 s gpu-available; [ -n "$known" ] && timeout 60 apt-cache policy $known 2>/dev/null
-s gpu-sources; timeout 20 apt-get update --print-uris 2>/dev/null | grep "/InRelease'"
+s gpu-sources; timeout 20 apt-get update --print-uris 2>&1 | grep -e "/InRelease'" -e '^E:'
 s gpu-lists; for f in {root}/etc/apt/sources.list {root}/etc/apt/sources.list.d/*.list; do [ -e "$f" ] && cat "$f"; echo; done
 s gpu-deb822; for f in {root}/etc/apt/sources.list.d/*.sources; do [ -e "$f" ] && cat "$f"; echo; echo; done | sed 's/^/|/'
 s gpu-kernel; echo "$kernel"; [ -e "{root}/lib/modules/$kernel/build/Makefile" ] && echo headers
@@ -210,6 +212,10 @@ def parse(sections: Mapping[str, Sequence[str]]) -> GpuFacts:
     rows = [line.split("\t") for line in sections.get("gpu-packages", [])]
     packages = {row[1]: Package(row[2], row[3]) for row in rows if row[0] == "installed" and len(row) == 4}
     available = _candidates(lines("available"))
+    entries_of_apt = [
+        *apt_sources.parse_one_line("\n".join(lines("lists"))),
+        *apt_sources.parse_deb822("\n".join(line[1:] for line in sections.get("gpu-deb822", []))),
+    ]
     return GpuFacts(
         pci=tuple(PciGpu(card.address, card.device, card.driver, card.answers) for card in cards),
         devices=found,
@@ -220,8 +226,8 @@ def parse(sections: Mapping[str, Sequence[str]]) -> GpuFacts:
         packages=packages,
         held=frozenset(lines("held")),
         available=available,
-        sources=frozenset(_source(line) for line in lines("sources")),
-        contrib=_contrib(sections.get("gpu-lists", []), [line[1:] for line in sections.get("gpu-deb822", [])]),
+        sources=_sources(lines("sources"), entries_of_apt),
+        contrib=_contrib(entries_of_apt),
         kernel=kernel,
         headers=_headers(f"linux-headers-{kernel}", "headers" in lines("kernel"), packages, available),
         nouveau=bool(one("nouveau")),
@@ -315,14 +321,17 @@ def _candidates(lines: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _source(line: str) -> str:
-    """The repository's URI, with a slash at its end, from a line of `apt-get update --print-uris`."""
-    uri = re.sub(r"(/dists/.*)?/InRelease$", "/", line.split("'")[1])
-    return re.sub(r"://[^/@]+@", "://", uri)
+def _sources(lines: Sequence[str], entries: Iterable[apt_sources.AptSource]) -> frozenset[str]:
+    """URIs with a slash at their end: as `apt-get update --print-uris` has them, and as they are written.
+
+    apt prints none at all where two of its entries contradict each other.
+    """
+    printed = (re.sub(r"(/dists/.*)?/InRelease$", "", line.split("'")[1]) for line in lines if line.startswith("'"))
+    uris = [*printed, *(entry.uri for entry in entries)]
+    return frozenset(re.sub(r"://[^/@]+@", "://", uri).rstrip("/") + "/" for uri in uris)
 
 
-def _contrib(lists: Sequence[str], deb822: Sequence[str]) -> tuple[str, ...]:
-    entries = [*apt_sources.parse_one_line("\n".join(lists)), *apt_sources.parse_deb822("\n".join(deb822))]
+def _contrib(entries: Sequence[apt_sources.AptSource]) -> tuple[str, ...]:
     archive = apt_sources.debian_archive(entries)
     main = [entry for entry in entries if archive and entry.uri.rstrip("/") == archive.main.rstrip("/")]
     served = {entry.suite for entry in main if "contrib" in entry.components}

@@ -302,6 +302,15 @@ def test_candidates_are_asked_for_by_the_kernels_names(host: Host, kernel: str, 
     assert set(host.facts().available) == expected
 
 
+def test_candidates_of_ubuntus_later_kernels(host: Host) -> None:
+    name = "linux-modules-nvidia-580-server-open-generic-hwe-24.04"
+    host.card("0000:01:00.0")
+    host.command("uname", "echo 6.14.0-33-generic")
+    host.file("etc/os-release", 'NAME="Ubuntu"\nVERSION_ID="24.04"\nVERSION="24.04.3 LTS"\n')
+    host.command("apt-cache", f"case $1 in pkgnames) echo {name};; *) echo {name}:; echo '  Candidate: 1';; esac")
+    assert host.facts().available == {name: "1"}
+
+
 def test_headers_that_were_built_by_hand(host: Host) -> None:
     assert host.facts().headers == ""
     host.file(f"lib/modules/{DEBIAN_KERNEL}/build/Makefile", "")
@@ -319,6 +328,20 @@ def test_sources_by_their_uri_without_credentials(host: Host) -> None:
     assert host.facts().sources == {
         "http://deb.debian.org/debian/",
         "https://mirror.example.org/repos/debian13/x86_64/",
+    }
+
+
+def test_sources_that_contradict_each_other_are_still_known(host: Host) -> None:
+    said = "E: Conflicting values set for option Signed-By regarding source https://nvidia.github.io/x /: a != b"
+    host.command("apt-get", f'echo "{said}" >&2; echo "E: The list of sources could not be read." >&2; exit 100')
+    host.file("etc/apt/sources.list.d/nvidia-docker.list", "deb https://nvidia.github.io/nvidia-docker/ubuntu18.04 /\n")
+    host.file("etc/apt/sources.list.d/debian.sources", DEBIAN_SOURCES)
+    facts = hostfacts.parse(host.output())
+    assert facts.sources_error == said.removeprefix("E: ")
+    assert facts.gpu.sources == {
+        "https://nvidia.github.io/nvidia-docker/ubuntu18.04/",
+        "http://deb.debian.org/debian/",
+        "http://deb.debian.org/debian-security/",
     }
 
 

@@ -114,6 +114,7 @@ OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
     "snap": ({"snap_docker": True}, ["snap"]),
     "daemon.json": ({"daemon_json": "{ not json"}, ["/etc/docker/daemon.json on the host is not valid JSON"]),
     "lock": ({"lock_holder": "apt-get upgrade (process 77)"}, ["in use by: apt-get upgrade (process 77)"]),
+    "sources": ({"sources_error": "Conflicting values set"}, ["apt cannot read its sources: Conflicting values set"]),
     "stuck packages": ({"unrepairable": "The package x needs to be reinstalled"}, ["stuck: The package x needs"]),
     "uid": ({"uid_owner": "alice", "gid_owner": "alice"}, ["user id 10001 belongs to `alice`"]),
     "gid": ({"gid_owner": "staff"}, ["group id 10001 belongs to `staff`"]),
