@@ -36,7 +36,7 @@ FLOOR = "580.65.06"
 
 def version(text: str) -> Version:
     """The numbers of a driver's or a package's version, for comparison: 580.95.05-0ubuntu1 is (580, 95, 5)."""
-    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[-~+]", text.rpartition(":")[2])[0]))
+    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[-~+]", text)[0]))
 
 
 def capability(text: str) -> Capability | None:

@@ -93,9 +93,7 @@ def _adopted(gpu: GpuFacts, cards: Cards, reason: str, notes: tuple[str, ...]) -
     """The driver that is there, and what it takes to make it run."""
     present = there(gpu)
     notes += tuple(
-        f"{title(card)} is not driven by this driver and not used"
-        for card in dark(cards.usable, present.flavour)
-        if card not in cards.wanted.values()
+        f"{title(card)} is not driven by this driver and not used" for card in dark(cards.usable, present.flavour)
     )
     adopted = Outcome((reason,), present.version or FLOOR, notes)
     if _bound_to_nouveau(gpu, cards):

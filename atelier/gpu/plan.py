@@ -114,7 +114,7 @@ def _repository_notes(gpu: GpuFacts, outcome: Outcome) -> list[str]:
 def _docker(facts: HostFacts) -> tuple[str, str]:
     """The Docker that this deploy keeps: package and version."""
     if "docker-ce" in facts.packages:
-        return "docker-ce", facts.packages["docker-ce"].partition(":")[2]
+        return "docker-ce", facts.packages["docker-ce"].rpartition(":")[2]
     if facts.os_codename == "trixie" and "docker.io" in facts.packages:
         return "docker.io", facts.packages["docker.io"]
     return "", ""

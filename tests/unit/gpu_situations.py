@@ -1011,6 +1011,10 @@ SITUATIONS: dict[str, Situation] = {
         ),
         Plan("refuse", refusals=(("Docker 24.0.9", "apt-get install docker-ce"),)),
     ),
+    "a docker-ce without CDI whose version is written without its epoch": Situation(
+        ubuntu(running("580.95.05", "open", ADA, packages=archive()), packages={"docker-ce": "24.0.9"}),
+        Plan("refuse", refusals=(("Docker 24.0.9", "apt-get install docker-ce"),)),
+    ),
     "Debian 12's Docker 20.10, which docker-ce will replace": Situation(
         debian(
             running("580.95.05", "open", ADA, packages=network()),

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from gpu_situations import NVIDIAS, SITUATIONS, TOOLKIT, UBUNTUS, Situation
+from gpu_situations import NVIDIAS, SITUATIONS, TOOLKIT, UBUNTUS, Situation, debian
 
-from atelier.gpu.cards import dark, torch_variant
+from atelier.gpu.cards import dark, modules, torch_variant
 from atelier.gpu.devices import Gpu
 from atelier.gpu.explain import explain, facts_json, read_facts
-from atelier.gpu.facts import KernelModule, Package, PciGpu
+from atelier.gpu.facts import GpuFacts, KernelModule, Package, PciGpu
 from atelier.gpu.plan import GpuPlan, plan_gpu
 from atelier.settings import Settings, build_settings
 
@@ -89,10 +89,33 @@ def test_build_of_pytorch(driver, capabilities, expected):
     assert torch_variant(driver, capabilities) == expected
 
 
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("0x133f", set()),
+        ("0x1340", {"proprietary"}),
+        ("0x1dff", {"proprietary"}),
+        ("0x1e00", {"open", "proprietary"}),
+        ("0x28ff", {"open", "proprietary"}),
+        ("0x2900", {"open"}),
+    ],
+)
+def test_modules_by_device_id(device, expected):
+    assert modules(PciGpu("0000:01:00.0", device)) == expected
+
+
 @pytest.mark.parametrize("flavour", ["", "open", "proprietary"])
 def test_no_module_drives_a_card_older_than_maxwell(flavour):
     kepler, ada = PciGpu("0000:01:00.0", "0x133f"), PciGpu("0000:02:00.0", "0x2684")
     assert dark([kepler, ada], flavour) == (kepler,)
+
+
+@pytest.mark.parametrize(("codename", "file"), [("bookworm", "3bf863cc.pub"), ("trixie", "8793F200.pub")])
+def test_debian_13_gets_the_key_file_that_its_apt_accepts(codename, file):
+    """NVIDIA signs both repositories with one key; Debian 13 refuses the SHA-1 signature inside the older file."""
+    plan = plan_gpu(debian(GpuFacts(pci=(PciGpu("0000:01:00.0", "0x2684"),)), codename), Settings())
+    assert plan.driver.repository.key_url.endswith(file)
+    assert plan.driver.repository.fingerprint == "EB693B3035CD5710E231E123A4B469963BF863CC"
 
 
 def test_the_table_is_large_enough():
