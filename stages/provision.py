@@ -122,9 +122,13 @@ def bring_about(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narr
     lifecycle.keep_credentials(target, deployment)
     verdict, changed = "failed", list[str]()
     try:
-        if deployment.gpu.action == "install" or deployment.gpu.load:
+        # Before a restart too: one after a deploy that was killed must find the blacklist of nouveau written.
+        if deployment.gpu.action == "install" or deployment.gpu.load or deployment.gpu.reboot:
             apply(ssh, deployment, narrator, changed, deploy.driver)
             deployment = lifecycle.decide_again(target, ssh, deployment)
+            if deployment.gpu.load and not deployment.gpu.reboot:  # what was just installed
+                apply(ssh, deployment, narrator, changed, deploy.driver)
+                deployment = lifecycle.decide_again(target, ssh, deployment)
             _require_driver(target, deployment.gpu)
         if deployment.gpu.reboot:
             verdict = "waits for a restart"
