@@ -154,6 +154,9 @@ SITUATIONS: dict[str, Situation] = {
     "the profile is cpu, whatever the host has": Situation(
         debian(GpuFacts(pci=cards(ADA))), Plan("none", "cpu"), {"profile": "cpu"}
     ),
+    "a simulated card is planned for like a real one": Situation(
+        debian(GpuFacts(pci=cards(ADA))), ON_DEBIAN, {"profile": "gpu-simulated"}
+    ),
     # Nothing installed: route, flavour, branch
     "a bare Debian 13 with an Ada card": Situation(
         debian(GpuFacts(pci=cards(ADA))),
