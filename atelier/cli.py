@@ -13,9 +13,11 @@ from atelier import lifecycle, operate
 from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
 from atelier.gpu.plan import plan_gpu
+from atelier.hostfacts import HostFacts
 from atelier.reboot import reboot as reboot_host
 from atelier.reboot import require_consent
-from atelier.target import Target, resolve
+from atelier.settings import Settings
+from atelier.target import Target, default_settings, resolve
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """Wrong words on the command line; typer carries its own copy of click and names no other way to this class."""
@@ -173,11 +175,16 @@ def explain_gpu(
     """What a deploy would do about a host's GPU, and why, as JSON. Exit 1 when it would refuse."""
     from atelier.gpu import explain
 
+    def tell(found: HostFacts, settings: Settings) -> int:
+        print(explain.facts_json(found) if show_facts else explain.explain(found, settings))
+        return 0 if show_facts or plan_gpu(found, settings).action != "refuse" else 1
+
     def action(target: Target, narrator: Narrator) -> int:
         found = explain.read_facts(facts) if facts else lifecycle.gather(operate.connected(target, narrator), target)
-        print(explain.facts_json(found) if show_facts else explain.explain(found, target.settings))
-        return 0 if show_facts or plan_gpu(found, target.settings).action != "refuse" else 1
+        return tell(found, target.settings)
 
+    if facts and not host and not limit:  # about no host that is known: the settings are those of a GPU host
+        raise typer.Exit(tell(explain.read_facts(facts), default_settings()))
     _for_each(host, limit, action, Console(stderr=True, highlight=False))
 
 

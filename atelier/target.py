@@ -80,6 +80,11 @@ def resolve(host: str, limit: str, project: Path = paths.PROJECT) -> list[Target
     return targets
 
 
+def default_settings(project: Path = paths.PROJECT) -> Settings:
+    """The settings of a host that nothing more is said of."""
+    return build_settings([read_group(project / "group_data", "all", required=False)])
+
+
 def _host(name: str, destination: Destination, layers: list[Layer], argument: str) -> Target:
     settings = build_settings(layers)
     if settings.profile == "gpu-simulated":

@@ -144,7 +144,7 @@ def _require_driver(target: Target, plan: GpuPlan) -> None:
     if plan.refusals:
         problems = "; ".join(finding.problem for finding in plan.refusals)
         raise AtelierError(f"the driver is installed, and yet: {problems}", plan.refusals[0].remedy)
-    if plan.action == "install" and not plan.reboot:
+    if plan.gpus is None and not plan.reboot:
         raise AtelierError(
             f"the driver is installed on {target.name} and does not answer: {'; '.join(plan.reasons)}",
             f"atelier doctor --host {target.name} looks for the cause",
