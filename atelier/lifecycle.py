@@ -147,9 +147,10 @@ def read_certificate(tls: TlsSettings) -> render.Certificate | None:
 def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[Finding]:
     """Everything that would stop this deploy, the reachability of the sources it will use included."""
     narrator.begin("Preflight", "Look for everything that would stop this deploy")
-    urls, apt_urls = needed_urls(deployment), docker_urls(deployment.facts)
-    fresh = not deployment.facts.deployed
-    script = hostfacts.reachability_script(deployment.settings.proxy, urls, apt_urls, archive=fresh)
+    urls = needed_urls(deployment)
+    apt_urls = [*docker_urls(deployment.facts), *preflight.repository_urls(deployment.gpu)]
+    archive = not deployment.facts.deployed or deployment.gpu.action == "install"
+    script = hostfacts.reachability_script(deployment.settings.proxy, urls, apt_urls, archive)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
     found = preflight.findings(deployment, time.time(), unreachable)
     narrator.end(changed=False)

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from atelier import SCHEMA
 from atelier.deployment import Deployment, docker_conflicts, merged_daemon_json, uses_docker_ce
 from atelier.errors import AtelierError, Finding
+from atelier.gpu.plan import GpuPlan, Repository
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild
 from atelier.settings import Settings
+from sandbox import sources as apt_sources
 
 GIB = 1 << 30
 SUPPORTED = {
@@ -48,6 +50,18 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
         *deployment.gpu.refusals,
         *_sources(unreachable),
     ]
+
+
+def repository_urls(plan: GpuPlan) -> list[str]:
+    """Small documents of the apt repositories that a GPU's plan adds: each one's signing key and index."""
+    repositories = [plan.driver.repository if plan.driver else None, plan.toolkit_repository]
+    return [url for repository in repositories if repository for url in (repository.key_url, *_indexes(repository))]
+
+
+def _indexes(repository: Repository) -> list[str]:
+    entries = list(apt_sources.parse_one_line(repository.source.content.decode()))
+    bases = [f"{entry.uri.rstrip('/')}{'' if entry.suite == '/' else f'/dists/{entry.suite}'}" for entry in entries]
+    return [f"{base}/InRelease" for base in bases]
 
 
 def _system(facts: HostFacts, now: float) -> list[Finding]:

@@ -10,7 +10,8 @@ from atelier import credentials as store
 from atelier import hostfacts, preflight
 from atelier.deployment import Deployment
 from atelier.errors import Finding
-from atelier.gpu.plan import GpuPlan
+from atelier.gpu.facts import GpuFacts, PciGpu
+from atelier.gpu.plan import GpuPlan, plan_gpu
 from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
 from atelier.models import Weight
@@ -245,6 +246,26 @@ def test_a_port_is_taken_on_the_address_that_is_bound() -> None:
 def test_the_plans_refusals_are_findings() -> None:
     refusal = Finding("Secure Boot is on and the key of DKMS is not enrolled", "mokutil --import /var/lib/dkms/mok.pub")
     assert findings(gpu=GpuPlan("refuse", "cu130", refusals=(refusal,))) == [refusal]
+
+
+def test_the_repositories_of_a_plan_are_looked_up() -> None:
+    bare = HostFacts(os_id="debian", os_codename="trixie", architecture="amd64")
+    card = GpuFacts(
+        pci=(PciGpu("0000:01:00.0", "0x2684"),),
+        kernel="6.12.41+deb13-amd64",
+        headers="available",
+        contrib=("deb http://deb.example.org/debian trixie contrib",),
+    )
+    urls = preflight.repository_urls(plan_gpu(replace(bare, gpu=card), build_settings([("t", {"profile": "gpu"})])))
+    nvidia = "https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64"
+    assert urls == [
+        f"{nvidia}/8793F200.pub",
+        f"{nvidia}/InRelease",
+        "http://deb.example.org/debian/dists/trixie/InRelease",
+        "https://nvidia.github.io/libnvidia-container/gpgkey",
+        "https://nvidia.github.io/libnvidia-container/stable/deb/amd64/InRelease",
+    ]
+    assert preflight.repository_urls(GpuPlan("none", "cpu")) == []
 
 
 REASONS = {
