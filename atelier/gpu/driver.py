@@ -6,6 +6,7 @@ from functools import cache
 from typing import Literal
 
 from atelier import paths, sources
+from atelier.apt import Repository
 from atelier.gpu.facts import Flavour, GpuFacts
 from atelier.hostfacts import HostFacts
 from atelier.settings import AptRepositorySettings, Settings
@@ -26,17 +27,6 @@ COMPANIONS = ("nvidia-driver-pinning-", "nvidia-fabricmanager")
 """Packages that go with a driver, and are none."""
 USERLAND = re.compile(r"nvidia-(smi|driver-cuda)$|nvidia-utils-")
 NOUVEAU_BLACKLIST = File("/etc/modprobe.d/atelier-nouveau.conf", b"blacklist nouveau\noptions nouveau modeset=0\n")
-
-
-@dataclass(frozen=True)
-class Repository:
-    """An apt repository. `fingerprint` is that of its signing key; `key_url` where the host fetches it."""
-
-    name: str
-    key_url: str
-    fingerprint: str
-    keyring: str
-    source: File
 
 
 @dataclass(frozen=True)
