@@ -10,6 +10,7 @@ from atelier.doctor.signatures import TABLE, Signature
 from atelier.settings import Settings
 
 CLOCK_TOLERANCE = 120  # seconds
+RETRIES = 300  # seconds before the last start that belong to it, where Docker has tried several times
 FULL = 1 << 30  # a file system with less room than this, and 98 % of it used, counts as full
 ACCESS_LOG = '"logger":"http.log.access'
 """Marks lines of the gateway in which strangers' words stand: they must not be able to make up a failure."""
@@ -104,9 +105,7 @@ def diagnose(sources: Sequence[Source], settings: Settings, local_time: float) -
     ]
     seen = [(signature, source, lines) for signature, source, lines in seen if lines and source.kind in signature.kinds]
     gpu_works = not any(source.kind == "gpu" for _, source, _ in seen)
-    settled = (
-        max((c.started for c in containers), default=0.0) if all(c.healthy for c in containers) and gpu_works else 0.0
-    )
+    settled = _settled(containers) if gpu_works else 0.0
     present: dict[str, list[Evidence]] = {}
     over: dict[str, list[Evidence]] = {}
     for signature, source, lines in seen:
@@ -203,13 +202,22 @@ def _matches(signature: Signature, source: Source, clock: _Clock) -> list[Line]:
 def _is_over(
     signature: Signature, source: Source, line: Line, settled: float, now: float, containers: Sequence[Container]
 ) -> bool:
-    """settled: when the last container came up, where everything is well now; else 0."""
     if line.when is None or signature.lasting:
         return False
     if source.kind == "service":
         healthy = any(c.healthy and source.name == f"log-{c.name}" for c in containers)
         return healthy and line.when < now - DAY
     return line.when < settled
+
+
+def _settled(containers: Sequence[Container]) -> float:
+    """From when on a host's trouble is present: older lines did not keep our containers from coming up.
+
+    That is the start of the last one where all are well, else of the first of those that are not.
+    """
+    if all(container.healthy for container in containers):
+        return max((container.started for container in containers), default=0.0)
+    return min(c.started - (RETRIES if c.restarts else 0) for c in containers if not c.healthy)
 
 
 def _evidence(source: Source, lines: Sequence[Line]) -> Evidence:

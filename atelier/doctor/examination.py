@@ -74,7 +74,7 @@ Lines = list[tuple[str, str]]
 
 
 def _report(diagnosis: Diagnosis, target: Target, redact: Redactor) -> Lines:
-    said: Lines = []
+    said: Lines = [("  nothing is wrong", "green")] if diagnosis.well else []
     for number, found in enumerate(diagnosis.present, 1):
         said += _say_finding(number, found, target, redact)
     if diagnosis.unhealthy:
@@ -91,8 +91,6 @@ def _report(diagnosis: Diagnosis, target: Target, redact: Redactor) -> Lines:
     if diagnosis.over:
         said.append(("  Seen earlier and over by now:", "dim"))
         said += [(f"    {found.signature.title}  ({_when(found.evidence)})", "dim") for found in diagnosis.over]
-    if diagnosis.well:
-        said.append(("  nothing is wrong", "green"))
     return said
 
 

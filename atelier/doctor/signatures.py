@@ -457,6 +457,15 @@ DOCKER = (
         "nvidia.md 8; NVIDIA/nvidia-container-toolkit 48",
         hides=("gpu-missing-in-container",),
     ),
+    Signature(
+        "stopped",
+        "A service is stopped",
+        "It ended as it was told to: `make stop`, `docker stop`, or a deploy that was interrupted. It does not start by itself.",
+        (here("make start"),),
+        ("docker",),
+        (r"status=exited exit=(0|130|143) oom=false .* error=\"\"",),
+        "docker inspect in the sandbox after make stop",
+    ),
 )
 
 HOST = (

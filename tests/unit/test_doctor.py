@@ -7,9 +7,10 @@ import json
 import re
 import subprocess
 import tarfile
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from rich.console import Console
@@ -99,15 +100,16 @@ def stamp(seconds: float) -> str:
 
 
 def containers(
-    status: str = "running", health: str = "healthy", started: float = NOW - 1000, error: str = ""
+    status: str = "running", health: str = "healthy", started: float = NOW - 1000, error: str = "", restarts: int = 0
 ) -> Source:
     names = ("comfyui-qwen", "forge-turbo", "gateway")
+    begun = stamp(started) if started else "0001-01-01T00:00:00Z"
     return Source(
         "container-states",
         "docker",
         "now",
         "\n".join(
-            f"/{name} status={status} exit=0 oom=false health={health} restarts=0 started={stamp(started)} "
+            f"/{name} status={status} exit=0 oom=false health={health} restarts={restarts} started={begun} "
             f'finished=0001-01-01T00:00:00Z error="{error}"\n    health check: stranger 401, owner 200'
             for name in names
         ),
@@ -139,9 +141,22 @@ CDI = 'dockerd[1]: error="could not select device driver \\"cdi\\" with capabili
         (BOOT - 10, containers(), [], []),
         (NOW - 5000, containers(), [], ["cdi-off"]),
         (NOW - 500, containers(), ["cdi-off"], []),
-        (NOW - 5000, containers(status="created", health="none"), ["cdi-off"], []),
+        (NOW - 5000, containers(status="created", health="none", started=0), ["cdi-off"], []),
+        (NOW - 5000, containers(status="paused"), [], ["cdi-off"]),
+        (NOW - 900, containers(status="paused"), ["cdi-off"], []),
+        (NOW - 1100, containers(status="restarting", restarts=4), ["cdi-off"], []),
+        (NOW - 1400, containers(status="restarting", restarts=4), [], ["cdi-off"]),
     ],
-    ids=["before the boot", "before the containers came up", "after they came up", "they did not come up"],
+    ids=[
+        "before the boot",
+        "before the containers came up",
+        "after they came up",
+        "they never came up",
+        "before they came up and failed for another reason",
+        "after they came up and failed",
+        "in an earlier one of several tries",
+        "long before several tries",
+    ],
 )
 def test_trouble_of_docker_is_present_until_everything_runs(
     when: float, state: Source, present: list[str], over: list[str]
@@ -164,6 +179,15 @@ def test_a_replaced_driver_is_over_only_when_nvidia_smi_works_again() -> None:
     assert ids(examine(containers(), kernel, fine, settings=GPU).over) == ["driver-mismatch"]
     found = examine(containers(), kernel, broken, settings=GPU)
     assert ids(found.present) == ["driver-mismatch"] and not found.over
+
+
+def test_older_kernel_messages_count_while_the_gpu_does_not_answer() -> None:
+    kernel = Source("kernel", "kernel", "", f"{NOW - 5000:.6f} h kernel: nouveau 0000:01:00.0: NVIDIA GA102 (b72000a1)")
+    broken = Source(
+        "nvidia-smi", "gpu", "now", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    )
+    assert ids(examine(containers(), kernel, settings=GPU).over) == ["nouveau"]
+    assert ids(examine(containers(), kernel, broken, settings=GPU).present) == ["nouveau"]
 
 
 def service(line: str, when: float, name: str = "comfyui-qwen") -> Source:
@@ -375,6 +399,17 @@ SHAPED = {
     "session_id={}": "sess-123-xyz",
     "key {} joe@example.org": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx0d3Zz",
     "mail to {} now": "someone.private@example.org",
+    "sent Bearer {} to it": "b3BhcXVlLWJlYXJlci0x",
+    "Cookie: theme=dark; sid={}": "s%3Aopaque-cookie",
+    "X-Vault-Auth: {}": "vault-1-opaque",
+    "proxy http://joe:{}@proxyhost:3128/": "pr@xy/path",
+    "said {} once": "%242b%2412%24Zm9vYmFyYmF6cXV4Y29ycW.ZGVm",
+    "said {} twice": "github_pat_11ABCDEFG0abcdefghijkl",
+    "said {} thrice": "sk-proj-abcdefghijklmnopqrstu",
+    "said {} again": "xoxb-123456789012-abcdef",
+    "said {} and": "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+    "said {} or": "gAAAAABlYWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXo=",
+    "said {} but": "AGE-SECRET-KEY-1QQQQWWWWEEEERRRR",
 }
 
 
@@ -436,6 +471,49 @@ def test_no_planted_secret_is_in_the_bundle(tmp_path: Path) -> None:
         if name.startswith("host/") and "cut" not in name
     )
     assert "an ordinary line at last" in files["host/cut.txt"] and "older lines were left out" in files["host/cut.txt"]
+
+
+TRICKY = "pä ss'$w\"x\\y&z/+?>"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        TRICKY,
+        json.dumps(TRICKY)[1:-1],
+        json.dumps(TRICKY, ensure_ascii=False)[1:-1],
+        json.dumps(json.dumps(TRICKY))[3:-3],
+        quote(TRICKY, safe=""),
+        quote(TRICKY),
+        quote(TRICKY, safe="").lower(),
+        quote_plus(TRICKY),
+        quote(quote(TRICKY, safe=""), safe=""),
+        html.escape(TRICKY),
+        TRICKY.replace("$", "$$"),
+        TRICKY.replace("$", "\\$"),
+        TRICKY.replace("'", "'\\''"),
+        TRICKY.encode().hex(),
+        TRICKY.encode().hex().upper(),
+    ],
+)
+def test_a_known_secret_goes_in_each_spelling(spelling: str) -> None:
+    assert redact.Redactor((TRICKY,))(f"before {spelling} after") == "before [hidden] after"
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("before", [b"", b"u", b"us", b"user:"])
+def test_a_known_secret_goes_from_within_base64(encode: Callable[[bytes], bytes], before: bytes) -> None:
+    secret = "~~~???>>>" + TRICKY
+    seen = redact.Redactor((secret,))(encode(before + secret.encode() + b"tail").decode())
+    head, hidden, tail = seen.partition("[hidden]")
+    # A character at each end is half the neighbour's.
+    assert hidden and len(head) <= len(before) * 4 / 3 + 1 and len(tail) <= len(b"tail") * 4 / 3 + 4
+
+
+def test_a_hash_that_lost_its_head_is_known_all_the_same(tmp_path: Path) -> None:
+    known = redact.known_secrets(KNOWN, tmp_path, GPU, {})
+    for cut in (KNOWN.comfyui.password_bcrypt[7:], KNOWN.comfyui.password_bcrypt[29:]):
+        assert redact.Redactor(known)(f"Bearer of {cut}.") == "Bearer of [hidden]."
 
 
 def test_the_search_for_planted_secrets_finds_them_where_nothing_is_removed(tmp_path: Path) -> None:
@@ -554,7 +632,7 @@ def test_a_known_failure_is_explained_with_commands_and_evidence(
 def test_unknown_trouble_is_packed_and_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = {
         **WELL,
-        "container-states": containers(status="exited").text,
+        "container-states": containers(status="paused").text,
         "log-forge-turbo": f"x {KNOWN.forge.password}",
     }
     status, said = doctor(monkeypatch, tmp_path, broken)
