@@ -336,10 +336,12 @@ def test_sources_that_contradict_each_other_are_still_known(host: Host) -> None:
     host.command("apt-get", f'echo "{said}" >&2; echo "E: The list of sources could not be read." >&2; exit 100')
     host.file("etc/apt/sources.list.d/nvidia-docker.list", "deb https://nvidia.github.io/nvidia-docker/ubuntu18.04 /\n")
     host.file("etc/apt/sources.list.d/debian.sources", DEBIAN_SOURCES)
+    host.file("etc/apt/sources.list.d/a.sources", "Types: deb\nURIs: https://a.example.org\nSuites: ./")
     facts = hostfacts.parse(host.output())
     assert facts.sources_error == said.removeprefix("E: ")
     assert facts.gpu.sources == {
         "https://nvidia.github.io/nvidia-docker/ubuntu18.04/",
+        "https://a.example.org/",
         "http://deb.debian.org/debian/",
         "http://deb.debian.org/debian-security/",
     }
