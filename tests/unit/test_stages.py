@@ -1,0 +1,227 @@
+"""Operations and stages against a host that is only told: what they ask, and what they do about the answers."""
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import gevent
+import pytest
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all
+from pyinfra.api.deploy import add_deploy
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.operation import add_op
+from pyinfra.api.operations import run_ops
+from pyinfra.api.state import StateStage
+from pyinfra.connectors.fake import FakeConnector
+from test_openpgp import FINGERPRINT, KEY
+
+from atelier import credentials as store
+from atelier import openpgp
+from atelier.apt import Repository
+from atelier.deployment import Deployment
+from atelier.errors import AtelierError
+from atelier.gpu.plan import Driver, GpuPlan
+from atelier.hostfacts import HostFacts
+from atelier.settings import build_settings
+from atelier.tree import File
+from stages import gpu, operations
+
+KEYRING = "/usr/share/keyrings/atelier-x.gpg"
+SOURCE = File("/etc/apt/sources.list.d/atelier-x.list", b"deb [signed-by=...] https://mirror/x /\n")
+REPOSITORY = Repository("x", "https://mirror/key.asc", FINGERPRINT, KEYRING, SOURCE)
+GOOD = File(KEYRING, openpgp.binary(KEY.encode()))
+
+
+class Told:
+    """A host that answers as it is told, and what it was asked to run. Answers: pattern of the command to output lines."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commands: list[str] = []
+        self.answers: dict[str | re.Pattern[str], object] = {}
+        original = FakeConnector.run_shell_command
+
+        def recorded(connector: FakeConnector, command: object, *arguments: object, **more: object) -> object:
+            self.commands.append(command if isinstance(command, str) else command.get_raw_value())
+            return original(connector, command, *arguments, **more)
+
+        monkeypatch.setattr(FakeConnector, "run_shell_command", recorded)
+
+    def run(self, add: Callable[[State], object]) -> list[str]:
+        """The names of the operations that changed something."""
+        hub = gevent.get_hub()
+        hub.NOT_ERROR = (*hub.NOT_ERROR, AtelierError)
+        data = {"fake_responses": self.answers, "fake_delay": 0, "fake_delay_jitter": 0}
+        state = State(Inventory(([("@fake/host", data)], {})), Config(), check_for_changes=False)
+        state.set_stage(StateStage.Connect)
+        connect_all(state)
+        state.set_stage(StateStage.Prepare)
+        add(state)
+        state.set_stage(StateStage.Execute)
+        run_ops(state)
+        host = next(iter(state.inventory))
+        changed = [op for op in state.get_op_order() if state.ops[host][op].operation_meta.did_change()]
+        return [next(iter(state.op_meta[op].names)) for op in changed]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    yield Told(monkeypatch)
+
+
+def content(file: str, value: bytes) -> dict[str | re.Pattern[str], object]:
+    return {re.compile(rf"^base64 {re.escape(file)} "): base64.encodebytes(value).decode().splitlines()}
+
+
+def present(*files: File) -> dict[str | re.Pattern[str], object]:
+    return {"sha256sum": [f"{file.signature()} {file.path}" for file in files]}
+
+
+def add_repository(state: State) -> None:
+    add_op(state, operations.repository, REPOSITORY, name="repository")
+
+
+def installs(commands: list[str]) -> list[str]:
+    return [match[1] for command in commands if (match := re.search(r"mv -fT \S+ (\S+)$", command))]
+
+
+def test_a_repository_that_is_there_is_left_alone(told: Told) -> None:
+    told.answers = {**content(KEYRING, GOOD.content), **present(GOOD, SOURCE)}
+    assert told.run(add_repository) == []
+    assert not any("download" in command for command in told.commands)
+
+
+@pytest.mark.parametrize(
+    "installed", [b"", b"garbage", openpgp.binary(KEY.encode())[:-9]], ids=["none", "rubbish", "cut"]
+)
+def test_a_key_that_is_missing_or_wrong_is_replaced(told: Told, installed: bytes) -> None:
+    there = [replace(GOOD, content=installed), SOURCE] if installed else []
+    told.answers = {
+        **content(KEYRING, installed),
+        **content("/run/atelier/keys/x.key", KEY.encode()),
+        **present(*there),
+    }
+    assert told.run(add_repository) == ["repository"]
+    assert installs(told.commands)[0] == KEYRING
+
+
+def test_a_key_that_its_users_may_not_read_is_written_again_and_not_fetched(told: Told) -> None:
+    told.answers = {**content(KEYRING, GOOD.content), **present(replace(GOOD, mode=0o600), SOURCE)}
+    assert told.run(add_repository) == ["repository"]
+    assert installs(told.commands) == [KEYRING]
+    assert not any("download" in command for command in told.commands)
+
+
+def test_a_fetched_key_with_another_fingerprint_is_never_installed(told: Told) -> None:
+    other = replace(REPOSITORY, fingerprint="0" * 40)
+    told.answers = content("/run/atelier/keys/x.key", KEY.encode())
+    with pytest.raises(AtelierError, match=f"{FINGERPRINT}, expected 0{{40}}"):
+        told.run(lambda state: add_op(state, operations.repository, other, name="repository"))
+    assert installs(told.commands) == []
+    assert any(command.startswith("rm -f /run/atelier/keys/x.key") for command in told.commands)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked"),
+    [
+        (("curl", "toolkit=1.20.2-1"), ""),
+        (("curl", "toolkit=1.20.3-1"), "toolkit=1.20.3-1"),
+        (("curl", "wget"), "wget"),
+        ((), ""),
+    ],
+)
+def test_packages_are_installed_where_they_are_not_there_as_wanted(
+    told: Told, wanted: tuple[str, ...], asked: str
+) -> None:
+    told.answers = {"dpkg-query": ["installed curl 8", "installed toolkit 1.20.2-1", "config-files wget 1"]}
+    changed = told.run(lambda state: add_op(state, operations.packages, wanted, name="packages"))
+    assert changed == (["packages"] if asked else [])
+    ran = [command for command in told.commands if "apt-get install" in command]
+    assert len(ran) == bool(asked) and all(f"--force-confold {asked} && exit 0" in command for command in ran)
+
+
+def test_what_stopped_apt_is_told_in_one_message(told: Told) -> None:
+    told.answers = {"apt-get install": {"success": False, "stderr": ["E: Unable to locate package nvidia-x"]}}
+    with pytest.raises(AtelierError, match="do not have the package nvidia-x"):
+        told.run(lambda state: add_op(state, operations.packages, ("nvidia-x",), name="packages"))
+
+
+def test_what_nobody_knows_is_a_failed_step_with_its_output(told: Told) -> None:
+    told.answers = {"apt-get install": {"success": False, "stderr": ["Error! Bad return status for module build"]}}
+    with pytest.raises(PyinfraError):
+        told.run(lambda state: add_op(state, operations.packages, ("nvidia-x",), name="packages"))
+
+
+def test_only_what_is_installed_and_free_is_held(told: Told) -> None:
+    told.answers = {"showhold": ["b"], "dpkg-query": ["installed a 1", "installed b 1"]}
+    told.run(lambda state: add_op(state, operations.held, ("a", "b", "c"), name="held"))
+    assert told.commands[-1].endswith("apt-mark -q hold a")
+
+
+ACCOUNT = {"user": "someone", "password": "a-password-of-some-length", "password_bcrypt": "$2b$12$" + "a" * 53}
+CREDENTIALS = store.Credentials(instance="i", comfyui=ACCOUNT, forge=ACCOUNT, comfyui_cookie_key="k" * 44)
+PLAN = GpuPlan(
+    "install",
+    "cu130",
+    driver=Driver("nvidia-repository", "580", "open", REPOSITORY, ("old",), ("headers",), ("pin",), ("driver", "dkms")),
+    toolkit=("toolkit=1",),
+    files=(File("/etc/modprobe.d/atelier-nouveau.conf", b"blacklist nouveau\n"), File("/etc/apt/apt.conf.d/91x", b"")),
+    holds=("driver", "dkms"),
+    services=("nvidia-persistenced.service",),
+)
+RUNS = {"comfyui": "GPU-1", "forge": "GPU-1"}
+FRESH = {
+    **content("/run/atelier/keys/x.key", KEY.encode()),
+    "Status} ${Package} ${Version}": ["installed old 1", "installed driver 1", "installed toolkit 1"],
+    "showhold": [],
+}
+
+
+def carry_out(told: Told, stage: Callable[[Deployment], None], plan: GpuPlan) -> list[str]:
+    deployment = Deployment(build_settings([]), HostFacts(), CREDENTIALS, (), (), "double", gpu=plan)
+    told.answers = {**FRESH, **told.answers}
+    return [name.split(" | ")[1] for name in told.run(lambda state: add_deploy(state, stage, deployment))]
+
+
+def test_a_driver_is_installed_in_the_order_that_survives_a_power_cut(told: Told) -> None:
+    assert carry_out(told, gpu.driver, replace(PLAN, load=True)) == [
+        "Add the repository x",
+        "Remove old",
+        "Install the kernel's headers",
+        "Pin the driver to branch 580",
+        "Install the driver 580, open modules",
+        "Hold the driver's packages",
+        "Keep nouveau and unattended upgrades away from the driver",
+        "Bring the initramfs up to date",
+        "Load the driver",
+    ]
+
+
+def test_an_adopted_driver_keeps_its_packages_and_gets_the_rest(told: Told) -> None:
+    assert carry_out(told, gpu.driver, replace(PLAN, action="adopt", driver=None, gpus=RUNS)) == [
+        "Hold the driver's packages",
+        "Keep nouveau and unattended upgrades away from the driver",
+        "Bring the initramfs up to date",
+        "Start nvidia-persistenced.service",
+    ]
+    assert not any("apt-get install" in command for command in told.commands)
+
+
+def test_the_initramfs_is_left_alone_where_it_carries_the_settings_or_nobody_has_one(told: Told) -> None:
+    told.answers = {"command -v update-initramfs": ["made"]}
+    assert "Bring the initramfs up to date" not in carry_out(told, gpu.driver, PLAN)
+
+
+@pytest.mark.parametrize("action", ["none", "refuse"])
+@pytest.mark.parametrize("stage", [gpu.driver, gpu.toolkit])
+def test_nothing_is_done_about_no_gpu(told: Told, action: str, stage: Callable[[Deployment], None]) -> None:
+    assert carry_out(told, stage, replace(PLAN, action=action)) == []
+    assert told.commands == []
+
+
+def test_cdi_must_know_the_gpu_of_every_service(told: Told) -> None:
+    plan = replace(PLAN, gpus={"comfyui": "GPU-1", "forge": "GPU-2"})
+    assert carry_out(told, gpu.toolkit, plan)[-1] == "Have CDI know the GPU of every service"
+    probe = next(command for command in told.commands if "cdi list" in command and "restart" not in command)
+    assert "nvidia.com/gpu=GPU-1" in probe and "nvidia.com/gpu=GPU-2" in probe
