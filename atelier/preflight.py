@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from atelier import SCHEMA
+from atelier.apt import Repository
 from atelier.deployment import Deployment, docker_conflicts, merged_daemon_json, uses_docker_ce
 from atelier.errors import AtelierError, Finding
-from atelier.gpu.plan import GpuPlan, Repository
+from atelier.gpu.plan import GpuPlan
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild
 from atelier.settings import Settings
@@ -72,8 +73,13 @@ def _system(facts: HostFacts, now: float) -> list[Finding]:
                 f"{facts.os_name or 'this system'} is not supported", f"use one of: {', '.join(SUPPORTED.values())}"
             )
         )
-    if facts.architecture not in ("amd64", "arm64"):
-        found.append(Finding(f"architecture {facts.architecture} is not supported", "use a machine with amd64"))
+    if facts.architecture != "amd64":
+        found.append(
+            Finding(
+                f"architecture {facts.architecture} is not supported: the images are made of wheels for amd64",
+                "use a machine with amd64",
+            )
+        )
     if abs(facts.clock - now) > CLOCK_TOLERANCE:
         found.append(
             Finding(

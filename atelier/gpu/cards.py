@@ -26,8 +26,8 @@ class Variant:
 
 
 VARIANTS = (
-    # Its PTX runs on later cards too.
-    Variant("cu130", (580, 65, 6), (7, 5), (99, 0)),
+    # Seen in the wheel: machine code up to 12.0, which runs on 12.x, and no PTX for later cards.
+    Variant("cu130", (580, 65, 6), (7, 5), (12, 9)),
     Variant("cu126", (525, 60, 13), (5, 0), (9, 0)),
 )
 FLOOR = "580.65.06"

@@ -177,19 +177,20 @@ def _series(facts: HostFacts) -> str:
     return f"{flavour}-hwe-{release}" if hardware_enablement else flavour
 
 
-def upgrade_blacklist(packages: tuple[str, ...]) -> File:
-    """Keeps unattended-upgrades from replacing the driver under a running kernel.
-
-    Ubuntu's signed modules belong to one kernel each and are left alone here, so their kernels must wait with them: a
-    restart into a kernel without modules would take the GPU away.
-    """
-    prefixes = ["nvidia-", "libnvidia-", "linux-modules-nvidia-", "cuda-"]
-    if any(name.startswith("linux-modules-nvidia-") for name in packages):
-        prefixes.append("linux-image-")
-    listed = "".join(f'  "{prefix}";\n' for prefix in prefixes)
-    return File(
-        "/etc/apt/apt.conf.d/91atelier-gpu", f"Unattended-Upgrade::Package-Blacklist {{\n{listed}}};\n".encode()
-    )
+UPGRADE_BLACKLIST = File(
+    "/etc/apt/apt.conf.d/91atelier-gpu",
+    b"""// The driver is not replaced under a running kernel, and no kernel comes that the driver has no module for: Ubuntu's
+// signed modules belong to one kernel each, and what DKMS builds may not build for the next one.
+Unattended-Upgrade::Package-Blacklist {
+  "nvidia-";
+  "libnvidia-";
+  "linux-modules-nvidia-";
+  "cuda-";
+  "linux-image-";
+  "linux-headers-";
+};
+""",
+)
 
 
 def holds(names: tuple[str, ...]) -> tuple[str, ...]:

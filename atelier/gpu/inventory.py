@@ -92,7 +92,7 @@ def _hardware_notes(facts: HostFacts, usable: Sequence[PciGpu]) -> list[str]:
     gpu = facts.gpu
     notes = [f"{title(card)} is bound to vfio-pci and not used" for card in gpu.pci if card.driver == "vfio-pci"]
     if facts.architecture == "arm64":
-        notes.append("arm64: nothing here has been tried on it, and the images' locks were made on amd64")
+        notes.append("arm64: the images are made of wheels for amd64, so a deploy goes no further")
     if gpu.container == "wsl":
         notes.append("under WSL2 containers are given nvidia.com/gpu=all: the toolkit knows no UUID there")
     elif gpu.container:

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from atelier.apt import Repository
 from atelier.errors import Finding
 from atelier.gpu import driver as routes
 from atelier.gpu import fabric, inventory, toolkit
 from atelier.gpu.cards import Torch, version
 from atelier.gpu.decide import CUDA_REPOSITORY, Outcome, decide
-from atelier.gpu.driver import Driver, Repository
+from atelier.gpu.driver import Driver
 from atelier.gpu.facts import GpuFacts
 from atelier.gpu.inventory import Cards
 from atelier.gpu.services import ALL
@@ -16,7 +17,7 @@ from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 from atelier.tree import File
 
-__all__ = ["Driver", "GpuPlan", "Repository", "Torch", "plan_gpu"]
+__all__ = ["Driver", "GpuPlan", "Torch", "plan_gpu"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def plan_gpu(facts: HostFacts, settings: Settings) -> GpuPlan:
         reboot=outcome.reboot,
         toolkit=toolkit.packages(gpu),
         toolkit_repository=toolkit.toolkit_repository(facts, settings),
-        files=(routes.NOUVEAU_BLACKLIST, routes.upgrade_blacklist(names)) if names else (),
+        files=(routes.NOUVEAU_BLACKLIST, routes.UPGRADE_BLACKLIST) if names else (),
         holds=routes.holds(names),
         services=_services(facts, names),
         gpus=_uuids(gpu, cards),

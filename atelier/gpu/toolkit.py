@@ -1,8 +1,9 @@
 """The container toolkit: four packages, one version, not below the safe floor."""
 
+from atelier.apt import Repository
 from atelier.errors import Finding
 from atelier.gpu.cards import version
-from atelier.gpu.driver import Repository, enabled, lock, mirrored, repository
+from atelier.gpu.driver import enabled, lock, mirrored, repository
 from atelier.gpu.facts import GpuFacts
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings

@@ -91,6 +91,9 @@ def ubuntu(gpu: GpuFacts, codename: str = "noble", **more: Any) -> HostFacts:
     return HostFacts(**{"os_id": "ubuntu", "os_codename": codename, "architecture": "amd64", "gpu": gpu, **more})
 
 
+BLACKLIST = ("nvidia-", "libnvidia-", "linux-modules-nvidia-", "cuda-", "linux-image-", "linux-headers-")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What must be so; None is not looked at. Fragments of sentences for reasons, notes, refusals and reboot."""
@@ -168,7 +171,7 @@ SITUATIONS: dict[str, Situation] = {
             remove=(),
             units=PERSISTENCE,
             holds=("nvidia-driver-cuda", "nvidia-driver-pinning-580", "nvidia-kernel-open-dkms", "nvidia-persistenced"),
-            blacklist=("nvidia-", "libnvidia-", "linux-modules-nvidia-", "cuda-"),
+            blacklist=BLACKLIST,
             toolkit=LOCKED,
             toolkit_source="https://nvidia.github.io/libnvidia-container/stable/deb/amd64/",
             reasons=("no NVIDIA driver", "Turing or later"),
@@ -209,7 +212,7 @@ SITUATIONS: dict[str, Situation] = {
             source="repos/debian13/sbsa/",
             toolkit_source="stable/deb/arm64/",
             headers=("linux-headers-6.12.41+deb13-arm64", "linux-headers-arm64"),
-            notes=("arm64: nothing here has been tried",),
+            notes=("arm64: the images are made of wheels for amd64",),
         ),
     ),
     "a bare Ubuntu 24.04 with an Ada card": Situation(
@@ -222,7 +225,7 @@ SITUATIONS: dict[str, Situation] = {
             remove=(),
             units=PERSISTENCE,
             holds=(OPEN[0], *HEADLESS),
-            blacklist=("nvidia-", "libnvidia-", "linux-modules-nvidia-", "cuda-", "linux-image-"),
+            blacklist=BLACKLIST,
             reasons=("no NVIDIA driver", "signed by Ubuntu"),
         ),
     ),
@@ -414,7 +417,7 @@ SITUATIONS: dict[str, Situation] = {
             reasons=("driver 580.95.05 (open modules) is there",),
             units=PERSISTENCE,
             holds=tuple(sorted(archive())),
-            blacklist=("nvidia-", "libnvidia-", "linux-modules-nvidia-", "cuda-", "linux-image-"),
+            blacklist=BLACKLIST,
         ),
     ),
     "a working 580 from NVIDIA's repository on Debian, with its pin": Situation(
@@ -429,7 +432,7 @@ SITUATIONS: dict[str, Situation] = {
         replace(
             ADOPTED,
             holds=("nvidia-driver-cuda", "nvidia-driver-pinning-580", "nvidia-kernel-open-dkms", "nvidia-persistenced"),
-            blacklist=("nvidia-", "libnvidia-", "linux-modules-nvidia-", "cuda-"),
+            blacklist=BLACKLIST,
         ),
     ),
     "exactly the lowest driver": Situation(

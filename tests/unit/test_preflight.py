@@ -85,7 +85,7 @@ def findings(
 OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
     "none": ({}, []),
     "os": ({"os_codename": "bullseye", "os_name": "Debian 11"}, ["Debian 11 is not supported"]),
-    "architecture": ({"architecture": "riscv64"}, ["architecture riscv64"]),
+    "architecture": ({"architecture": "arm64"}, ["architecture arm64"]),
     "clock": ({"clock": 5000}, ["4000 s off"]),
     "memory": ({"memory": 8 * GIB}, ["8 GB of memory, 30 GB are wanted"]),
     "port": ({"listeners": (Listener("0.0.0.0", 8188, "nginx"),)}, ["port 8188 for comfyui is in use by nginx"]),
