@@ -138,7 +138,8 @@ def queries(settings: Settings) -> tuple[Query, ...]:
             "lsmod | grep -E '^(nvidia|nouveau)'; mokutil --sb-state 2>/dev/null; "
             'command -v dkms >/dev/null && dkms status | sed "s/^/dkms: /"; echo "kernel $(uname -r)"; '
             "nvidia-ctk cdi list 2>&1; ls -l /var/run/cdi /etc/cdi 2>/dev/null; "
-            "grep -H . /sys/bus/pci/devices/*/vendor 2>/dev/null | grep 0x10de",
+            "for d in /sys/bus/pci/devices/*; do grep -q 0x10de $d/vendor 2>/dev/null && grep -q ^0x03 $d/class && "
+            'echo "pci ${d##*/} driver $(basename "$(readlink $d/driver)")"; done',
             quiet_failure=True,
         ),
         Query(

@@ -92,7 +92,6 @@ class Diagnosis:
 
 def diagnose(sources: Sequence[Source], settings: Settings, local_time: float) -> Diagnosis:
     """Recognise what the sources show. local_time: this computer's clock when the host was asked."""
-    by_name = {source.name: source for source in sources}
     text = {source.name: source.text for source in sources}
     names = [*(service.container for service in settings.enabled().values()), settings.gateway_container]
     containers = read_containers(text.get("container-states", ""), names)
@@ -104,6 +103,7 @@ def diagnose(sources: Sequence[Source], settings: Settings, local_time: float) -
         for signature in TABLE
     ]
     seen = [(signature, source, lines) for signature, source, lines in seen if lines and source.kind in signature.kinds]
+    explained = {source.name for _, source, _ in seen}
     gpu_works = not any(source.kind == "gpu" for _, source, _ in seen)
     settled = _settled(containers) if gpu_works else 0.0
     present: dict[str, list[Evidence]] = {}
@@ -118,7 +118,7 @@ def diagnose(sources: Sequence[Source], settings: Settings, local_time: float) -
         present=_report(present),
         over=_report({id_: evidence for id_, evidence in over.items() if id_ not in present}),
         unhealthy=tuple(_unhealthy(containers, text, settings)),
-        unreadable=tuple(f"{source.name}: {source.problem}" for source in by_name.values() if source.problem),
+        unreadable=tuple(f"{s.name}: {s.problem}" for s in sources if s.problem and s.name not in explained),
     )
 
 
@@ -273,6 +273,9 @@ def _conditions(text: dict[str, str], now: float, local_time: float) -> list[str
     modules = [line for line in text.get("driver", "").splitlines() if line.startswith("dkms: nvidia")]
     if modules and kernel and not installed and not any(kernel in line and "installed" in line for line in modules):
         found.append(f"driver: DKMS has built nothing for kernel {kernel} ({'; '.join(modules)})")
+    held = re.findall(r"^pci (\S+) driver nouveau$", text.get("driver", ""), re.M)
+    if held and not loaded:
+        found.append(f"driver: nouveau holds {', '.join(held)}")
     return found + _full_disks(text.get("disks", ""))
 
 

@@ -308,9 +308,9 @@ DRIVER = (
         "The driver nouveau holds the GPU",
         "The kernel's own driver was loaded first, and two drivers cannot have one card.",
         (here("make deploy REBOOT=1"),),
-        ("kernel",),
-        (r"NVRM: nouveau, rivafb", r"NVRM: This can occur when a driver such as", r"nouveau [0-9a-f:.]+: NVIDIA \w+"),
-        "mattshma/bigdata 133 (NVRM text)",
+        ("kernel", "state"),
+        (r"NVRM: nouveau, rivafb", r"NVRM: This can occur when a driver such as", r"driver: nouveau holds "),
+        "mattshma/bigdata 133 (NVRM text); sysfs",
         hides=("driver-not-loaded",),
     ),
     Signature(
@@ -391,6 +391,28 @@ DRIVER = (
 )
 
 DOCKER = (
+    Signature(
+        "docker-missing",
+        "Docker is not installed",
+        "Nothing was deployed here yet, a deploy stopped before Docker, or Docker was removed.",
+        (DEPLOY,),
+        ("docker", "service"),
+        (r"\bdocker: not found", r"docker: command not found"),
+        "dash and bash, in the sandbox before a deploy",
+    ),
+    Signature(
+        "docker-down",
+        "Docker does not run",
+        "Its daemon has ended or cannot start: a mistake in daemon.json, a full disk, a killed process.",
+        (
+            host("sudo journalctl -b -u docker -n 50"),
+            host("sudo systemctl restart docker"),
+            DEPLOY,
+        ),
+        ("docker", "service"),
+        (r"Cannot connect to the Docker daemon at ", r"failed to connect to the docker API at "),
+        "docker/cli, text of 26 in the sandbox and of 28",
+    ),
     Signature(
         "toolkit-missing",
         "Docker does not know how to give a container a GPU",

@@ -182,7 +182,7 @@ def test_a_replaced_driver_is_over_only_when_nvidia_smi_works_again() -> None:
 
 
 def test_older_kernel_messages_count_while_the_gpu_does_not_answer() -> None:
-    kernel = Source("kernel", "kernel", "", f"{NOW - 5000:.6f} h kernel: nouveau 0000:01:00.0: NVIDIA GA102 (b72000a1)")
+    kernel = Source("kernel", "kernel", "", f"{NOW - 5000:.6f} h kernel: NVRM: nouveau, rivafb, nvidiafb or rivatv")
     broken = Source(
         "nvidia-smi", "gpu", "now", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     )
@@ -245,6 +245,11 @@ DF = "Filesystem 1-blocks Used Available Capacity Mounted on\n{}\ninodes\nFilesy
         (Source("driver", "gpu", "", "loaded 580.95.05\ninstalled 580.105.08\nkernel 6.12"), ["driver-mismatch"]),
         (Source("driver", "gpu", "", "loaded 580.95.05\ninstalled 580.95.05\nkernel 6.12"), []),
         (
+            Source("driver", "gpu", "", "loaded \ninstalled 580\nkernel 6.12\npci 0000:01:00.0 driver nouveau"),
+            ["nouveau"],
+        ),
+        (Source("driver", "gpu", "", "loaded 580\ninstalled 580\nkernel 6.12\npci 0000:01:00.0 driver nouveau"), []),
+        (
             Source("driver", "gpu", "", "loaded \ninstalled \ndkms: nvidia/580.95.05: added\nkernel 6.12"),
             ["dkms-failed"],
         ),
@@ -275,6 +280,13 @@ def test_what_is_unhealthy_without_a_known_reason_is_unknown_trouble() -> None:
     assert examine(containers(), failed).unhealthy == ("docker.service: this unit has failed",)
     no_driver = Source("nvidia-smi", "gpu", "now", "nvidia-smi is not installed")
     assert examine(containers(), no_driver, settings=GPU).unknown and examine(containers(), no_driver).well
+
+
+def test_a_source_that_a_known_failure_explains_is_not_listed_again() -> None:
+    found = examine(
+        Source("containers", "docker", "now", "sh: 1: docker: not found", problem="sh: 1: docker: not found")
+    )
+    assert ids(found.present) == ["docker-missing"] and not found.unreadable
 
 
 def test_a_source_that_cannot_be_read_is_not_taken_for_clean() -> None:
