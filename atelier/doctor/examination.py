@@ -17,6 +17,7 @@ from atelier.gpu.plan import GpuPlan, plan_gpu
 from atelier.ssh import Ssh
 from atelier.target import Target
 
+QUOTED = 3  # sources whose evidence is quoted
 PlanMaker = Callable[[Ssh, Target], GpuPlan]
 
 
@@ -111,8 +112,9 @@ def _say_finding(number: int, found: Recognised, target: Target, redact: Redacto
     for step in signature.steps:
         where = "on the host:" if step.where == "host" else "here:"
         said.append((f"     -> {where:<12} {step.typed(target.argument, target.settings.data_root)}", ""))
-    said += [(f"     seen: {_quote(evidence, redact)}", "dim") for evidence in found.evidence]
-    return said
+    said += [(f"     seen: {_quote(evidence, redact)}", "dim") for evidence in found.evidence[:QUOTED]]
+    more = [evidence.source for evidence in found.evidence[QUOTED:]]
+    return said + ([(f"     also in: {', '.join(more)}", "dim")] if more else [])
 
 
 def _quote(evidence: Evidence, redact: Redactor) -> str:

@@ -641,6 +641,12 @@ def test_a_known_failure_is_explained_with_commands_and_evidence(
     assert KNOWN.comfyui.password_bcrypt not in said and "BUNDLE=1" in said and not bundles(tmp_path)
 
 
+def test_evidence_in_many_sources_is_quoted_from_three(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("kernel", "docker-daemon", "log-comfyui-qwen", "log-forge-turbo", "apt-terminal")
+    _, said = doctor(monkeypatch, tmp_path, {**WELL, **dict.fromkeys(names, "write failed: No space left on device")})
+    assert said.count("seen: ") == 3 and "also in: log-forge-turbo, apt-terminal" in said
+
+
 def test_unknown_trouble_is_packed_and_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = {
         **WELL,
