@@ -227,9 +227,25 @@ def _unmet(text: str) -> Finding | None:
     )
 
 
+def _module(text: str) -> Finding | None:
+    found = re.search(
+        r"Bad return status for module build on kernel: (\S+)[^\n]*\n\s*Consult /var/lib/dkms/([^/\s]+)/([^/\s]+)/",
+        text,
+    )
+    if found is None:
+        return None
+    kernel, name, version = found.groups()
+    return Finding(
+        f"the kernel module {name} {version} does not build for kernel {kernel}, and until it does or is gone apt fails at everything",
+        # The kernel's own installation is unfinished as well: it may have no initrd yet.
+        f"before any restart remove its package (`dpkg -S /usr/src/{name}-{version}` names it), then {SAME_COMMAND}",
+    )
+
+
 _JUDGES: tuple[Callable[[str], Finding | None], ...] = (
     _held,
     _full,
+    _module,
     _other_version,
     _tampered,
     _unreachable,

@@ -9,6 +9,19 @@ from atelier.gpu.plan import Driver
 from stages.operations import entries, held, packages, removed, repository, unless
 
 
+@deploy("Former driver")
+def make_way(deployment: Deployment) -> None:
+    """Remove a driver that is to be replaced, once the repository of the next one is there.
+
+    Before anything else is done with packages: one whose module did not build makes apt fail at everything.
+    """
+    if wanted := deployment.gpu.driver:
+        if wanted.repository:
+            repository(name=f"Add the repository {wanted.repository.name}", repository=wanted.repository)
+        if wanted.remove:
+            removed(name=f"Remove {', '.join(wanted.remove)}", names=wanted.remove)
+
+
 @deploy("Driver")
 def driver(deployment: Deployment) -> None:
     """The driver, and what keeps it as it is. What needs a restart to work is started after it."""
@@ -34,10 +47,6 @@ def driver(deployment: Deployment) -> None:
 
 
 def _install(wanted: Driver) -> None:
-    if wanted.repository:
-        repository(name=f"Add the repository {wanted.repository.name}", repository=wanted.repository)
-    if wanted.remove:
-        removed(name=f"Remove {', '.join(wanted.remove)}", names=wanted.remove)
     if wanted.headers:
         packages(name="Install the kernel's headers", names=wanted.headers)
     if wanted.pins:

@@ -84,6 +84,13 @@ KEY_GONE = "cp: cannot stat '/srv/mirror/key.asc': No such file or directory"
 HELPER = """Err:1 https://nvidia.github.io/libnvidia-container/gpgkey
   Could not resolve 'nvidia.github.io'
 E: Download Failed"""
+DKMS = """Failed command:
+env NV_VERBOSE=1 make -j2 modules KERNEL_UNAME=6.12.117+deb13-amd64
+
+Error! Bad return status for module build on kernel: 6.12.117+deb13-amd64 (x86_64)
+Consult /var/lib/dkms/nvidia-current-open/550.163.01/build/make.log for more information.
+
+Autoinstall on 6.12.117+deb13-amd64 failed for module(s) nvidia-current-open(10)."""
 
 MEANINGS = {
     "lists locked": (HELD_LISTS, "busy: process 1272 (unattended-upgr) holds its lock"),
@@ -119,11 +126,16 @@ MEANINGS = {
         "do not have the package nvidia-container-toolkit at version 1.20.2-1; they have 1.21.0-1, 1.17.7-1",
     ),
     "not at that version, and a foreign archive is broken": (FOREIGN_BROKEN_TOO, "they have 1.21.0-1, 1.17.7-1"),
+    "not at that version, and a foreign archive is not signed": (
+        f"{MANIPULATED}\n{NOT_AT_VERSION}",
+        "they have 1.21.0-1",
+    ),
     "no such package": ("E: Unable to locate package nvidia-x", "do not have the package nvidia-x"),
     "no candidate": (NO_CANDIDATE, "do not have the package nvidia-open"),
     "cache full": (FULL_CACHE, "disk is full (/var/cache/apt/archives/)"),
     "full while unpacking": (FULL_UNPACK, "disk is full: the packages were not installed"),
     "full while updating": (FULL_LISTS, "disk is full"),
+    "a module does not build": (DKMS, "nvidia-current-open 550.163.01 does not build for kernel 6.12.117+deb13-amd64"),
     "unmet dependencies": (UNMET, "nvidia-driver-cuda : Depends: libcuda1 (= 580.178.04-1) but 595.58.03-1"),
     "key gone from a folder": (KEY_GONE, "cannot fetch /srv/mirror/key.asc: No such file or directory"),
     "key's host unknown": (
@@ -141,7 +153,7 @@ def test_apt_s_trouble_becomes_one_message_with_a_remedy(output: str, problem: s
 
 
 def test_other_output_is_not_explained_away() -> None:
-    assert apt.explain(["Setting up nvidia-kernel-open-dkms ...", "Error! Bad return status for module build"]) is None
+    assert apt.explain(["Setting up nvidia-kernel-open-dkms ...", "Error! Something else"]) is None
 
 
 @pytest.mark.parametrize(
