@@ -74,10 +74,14 @@ exit 1
 
 
 def remove_script(names: Sequence[str]) -> str:
-    """Remove packages; their settings stay."""
+    """Remove packages; their settings stay.
+
+    What was interrupted is finished as far as it goes: apt asks for that first, and it may be what is to be removed.
+    """
     quoted = " ".join(shlex.quote(name) for name in names)
     return f"""{WAIT}
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+[ -z "$(ls -A /var/lib/dpkg/updates)" ] || dpkg --configure -a --force-confold
 unhold=$(apt-mark showhold {quoted} 2>/dev/null); [ -z "$unhold" ] || apt-mark -q unhold $unhold
 apt-get remove -q -y {quoted}
 """

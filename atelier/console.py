@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 HEARTBEAT = 30  # seconds after which a step without a terminal says that it is still at work
+WAITING = "waiting for "
+"""How a step's output begins that says whom it waits for; other output may hold what belongs in no log."""
 
 
 class Narrator:
@@ -86,7 +88,8 @@ class Narrator:
                 self._live.update(Text(f"{step} ({now - self._started:.0f} s) {self._output[:room]}"))
             elif now - self._silent_since >= HEARTBEAT:
                 self._silent_since = now
-                self.console.print(f"    ... {step}: {now - self._started:.0f} s so far", style="dim")
+                waiting = f"; {self._output}" if self._output.startswith(WAITING) else ""
+                self.console.print(Text(f"    ... {step}: {now - self._started:.0f} s so far{waiting}", style="dim"))
 
 
 def fail(message: str) -> None:

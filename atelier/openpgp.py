@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from atelier.errors import AtelierError
 
 ARMOUR = re.compile(
-    rb"\A\s*-----BEGIN PGP PUBLIC KEY BLOCK-----[ \t]*\r?\n(?P<headers>(?:[A-Za-z]+: [^\n]*\n)*)[ \t]*\r?\n"
+    rb"\s*-----BEGIN PGP PUBLIC KEY BLOCK-----[ \t]*\r?\n(?P<headers>(?:[A-Za-z]+: [^\n]*\n)*)[ \t]*\r?\n"
     rb"(?P<data>[A-Za-z0-9+/\s]+={0,2}\s*?)(?:\n=(?P<checksum>[A-Za-z0-9+/]{4}))?\s*-----END PGP PUBLIC KEY BLOCK-----\s*\Z"
 )
 PUBLIC_KEY = 6

@@ -15,11 +15,10 @@ def make_way(deployment: Deployment) -> None:
 
     Before anything else is done with packages: one whose module did not build makes apt fail at everything.
     """
-    if wanted := deployment.gpu.driver:
-        if wanted.repository:
-            repository(name=f"Add the repository {wanted.repository.name}", repository=wanted.repository)
-        if wanted.remove:
-            removed(name=f"Remove {', '.join(wanted.remove)}", names=wanted.remove)
+    wanted = deployment.gpu.driver
+    if wanted and wanted.remove:
+        _add_repository(wanted)
+        removed(name=f"Remove {', '.join(wanted.remove)}", names=wanted.remove)
 
 
 @deploy("Driver")
@@ -46,7 +45,13 @@ def driver(deployment: Deployment) -> None:
             unless(name=f"Start {unit}", probe=host.runs(unit), script=host.run_script(unit))
 
 
+def _add_repository(wanted: Driver) -> None:
+    if wanted.repository:
+        repository(name=f"Add the repository {wanted.repository.name}", repository=wanted.repository)
+
+
 def _install(wanted: Driver) -> None:
+    _add_repository(wanted)  # only now on a host that has nothing to remove: it may have lacked certificates before
     if wanted.headers:
         packages(name="Install the kernel's headers", names=wanted.headers)
     if wanted.pins:

@@ -39,11 +39,13 @@ class Told:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands: list[str] = []
+        self.sent: list[bytes] = []
         self.answers: dict[str | re.Pattern[str], object] = {}
         original = FakeConnector.run_shell_command
 
         def recorded(connector: FakeConnector, command: object, *arguments: object, **more: object) -> object:
             self.commands.append(command if isinstance(command, str) else command.get_raw_value())
+            self.sent.append(more.get("_stdin") or b"")
             return original(connector, command, *arguments, **more)
 
         monkeypatch.setattr(FakeConnector, "run_shell_command", recorded)
@@ -104,6 +106,7 @@ def test_a_key_that_is_missing_or_wrong_is_replaced(told: Told, installed: bytes
     }
     assert told.run(add_repository) == ["repository"]
     assert installs(told.commands)[0] == KEYRING
+    assert GOOD.content in told.sent  # binary, as apt expects it by the name
 
 
 def test_a_key_that_its_users_may_not_read_is_written_again_and_not_fetched(told: Told) -> None:
@@ -187,7 +190,6 @@ def carry_out(told: Told, stage: Callable[[Deployment], None], plan: GpuPlan) ->
 def test_a_driver_is_installed_in_the_order_that_survives_a_power_cut(told: Told) -> None:
     assert carry_out(told, gpu.driver, replace(PLAN, load=True)) == [
         "Add the repository x",
-        "Remove old",
         "Install the kernel's headers",
         "Pin the driver to branch 580",
         "Install the driver 580, open modules",
@@ -196,6 +198,15 @@ def test_a_driver_is_installed_in_the_order_that_survives_a_power_cut(told: Told
         "Bring the initramfs up to date",
         "Load the driver",
     ]
+
+
+def test_a_driver_that_is_replaced_goes_once_the_next_one_can_come(told: Told) -> None:
+    assert carry_out(told, gpu.make_way, PLAN) == ["Add the repository x", "Remove old"]
+
+
+@pytest.mark.parametrize("driver", [None, replace(PLAN.driver, remove=())])
+def test_nothing_makes_way_where_nothing_is_replaced(told: Told, driver: Driver | None) -> None:
+    assert carry_out(told, gpu.make_way, replace(PLAN, driver=driver)) == []
 
 
 def test_an_adopted_driver_keeps_its_packages_and_gets_the_rest(told: Told) -> None:
