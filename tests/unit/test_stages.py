@@ -26,7 +26,7 @@ from atelier.gpu.plan import Driver, GpuPlan
 from atelier.hostfacts import HostFacts
 from atelier.settings import build_settings
 from atelier.tree import File
-from stages import gpu, operations
+from stages import docker, gpu, operations
 
 KEYRING = "/usr/share/keyrings/atelier-x.gpg"
 SOURCE = File("/etc/apt/sources.list.d/atelier-x.list", b"deb [signed-by=...] https://mirror/x /\n")
@@ -236,3 +236,13 @@ def test_cdi_must_know_the_gpu_of_every_service(told: Told) -> None:
     assert carry_out(told, gpu.toolkit, plan)[-1] == "Have CDI know the GPU of every service"
     probe = next(command for command in told.commands if "cdi list" in command and "restart" not in command)
     assert "nvidia.com/gpu=GPU-1" in probe and "nvidia.com/gpu=GPU-2" in probe
+
+
+def test_docker_s_key_is_compared_with_the_lock_before_the_host_trusts_it(told: Told) -> None:
+    told.answers = content("/run/atelier/keys/docker.key", KEY.encode())
+    facts = HostFacts(os_id="debian", os_codename="bookworm", architecture="amd64")
+    deployment = Deployment(build_settings([]), facts, CREDENTIALS, (), (), "double")
+    with pytest.raises(AtelierError, match=f"{FINGERPRINT}, expected 9DC858229FC7DD38854AE2D88D81803C0EBFCD88"):
+        told.run(lambda state: add_deploy(state, docker.engine, deployment))
+    assert any("download-file https://download.docker.com/linux/debian/gpg " in command for command in told.commands)
+    assert installs(told.commands) == []
