@@ -138,7 +138,7 @@ def cut_power() -> None:
         time.sleep(0.1)
 
 
-def wait_for(script: str, seconds: int = 40) -> None:
+def wait_for(script: str, seconds: int = 90) -> None:
     deadline = time.monotonic() + seconds
     while ssh_answers(script) is False:
         assert time.monotonic() < deadline, f"not within {seconds} s: {script}"
@@ -208,7 +208,7 @@ systemd-run --quiet --collect --unit slow-upgrade python3 /run/holder/slow-upgra
 
 
 def test_a_held_lock_is_waited_for_and_then_its_holder_is_named() -> None:
-    root(HOLD_THE_LOCK % 3)
+    root(HOLD_THE_LOCK % 6)
     waited = root(f"{apt.WAIT}\necho free")
     assert "waiting for the host's package manager: " in waited and waited.endswith("free")
     root((HOLD_THE_LOCK % 30) + "echo 'DPkg::Lock::Timeout \"2\";' >/etc/apt/apt.conf.d/99short")
