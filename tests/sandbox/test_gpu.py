@@ -152,9 +152,7 @@ def ssh_answers(script: str) -> bool:
         return False
 
 
-WITH_ANOTHER_MIRROR = (
-    f"rm -rf /root/mirror; cp -a {MIRROR} /root/mirror; cd /root/mirror; %s; mount --bind /root/mirror {MIRROR}"
-)
+WITH_ANOTHER_MIRROR = f"rm -rf /var/tmp/mirror; cp -a {MIRROR} /var/tmp/mirror; cd /var/tmp/mirror; %s; mount --bind /var/tmp/mirror {MIRROR}"
 THE_MIRROR_AGAIN = f"umount {MIRROR}"
 FAULTS = {
     "another key": (
