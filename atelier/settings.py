@@ -203,7 +203,8 @@ class Settings(_Model):
     docker: DockerSettings = DockerSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     minimum_disk_gb: Annotated[int, Field(ge=1)] = Field(
-        90, description="Least free space before a first deploy; what it really needs is added up and asked for beside it."
+        90,
+        description="Least free space before a first deploy; what it really needs is added up and asked for beside it.",
     )
     minimum_memory_gb: Annotated[int, Field(ge=1)] = Field(30, description="Memory that preflight asks for.")
 
