@@ -111,7 +111,7 @@ def deploy(
         if outcome.restart:
             raise AtelierError(
                 f"{target.name} was restarted and must be again: {outcome.restart}",
-                operate.command("doctor", target) + " looks for the cause",
+                f"{target.command('doctor')} looks for the cause",
             )
         narrator.say(
             f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
@@ -176,7 +176,7 @@ def explain_gpu(
     from atelier.gpu import explain
 
     def tell(found: HostFacts, settings: Settings) -> int:
-        print(explain.facts_json(found) if show_facts else explain.explain(found, settings))
+        print(explain.facts_json(found) if show_facts else explain.explain(found, settings), end="")
         return 0 if show_facts or plan_gpu(found, settings).action != "refuse" else 1
 
     def action(target: Target, narrator: Narrator) -> int:

@@ -84,15 +84,18 @@ def print_gpu_plan(plan: GpuPlan, narrator: Narrator) -> None:
     """What is to be done about the GPU and why. What stands in the way is preflight's to tell."""
     if plan.action in ("adopt", "install"):
         narrator.say(f"  GPU: {plan.action}: {'; '.join(plan.reasons)}")
+        narrator.say(f"  GPU: the images get PyTorch for {plan.torch}")
+    if plan.driver:
+        packages = (*plan.driver.headers, *plan.driver.pins, *plan.driver.packages)
+        narrator.say(f"  GPU: packages to install: {' '.join(packages)}; to hold: {' '.join(plan.holds)}")
+        if plan.driver.remove:
+            narrator.say(f"  GPU: packages to remove: {' '.join(plan.driver.remove)}")
+    for service, uuid in (plan.gpus or {}).items():
+        narrator.say(f"  GPU: {service} gets {uuid}")
     for note in plan.notes:
         narrator.say(f"  GPU: {note}")
     if plan.reboot:
         narrator.say(f"  GPU: the host must be restarted: {plan.reboot}", style="yellow")
-
-
-def command(name: str, target: Target) -> str:
-    """A make command as it is typed for this target."""
-    return f"make {name} {target.argument}".strip()
 
 
 def quick_verify(target: Target, narrator: Narrator) -> int:

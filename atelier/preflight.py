@@ -8,7 +8,7 @@ from atelier import SCHEMA
 from atelier.apt import Repository
 from atelier.deployment import Deployment, docker_conflicts, merged_daemon_json, uses_docker_ce
 from atelier.errors import AtelierError, Finding
-from atelier.gpu.plan import GpuPlan
+from atelier.gpu.plan import GpuPlan, host_refusals
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild
 from atelier.settings import Settings
@@ -48,7 +48,7 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
         *_memory(facts, settings),
         *_network(facts, settings),
         *_docker(facts, settings),
-        *deployment.gpu.refusals,
+        *(deployment.gpu.refusals if deployment.gpu.action != "none" else host_refusals(facts)),
         *_sources(unreachable),
     ]
 
@@ -71,13 +71,6 @@ def _system(facts: HostFacts, now: float) -> list[Finding]:
         found.append(
             Finding(
                 f"{facts.os_name or 'this system'} is not supported", f"use one of: {', '.join(SUPPORTED.values())}"
-            )
-        )
-    if facts.architecture != "amd64":
-        found.append(
-            Finding(
-                f"architecture {facts.architecture} is not supported: the images are made of wheels for amd64",
-                "use a machine with amd64",
             )
         )
     if abs(facts.clock - now) > CLOCK_TOLERANCE:
@@ -279,8 +272,6 @@ def _overlap(address: str, bind: ipaddress.IPv4Address | ipaddress.IPv6Address) 
 
 def _docker(facts: HostFacts, settings: Settings) -> list[Finding]:
     found = []
-    if facts.snap_docker:
-        found.append(Finding("Docker is installed as a snap, which cannot use the GPU runtime", "snap remove docker"))
     try:
         merged_daemon_json(facts.daemon_json, settings)
     except AtelierError as error:

@@ -31,6 +31,10 @@ class Target:
         accept = self.kind == "sandbox" or os.environ.get("ACCEPT_NEW_HOST_KEY") == "1"
         return Ssh(self.destination, accept_new_host_key=accept)
 
+    def command(self, name: str) -> str:
+        """A make command as it is typed for this target."""
+        return f"make {name} {self.argument}".strip()
+
     def headline(self) -> str:
         """The first line that every command prints."""
         if self.kind == "sandbox":

@@ -126,7 +126,7 @@ def bring_about(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narr
         if deployment.gpu.action == "install" or deployment.gpu.load or deployment.gpu.reboot:
             apply(ssh, deployment, narrator, changed, deploy.driver)
             deployment = lifecycle.decide_again(target, ssh, deployment)
-            if deployment.gpu.load and not deployment.gpu.reboot:  # what was just installed
+            if deployment.gpu.load:  # what was just installed
                 apply(ssh, deployment, narrator, changed, deploy.driver)
                 deployment = lifecycle.decide_again(target, ssh, deployment)
             _require_driver(target, deployment.gpu)
@@ -147,7 +147,7 @@ def _require_driver(target: Target, plan: GpuPlan) -> None:
     if plan.gpus is None and not plan.reboot:
         raise AtelierError(
             f"the driver is installed on {target.name} and does not answer: {'; '.join(plan.reasons)}",
-            f"atelier doctor --host {target.name} looks for the cause",
+            f"{target.command('doctor')} looks for the cause",
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from atelier.errors import Finding
 from atelier.gpu import driver as routes
-from atelier.gpu.cards import FLOOR, UNKNOWN, best_flavour, dark, title, version
+from atelier.gpu.cards import FLOOR, UNKNOWN, best_flavour, dark, modules, title, version
 from atelier.gpu.driver import Driver
 from atelier.gpu.facts import Flavour, GpuFacts, KernelModule
 from atelier.gpu.inventory import Cards
@@ -104,10 +104,10 @@ def _adopted(gpu: GpuFacts, cards: Cards, reason: str, notes: tuple[str, ...]) -
     if gpu.devices:
         waiting = ("/run/reboot-required exists; the GPU does not need that restart",) if gpu.reboot_required else ()
         return replace(adopted, notes=notes + waiting)
-    if not gpu.loaded.version:
-        return replace(adopted, load=True, reboot=_pending(gpu))
     if gpu.reboot_required:
         return replace(adopted, reboot=_pending(gpu))
+    if not gpu.loaded.version:
+        return replace(adopted, load=True)
     said = gpu.smi_error or "lists no GPU"
     problem = f"driver {present.version} is loaded and nvidia-smi says: {said}"
     remedy = "restart the host; if that does not help, `make doctor` looks for the cause"
@@ -192,9 +192,7 @@ def _install(facts: HostFacts, settings: Settings, cards: Cards) -> Outcome:
     ]
     if not debian and settings.gpu.driver_repository:
         notes.append("gpu.driver_repository is not used: on Ubuntu the driver comes from the archive")
-    return Outcome(
-        tuple(reasons), notes=tuple(notes), driver=driver, load=not _bound_to_nouveau(gpu, cards), reboot=reboot
-    )
+    return Outcome(tuple(reasons), notes=tuple(notes), driver=driver, load=not reboot, reboot=reboot)
 
 
 def _why_install(gpu: GpuFacts, cards: Cards) -> str:
@@ -211,7 +209,9 @@ def _why_install(gpu: GpuFacts, cards: Cards) -> str:
 def _why_flavour(cards: Cards, flavour: Flavour) -> str:
     if flavour == "proprietary":
         return "proprietary modules: a card before Turing needs them, and 580 is their last branch for it"
-    return "open modules: every card that it drives is Turing or later"
+    if any("proprietary" not in modules(card) for card in cards.usable):
+        return "open modules: Blackwell and later cards need them"
+    return "open modules: every card is Turing or later"
 
 
 def _why_reboot(facts: HostFacts, cards: Cards, driver: Driver) -> str:

@@ -92,7 +92,7 @@ def kernel_flavour(kernel: str) -> str:
 def debian_headers(kernel: str) -> tuple[str, ...]:
     """Headers of the running kernel, and the metapackage that brings those of the next; Debian has none for a foreign kernel."""
     flavour = kernel_flavour(kernel)
-    known = re.fullmatch(r"((cloud|rt)-)?(amd64|arm64)(-16k)?", flavour)
+    known = re.fullmatch(r"((cloud|rt)-)?amd64", flavour)
     return (f"linux-headers-{kernel}", *((f"linux-headers-{flavour}",) if known else ()))
 
 
@@ -121,7 +121,7 @@ def debian_repository(facts: HostFacts, settings: Settings) -> Repository | None
     if settings.gpu.driver_repository:
         return mirrored("nvidia-driver", settings.gpu.driver_repository, contrib)
     release, key = DEBIAN[facts.os_codename]
-    url = f"{NVIDIA}/{release}/{'sbsa' if facts.architecture == 'arm64' else 'x86_64'}"
+    url = f"{NVIDIA}/{release}/x86_64"
     if enabled(facts.gpu, url):
         return None
     return repository("nvidia-driver", url, f"{url}/{key}", lock().driver_key, contrib)

@@ -91,8 +91,6 @@ def _hardware_findings(gpu: GpuFacts, usable: Sequence[PciGpu]) -> list[Finding]
 def _hardware_notes(facts: HostFacts, usable: Sequence[PciGpu]) -> list[str]:
     gpu = facts.gpu
     notes = [f"{title(card)} is bound to vfio-pci and not used" for card in gpu.pci if card.driver == "vfio-pci"]
-    if facts.architecture == "arm64":
-        notes.append("arm64: the images are made of wheels for amd64, so a deploy goes no further")
     if gpu.container == "wsl":
         notes.append("under WSL2 containers are given nvidia.com/gpu=all: the toolkit knows no UUID there")
     elif gpu.container:

@@ -59,8 +59,14 @@ def plan_gpu(facts: HostFacts, settings: Settings) -> GpuPlan:
     present = bool(cards.usable or gpu.devices)
     outcome = fabric.complete(facts, settings, decide(facts, settings, cards)) if present else Outcome()
     torch = cards.variant(outcome.runs) or "cu130"
-    notes = (*cards.notes, *outcome.notes, *_repository_notes(gpu, outcome), *toolkit.notes(gpu), *_docker_notes(facts))
-    refusals = (*cards.findings, *outcome.findings, *toolkit.refusals(gpu), *_docker_refusals(facts))
+    notes = (*cards.notes, *outcome.notes, *_repository_notes(gpu, outcome), *toolkit.notes(gpu))
+    refusals = (
+        *cards.findings,
+        *outcome.findings,
+        *toolkit.refusals(gpu),
+        *_docker_refusals(facts),
+        *host_refusals(facts),
+    )
     if refusals:
         return GpuPlan("refuse", torch, outcome.reasons, notes, refusals)
     names = _driver_packages(gpu, outcome.driver)
@@ -121,6 +127,22 @@ def _docker(facts: HostFacts) -> tuple[str, str]:
     return "", ""
 
 
+def host_refusals(facts: HostFacts) -> list[Finding]:
+    """What nothing about a GPU can make good. No architecture: a file of facts that leaves it out."""
+    found = []
+    if facts.architecture not in ("", "amd64"):
+        problem = f"architecture {facts.architecture} is not supported: the images are made of wheels for amd64"
+        found.append(Finding(problem, "use a machine with amd64"))
+    if facts.snap_docker:
+        found.append(
+            Finding(
+                "Docker is installed as a snap, which cannot give GPUs to containers",
+                "on the host: snap remove docker (its containers and images go with it), then deploy again",
+            )
+        )
+    return found
+
+
 def _docker_refusals(facts: HostFacts) -> list[Finding]:
     name, installed = _docker(facts)
     if not name or version(installed) >= (25,):
@@ -131,10 +153,3 @@ def _docker_refusals(facts: HostFacts) -> list[Finding]:
             f"upgrade it: apt-get install {name} docker-ce-cli containerd.io",
         )
     ]
-
-
-def _docker_notes(facts: HostFacts) -> list[str]:
-    name, installed = _docker(facts)
-    if not name or not (25,) <= version(installed) < (28, 2):
-        return []
-    return [f"Docker {installed} does not restart containers with GPUs after a boot (moby 49989); 28.2 does"]

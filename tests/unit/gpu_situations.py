@@ -207,13 +207,7 @@ SITUATIONS: dict[str, Situation] = {
     ),
     "arm64 on Debian": Situation(
         debian(GpuFacts(pci=cards(HOPPER), kernel="6.12.41+deb13-arm64"), architecture="arm64"),
-        replace(
-            ON_DEBIAN,
-            source="repos/debian13/sbsa/",
-            toolkit_source="stable/deb/arm64/",
-            headers=("linux-headers-6.12.41+deb13-arm64", "linux-headers-arm64"),
-            notes=("arm64: the images are made of wheels for amd64",),
-        ),
+        Plan("refuse", refusals=(("architecture arm64 is not supported", "amd64"),)),
     ),
     "a bare Ubuntu 24.04 with an Ada card": Situation(
         ubuntu(GpuFacts(pci=cards(ADA))),
@@ -691,7 +685,8 @@ SITUATIONS: dict[str, Situation] = {
         Plan("adopt", "cu130", gpus={"comfyui": "all", "forge": "all"}, notes=("under WSL2",), units=(), holds=()),
     ),
     "WSL2 where nothing tells the driver's version": Situation(
-        ubuntu(GpuFacts(container="wsl", devices=listed(ADA))), Plan("adopt", "cu130", notes=("version is not known",))
+        ubuntu(GpuFacts(container="wsl", devices=listed(ADA))),
+        Plan("adopt", "cu130", notes=("version is not known",), gpus={"comfyui": "all", "forge": "all"}),
     ),
     "WSL2 with an old driver in Windows and a Blackwell card": Situation(
         ubuntu(GpuFacts(container="wsl", devices=listed(BLACKWELL), loaded=KernelModule("572.16"))),
@@ -1031,7 +1026,7 @@ SITUATIONS: dict[str, Situation] = {
     ),
     "Debian 13's own Docker 26": Situation(
         debian(running("580.95.05", "open", ADA, packages=network()), packages={"docker.io": "26.1.5+dfsg1-9+b4"}),
-        replace(ADOPTED, notes=("moby 49989",)),
+        ADOPTED,
     ),
     "a Docker that restarts containers with GPUs": Situation(
         debian(
@@ -1040,8 +1035,9 @@ SITUATIONS: dict[str, Situation] = {
         replace(ADOPTED, gpus={"comfyui": UUID, "forge": SECOND}, no_notes=True),
         service(comfyui="0", forge="1"),
     ),
-    "a snap Docker, which preflight reports": Situation(
-        ubuntu(running("580.95.05", "open", ADA, packages=archive()), snap_docker=True), ADOPTED
+    "a snap Docker": Situation(
+        ubuntu(running("580.95.05", "open", ADA, packages=archive()), snap_docker=True),
+        Plan("refuse", refusals=(("Docker is installed as a snap", "snap remove docker"),)),
     ),
     "several troubles at once": Situation(
         debian(
