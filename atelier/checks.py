@@ -20,7 +20,8 @@ class Check:
     """One thing that is proven.
 
     requirement: what must be true; numbers are lines of the list of known failures. hint: what to do when it is red.
-    service, profile: it exists only where that service is deployed, or under that profile (a simulated GPU is one). quick: part of QUICK=1.
+    service, profile: it exists only where that service is deployed, or under that profile: `gpu` (a simulated one too),
+    `cuda` (one that computes), `cpu`. quick: part of QUICK=1.
     optional: may be skipped without making the verdict incomplete.
     """
 
@@ -29,7 +30,7 @@ class Check:
     requirement: str
     hint: str
     service: Literal["comfyui", "forge"] | None = None
-    profile: Literal["gpu", "cpu"] | None = None
+    profile: Literal["gpu", "cuda", "cpu"] | None = None
     quick: bool = True
     optional: bool = False
 
@@ -119,6 +120,13 @@ CATALOGUE: tuple[Check, ...] = (
         "GPUs by UUID through CDI, also after a daemon-reload (16, 18)",
         "see `nvidia-ctk cdi list` and `journalctl -u docker` on the host, and `make doctor`; then `make deploy`",
         profile="gpu",
+    ),
+    Check(
+        "gpu.torch",
+        "PyTorch in each application computes on its GPU",
+        "images whose PyTorch fits driver and card (10, 16)",
+        "see `make plan` for the PyTorch that fits, and `make doctor`",
+        profile="cuda",
     ),
     *_for_services(
         "access.{service}.healthz", "{name}: /healthz says up", "a public state that says nothing else", _LOGS
@@ -241,8 +249,8 @@ CATALOGUE: tuple[Check, ...] = (
 def existing(settings: Settings) -> list[Check]:
     """The checks that exist for a host with these settings, in the order in which they run."""
     enabled = settings.enabled()
-    profile = "cpu" if settings.profile == "cpu" else "gpu"
-    checks = [check for check in CATALOGUE if check.service in (None, *enabled) and check.profile in (None, profile)]
+    profiles = {"cpu": ("cpu",), "gpu-simulated": ("gpu",), "gpu": ("gpu", "cuda")}[settings.profile]
+    checks = [check for check in CATALOGUE if check.service in (None, *enabled) and check.profile in (None, *profiles)]
     return sorted(checks, key=lambda check: GROUPS.index(check.group))
 
 

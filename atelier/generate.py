@@ -11,7 +11,7 @@ from atelier.comfyui import ComfyUI, Progress, prepare
 from atelier.errors import AtelierError
 from atelier.forge import Forge
 from atelier.target import Target
-from atelier.verify import doubles_used, read_deployed, services, trust
+from atelier.verify import read_deployed, services, trust
 
 Say = Callable[[str], object]
 
@@ -39,7 +39,7 @@ def generate(target: Target, prompt: str, image: Path | None, service: str, say:
         )
     ssh = target.ssh()
     ssh.connect()
-    if doubles_used(read_deployed(ssh, target.settings.data_root)):
+    if read_deployed(ssh, target.settings.data_root)["sources"] == "double":
         say("Doubles stand in for ComfyUI and Forge: the image is a test pattern, no model made it.")
     elif target.kind == "sandbox":
         say("The weights are random numbers: the image will show nothing.")

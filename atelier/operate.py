@@ -12,6 +12,7 @@ from atelier import paths
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan
+from atelier.report import stand_ins
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target, sandbox_target
@@ -54,19 +55,17 @@ def connected(target: Target, narrator: Narrator) -> Ssh:
     return ssh
 
 
-DOUBLES = "Doubles stand in for ComfyUI and Forge here; the real applications are not on this machine."
-
-
 def require_up(target: Target, narrator: Narrator) -> None:
-    """Says so when doubles are deployed there. Raises AtelierError when the sandbox does not run."""
+    """Says what there is not the real thing. Raises AtelierError when the sandbox does not run."""
     from sandbox import machine
 
     if target.kind != "sandbox":
         return
     if machine.get(target.name) is None:
         raise AtelierError(f"the sandbox `{target.name}` is not running", "make deploy")
-    if '"sources": "double"' in target.ssh().run(f"cat {target.settings.state_dir()}/deployed.json").stdout:
-        narrator.say(DOUBLES, style="yellow")
+    deployed = target.ssh().run(f"cat {target.settings.state_dir()}/deployed.json")
+    for sentence in stand_ins(json.loads(deployed.stdout)) if deployed.status == 0 else []:
+        narrator.say(sentence, style="yellow")
 
 
 def print_findings(findings: list[Finding], narrator: Narrator) -> None:

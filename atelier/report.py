@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +116,19 @@ def _redact(value: Any, forms: list[str]) -> Any:
     return [_redact(item, forms) for item in value] if isinstance(value, list) else value
 
 
+def stand_ins(deployed: Mapping[str, object]) -> list[str]:
+    """A sentence for each thing that is not the real one, by what was deployed; empty where all is real."""
+    found = {
+        "Doubles stand in for ComfyUI and Forge: this proves the deployment, not the applications.": (
+            deployed.get("sources") == "double"
+        ),
+        "The GPU is simulated: this proves how it is given to containers; nothing is computed on it.": (
+            deployed.get("profile") == "gpu-simulated"
+        ),
+    }
+    return [sentence for sentence, stands_in in found.items() if stands_in]
+
+
 def as_json(report: Report) -> str:
     """report.json."""
     return json.dumps(report.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
@@ -124,8 +137,8 @@ def as_json(report: Report) -> str:
 def as_markdown(report: Report, line: str) -> str:
     """report.md: the verdict and what matters first, what is not green next, then everything. line: the headline."""
     text = [f"# {report.host}: {report.verdict}", "", line, ""]
-    if report.doubles:
-        text += ["**Doubles stood in for ComfyUI and Forge: this proves the deployment, not the applications.**", ""]
+    for sentence in stand_ins(report.versions):
+        text += [f"**{sentence}**", ""]
     text += [f"{report.started} to {report.finished}", ""]
     attention = [check for check in report.checks if check.verdict in ("failed", "warning")]
     for check in attention:

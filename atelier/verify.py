@@ -26,7 +26,18 @@ from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.lifecycle import read_certificate
 from atelier.render import Certificate
-from atelier.report import CheckResult, Report, ReportImage, Verdict, headline, judge, publish, redact, timestamp
+from atelier.report import (
+    CheckResult,
+    Report,
+    ReportImage,
+    Verdict,
+    headline,
+    judge,
+    publish,
+    redact,
+    stand_ins,
+    timestamp,
+)
 from atelier.ssh import Ssh
 from atelier.target import Target
 
@@ -37,7 +48,6 @@ EXIT_STATUS: dict[Verdict, int] = {"passed": 0, "failed": 1, "incomplete": 3}
 
 CHECKS = paths.PROJECT / "tests" / "verify"
 STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim", "incomplete": "yellow"}
-DOUBLES = "Doubles stand in for ComfyUI and Forge: this proves the deployment, not the applications."
 PATIENCE = 15
 """Seconds that pytest gets to end after an interrupt."""
 
@@ -62,11 +72,6 @@ def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:
     if answer.status != 0:
         raise AtelierError(f"{ssh.destination.host}: nothing is deployed here", "run `make deploy` first")
     return dict(json.loads(answer.stdout))
-
-
-def doubles_used(deployed: dict[str, Any]) -> bool:
-    """Whether doubles stand in for the applications, or a simulation for the GPU."""
-    return deployed.get("sources") == "double" or deployed.get("profile") == "gpu-simulated"
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,9 @@ def verify(
     ssh.connect()
     deployed = read_deployed(ssh, target.settings.data_root)
     started = datetime.now(timezone.utc)
-    if doubles_used(deployed):
-        say(DOUBLES, "yellow")
+    unreal = stand_ins(deployed)
+    for sentence in unreal:
+        say(sentence, "yellow")
     with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as reach:
         work = Path(folder)
         secrets = secret_strings(known, reach.certificate)
@@ -161,29 +167,32 @@ def verify(
             started=timestamp(started),
             finished=timestamp(datetime.now(timezone.utc)),
             verdict="incomplete" if run.interrupted and verdict == "passed" else verdict,
-            doubles=doubles_used(deployed),
+            doubles=bool(unreal),
             checks=results,
             versions=_versions(ssh, deployed) | run.versions,
             images=run.images,
         )
         place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
-    _conclude(report, place, required(selected), len(declared) - len(selected), say)
+    _conclude(report, place, required(selected), len(declared) - len(selected), unreal, say)
     return report
 
 
 def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
     lines = ssh.run(VERSIONS).stdout.splitlines()
     release = {"atelier": str(deployed.get("release")), "sources": str(deployed.get("sources"))}
+    release |= {"profile": str(deployed.get("profile"))}
     images = {f"image {name}": image["tag"] for name, image in deployed.get("images", {}).items()}
     return {name: value for name, _, value in (line.partition("=") for line in lines) if value} | release | images
 
 
-def _conclude(report: Report, place: Path, wanted: Collection[str], unselected: int, say: Say) -> None:
+def _conclude(
+    report: Report, place: Path, wanted: Collection[str], unselected: int, unreal: list[str], say: Say
+) -> None:
     if unselected:
         say(f"{unselected} further checks are not part of this run.", "dim")
     say(f"Report: {os.path.relpath(place)}/report.md", "")
-    if report.doubles:
-        say(DOUBLES, "yellow")
+    for sentence in unreal:
+        say(sentence, "yellow")
     say(f"Verdict: {report.verdict}. {headline(report, wanted)}", STYLES[report.verdict])
 
 

@@ -235,11 +235,18 @@ def test_checks_that_exist(profile, services):
 
 def test_gpu_checks_do_not_exist_without_a_gpu(monkeypatch):
     monkeypatch.setattr(
-        checks, "CATALOGUE", (Check("gpu.seen", "", "", "", profile="gpu"), Check("host.x", "", "", ""))
+        checks,
+        "CATALOGUE",
+        (
+            Check("gpu.seen", "", "", "", profile="gpu"),
+            Check("gpu.sums", "", "", "", profile="cuda"),
+            Check("host.x", "", "", ""),
+        ),
     )
     monkeypatch.setattr(checks, "GROUPS", ("host", "gpu"))
     assert [check.id for check in existing(Settings(profile="cpu"))] == ["host.x"]
-    assert [check.id for check in existing(Settings(profile="gpu"))] == ["host.x", "gpu.seen"]
+    assert [check.id for check in existing(Settings(profile="gpu"))] == ["host.x", "gpu.seen", "gpu.sums"]
+    assert [check.id for check in existing(Settings(profile="gpu-simulated"))] == ["host.x", "gpu.seen"]
 
 
 SOME = [

@@ -147,8 +147,21 @@ def test_junit_is_well_formed(tmp_path):
     assert "<&>" in suite.find("testcase[@name='a.y']/failure").text
 
 
-def test_markdown_says_doubles_and_survives_pipes():
-    text = as_markdown(report(result("a.x", "failed", "one | two\nthree"), verdict="failed", doubles=True), "the line")
+@pytest.mark.parametrize(
+    "deployed,said",
+    [
+        ({"sources": "double", "profile": "cpu"}, ["Doubles stand in"]),
+        ({"sources": "upstream", "profile": "gpu-simulated"}, ["GPU is simulated"]),
+        ({"sources": "double", "profile": "gpu-simulated"}, ["Doubles stand in", "GPU is simulated"]),
+        ({"sources": "upstream", "profile": "gpu"}, []),
+    ],
+)
+def test_markdown_says_what_is_not_the_real_thing(deployed, said):
+    text = as_markdown(report(versions=deployed), "the line")
+    assert [phrase for phrase in ("Doubles stand in", "GPU is simulated") if phrase in text] == said
+
+
+def test_markdown_survives_pipes():
+    text = as_markdown(report(result("a.x", "failed", "one | two\nthree"), verdict="failed"), "the line")
     assert text.startswith("# gpu1: failed\n\nthe line\n")
-    assert "Doubles stood in" in text and "Doubles stood in" not in as_markdown(report(), "")
     assert "| one \\| two three |" in text
