@@ -7,7 +7,7 @@ from stages import credentials, docker, gpu, host, images, models, services, sta
 def driver(deployment: Deployment) -> None:
     """What comes before the rest can be decided: only a running driver tells the GPUs' UUIDs, and it may take a restart."""
     state.declare(deployment)
-    gpu.make_way(deployment)
+    gpu.remove_former(deployment)
     host.base(deployment)
     gpu.driver(deployment)
 

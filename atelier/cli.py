@@ -96,10 +96,10 @@ def deploy(
         def attempt() -> provision.Outcome | None:
             with lifecycle.host_lock(ssh):
                 deployment = lifecycle.prepare(target, ssh, sources, narrator, only)
-                obstacles = lifecycle.find_obstacles(ssh, deployment, narrator)
+                obstacles = lifecycle.find_obstacles(ssh, deployment, narrator, waits_for_lock=True)
                 operate.print_findings(obstacles, narrator)
                 operate.print_gpu_plan(deployment.gpu, narrator)
-                return None if obstacles else provision.bring_about(target, ssh, deployment, narrator)
+                return None if obstacles else provision.deploy_with_driver(target, ssh, deployment, narrator)
 
         outcome = attempt()
         if outcome and outcome.restart:

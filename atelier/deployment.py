@@ -8,8 +8,7 @@ from typing import Any
 from atelier import SCHEMA, apt, render
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
-from atelier.gpu import devices
-from atelier.gpu import host as gpu_host
+from atelier.gpu import devices, upkeep
 from atelier.gpu.plan import GpuPlan
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
@@ -215,14 +214,14 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     projects = deployment.projects()
     entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets()]
     entries += [*APT_SETTINGS, render.loopback_guard(), *deployment.gpu.files]
-    gpu_units = [gpu_host.START_UNIT] if deployment.gpu.action != "none" else []
-    entries += gpu_host.boot_files() if gpu_units else ()
+    gpu_units = [upkeep.START_UNIT] if deployment.gpu.action != "none" else []
+    entries += upkeep.boot_files() if gpu_units else ()
     entries += [entry for project in projects for entry in project.entries]
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
     files |= {f"{state}/weights/{weight.sha256}" for weight in deployment.weights}
-    if gpu_host.module_settings(deployment.gpu.files):
-        files.add(gpu_host.initramfs_stamp(state))
+    if upkeep.module_settings(deployment.gpu.files):
+        files.add(upkeep.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):
         files |= {DOCKER_SOURCES, DOCKER_KEYRING}
     driver_repository = deployment.gpu.driver.repository if deployment.gpu.driver else None

@@ -9,7 +9,7 @@ from pyinfra.api import StringCommand, deploy, operation
 from atelier import deployment as decide
 from atelier import paths, render, sources
 from atelier.deployment import DAEMON_JSON, Deployment
-from atelier.gpu import host as gpu_host
+from atelier.gpu import upkeep
 from atelier.settings import Settings
 from atelier.tree import File
 from stages.operations import Lines, entries, packages, removed, repository, unless, whole
@@ -74,10 +74,10 @@ def engine(deployment: Deployment) -> None:
         "&& systemctl restart atelier-loopback-guard",
     )
     if deployment.gpu.action != "none":
-        entries(name="Order Docker after the making of the CDI specification", entries=gpu_host.boot_files())
+        entries(name="Order Docker after the making of the CDI specification", entries=upkeep.boot_files())
     packages(name="Install Docker", names=decide.docker_packages(facts))
     if deployment.gpu.action != "none":
-        unless(name="Let systemd know that order", probe=gpu_host.BOOT_FILES_KNOWN, script=gpu_host.READ_BOOT_FILES)
+        unless(name="Let systemd know that order", probe=upkeep.BOOT_FILES_KNOWN, script=upkeep.READ_BOOT_FILES)
     unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=RESTART)
     _networks(name="Create networks", networks=render.networks(deployment.settings))
 

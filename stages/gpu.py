@@ -4,13 +4,13 @@ from pyinfra.api import deploy
 
 from atelier import apt
 from atelier.deployment import Deployment
-from atelier.gpu import host
+from atelier.gpu import upkeep
 from atelier.gpu.plan import Driver
-from stages.operations import entries, held, packages, removed, repository, unless
+from stages.operations import entries, held, packages, removed, repository, unheld, unless
 
 
 @deploy("Former driver")
-def make_way(deployment: Deployment) -> None:
+def remove_former(deployment: Deployment) -> None:
     """Remove a driver that is to be replaced, once the repository of the next one is there.
 
     Before anything else is done with packages: one whose module did not build makes apt fail at everything.
@@ -31,18 +31,18 @@ def driver(deployment: Deployment) -> None:
         _install(plan.driver)
     held(name="Hold the driver's packages", names=plan.holds)
     entries(name="Keep nouveau and unattended upgrades away from the driver", entries=plan.files)
-    if settings := host.module_settings(plan.files):
-        stamp = host.initramfs_stamp(deployment.settings.state_dir())
+    if settings := upkeep.module_settings(plan.files):
+        stamp = upkeep.initramfs_stamp(deployment.settings.state_dir())
         unless(
             name="Bring the initramfs up to date",
-            probe=host.initramfs_probe(settings, stamp),
-            script=host.initramfs_script(settings, stamp),
+            probe=upkeep.initramfs_probe(settings, stamp),
+            script=upkeep.initramfs_script(settings, stamp),
         )
     if plan.load:
-        unless(name="Load the driver", probe=host.LOADED, script=host.LOAD)
+        unless(name="Load the driver", probe=upkeep.LOADED, script=upkeep.LOAD)
     if plan.gpus is not None:  # the driver runs
         for unit in plan.services:
-            unless(name=f"Start {unit}", probe=host.runs(unit), script=host.run_script(unit))
+            unless(name=f"Start {unit}", probe=upkeep.runs(unit), script=upkeep.run_script(unit))
 
 
 def _add_repository(wanted: Driver) -> None:
@@ -51,6 +51,8 @@ def _add_repository(wanted: Driver) -> None:
 
 
 def _install(wanted: Driver) -> None:
+    if wanted.unhold:
+        unheld(name="Let the driver's packages be replaced", names=wanted.unhold)
     _add_repository(wanted)  # only now on a host that has nothing to remove: it may have lacked certificates before
     if wanted.headers:
         packages(name="Install the kernel's headers", names=wanted.headers)
@@ -69,10 +71,10 @@ def toolkit(deployment: Deployment) -> None:
         repository(name=f"Add the repository {plan.toolkit_repository.name}", repository=plan.toolkit_repository)
     packages(name="Install the container toolkit", names=plan.toolkit)
     held(name="Hold the container toolkit", names=tuple(apt.name_of(package) for package in plan.toolkit))
-    unless(name="Have the CDI specification kept up to date", probe=host.ENABLED, script=host.ENABLE)
+    unless(name="Have the CDI specification kept up to date", probe=upkeep.ENABLED, script=upkeep.ENABLE)
     devices = tuple(dict.fromkeys(deployment.gpu_devices().values()))
     unless(
         name="Have CDI know the GPU of every service",
-        probe=host.have_devices(devices),
-        script=host.refresh_script(devices),
+        probe=upkeep.have_devices(devices),
+        script=upkeep.refresh_script(devices),
     )

@@ -145,6 +145,14 @@ def removed(names: tuple[str, ...]) -> Iterator[StringCommand]:
 
 
 @operation()
+def unheld(names: tuple[str, ...]) -> Iterator[StringCommand]:
+    """Packages that apt may replace."""
+    holds = host.get_fact(Lines, script="apt-mark showhold")
+    if stuck := [name for name in names if name in holds]:
+        yield StringCommand(f"apt-mark -q unhold {' '.join(shlex.quote(name) for name in stuck)}")
+
+
+@operation()
 def held(names: tuple[str, ...]) -> Iterator[StringCommand]:
     """Packages that apt must not replace; those that are not installed yet get their hold after they are."""
     holds = host.get_fact(Lines, script="apt-mark showhold")

@@ -114,7 +114,7 @@ def apply(
     return Outcome(operations, tuple(changed), OpenSSHConnector.commands - before)
 
 
-def bring_about(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
     """A whole deploy, with its line in the audit log; a driver first, because the rest rests on what it tells.
 
     Raises AtelierError with what failed, also when a driver was installed and does not work.

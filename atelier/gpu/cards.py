@@ -67,7 +67,7 @@ def best_flavour(cards: Iterable[PciGpu]) -> Flavour:
     return "proprietary" if common == {"proprietary"} else "open"
 
 
-def dark(cards: Iterable[PciGpu], flavour: Flavour) -> tuple[PciGpu, ...]:
+def undriven(cards: Iterable[PciGpu], flavour: Flavour) -> tuple[PciGpu, ...]:
     """The cards that a driver of this flavour does not drive; none where the flavour is unknown."""
     return tuple(card for card in cards if not modules(card) or (flavour and flavour not in modules(card)))
 

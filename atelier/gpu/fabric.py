@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from atelier.errors import Finding
-from atelier.gpu import driver as routes
+from atelier.gpu import routes
 from atelier.gpu.cards import version
-from atelier.gpu.decide import Outcome, there
-from atelier.gpu.driver import Driver
+from atelier.gpu.driver import DriverDecision, there
 from atelier.gpu.facts import GpuFacts, KernelModule, Package
+from atelier.gpu.routes import Driver
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 
@@ -17,7 +17,7 @@ def needed(gpu: GpuFacts) -> bool:
     return gpu.nvswitches > 0 and not gpu.container and not gpu.vgpu
 
 
-def complete(facts: HostFacts, settings: Settings, outcome: Outcome) -> Outcome:
+def complete(facts: HostFacts, settings: Settings, outcome: DriverDecision) -> DriverDecision:
     """The outcome with Fabric Manager, where it is needed and not there at the driver's version."""
     gpu = facts.gpu
     if not needed(gpu) or outcome.findings:

@@ -81,8 +81,6 @@ class GpuFacts:
     """The running kernel's release, as in 6.12.41+deb13-amd64."""
     headers: Literal["", "available", "installed"] = ""
     """Headers for exactly the running kernel."""
-    nouveau: bool = False
-    """The module nouveau is loaded."""
     secure_boot: bool = False
     mok_enrolled: bool = False
     """The key that DKMS signs modules with (/var/lib/dkms/mok.pub) is enrolled in the firmware."""
@@ -91,8 +89,6 @@ class GpuFacts:
     vgpu: bool = False
     """A guest that was given a slice of a GPU, whose driver comes from the hypervisor's vendor."""
     nvswitches: int = 0
-    fabric_manager: bool = False
-    """nvidia-fabricmanager.service is active."""
     cdi_devices: frozenset[str] = frozenset()
     """What `nvidia-ctk cdi list` knows."""
     reboot_required: bool = False
@@ -118,25 +114,18 @@ PACKAGES = (
 
 BRANCHES = ("580", "595")
 CANDIDATES = (
-    *("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-kernel-dkms", "nvidia-persistenced", "cuda-keyring"),
-    *("nvidia-container-toolkit", "nvidia-container-toolkit-base", "libnvidia-container-tools"),
-    *("libnvidia-container1", "nvidia-fabricmanager", "cuda-drivers", "nvidia-open", "mokutil", "dkms"),
+    # The metapackage of headers is known to apt as soon as it has lists at all.
     *("linux-headers-$kernel", "linux-headers-$flavour", "linux-headers-$flavour-hwe-$release"),
-    *(f"nvidia-driver-pinning-{branch}" for branch in BRANCHES),
-    *(f"nvidia-fabricmanager-{branch}" for branch in BRANCHES),
-    *(f"nvidia-utils-{branch}-server" for branch in BRANCHES),
-    *(f"nvidia-headless-no-dkms-{branch}-server{open_}" for branch in BRANCHES for open_ in ("", "-open")),
+    *("nvidia-fabricmanager", *(f"nvidia-fabricmanager-{branch}" for branch in BRANCHES)),
     *(
-        f"linux-{kind}-nvidia-{branch}-server{open_}-{build}"
-        for kind, opens in (("modules", ("", "-open")), ("objects", ("",)))
+        f"linux-modules-nvidia-{branch}-server{open_}-{build}"
         for branch in BRANCHES
-        for open_ in opens
+        for open_ in ("", "-open")
         for build in ("$kernel", "$flavour", "$flavour-hwe-$release")
     ),
-    "linux-signatures-nvidia-$kernel",
 )
-"""Names that a plan may give; the shell puts in the running kernel's release, its flavour (amd64, generic, aws) and Ubuntu's
-release number."""
+"""Names whose candidate decides something; the shell puts in the running kernel's release, its flavour (amd64, generic, aws)
+and Ubuntu's release number."""
 
 SMI_SECONDS = 20
 
@@ -177,7 +166,6 @@ s gpu-sources; timeout 20 apt-get update --print-uris 2>&1 | grep -e "/InRelease
 s gpu-lists; for f in {root}/etc/apt/sources.list {root}/etc/apt/sources.list.d/*.list; do [ -e "$f" ] && cat "$f"; echo; done
 s gpu-deb822; for f in {root}/etc/apt/sources.list.d/*.sources; do [ -e "$f" ] && cat "$f"; echo; echo; done | sed 's/^/|/'
 s gpu-kernel; echo "$kernel"; [ -e "{root}/lib/modules/$kernel/build/Makefile" ] && echo headers
-s gpu-nouveau; [ -d {root}/sys/module/nouveau ] && echo yes
 s gpu-efi; e={root}/sys/firmware/efi; [ -d $e ] && {{
   on=$(variable $e/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c)
   off=$(variable $e/efivars/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23)
@@ -186,7 +174,6 @@ s gpu-efi; e={root}/sys/firmware/efi; [ -d $e ] && {{
 s gpu-mok; m={root}/var/lib/dkms/mok.pub; [ -e $m ] && mokutil --test-key $m 2>/dev/null
 s gpu-container; [ -e {root}/dev/dxg ] && echo wsl; systemd-detect-virt --container 2>/dev/null
 s gpu-nvswitches; ls {root}/proc/driver/nvidia-nvswitch/devices 2>/dev/null
-s gpu-fabric; systemctl is-active nvidia-fabricmanager.service 2>/dev/null
 s gpu-cdi; timeout 20 nvidia-ctk cdi list 2>/dev/null | grep '^nvidia.com/gpu='
 s gpu-reboot; [ -e {root}/run/reboot-required ] && echo yes
 """
@@ -230,13 +217,11 @@ def parse(sections: Mapping[str, Sequence[str]]) -> GpuFacts:
         contrib=_contrib(entries_of_apt),
         kernel=kernel,
         headers=_headers(f"linux-headers-{kernel}", "headers" in lines("kernel"), packages, available),
-        nouveau=bool(one("nouveau")),
         secure_boot=one("efi") in ("variable 1 0", "SecureBoot enabled"),
         mok_enrolled=one("mok").endswith((" is already enrolled", " is already in db")),
         container="" if one("container") == "none" else one("container"),
         vgpu=any(card.is_vgpu for card in cards) or any(name.startswith("nvidia-linux-grid") for name in packages),
         nvswitches=max(len(lines("nvswitches")), sum(entry.is_nvswitch for entry in entries)),
-        fabric_manager=one("fabric") == "active",
         cdi_devices=frozenset(lines("cdi")),
         reboot_required=bool(one("reboot")),
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from atelier.errors import Finding
-from atelier.gpu import services as assignment
+from atelier.gpu import assignment
 from atelier.gpu.cards import Torch, expected_capability, modules, title, torch_variant, version
 from atelier.gpu.devices import Gpu
 from atelier.gpu.facts import GpuFacts, PciGpu
@@ -43,7 +43,7 @@ class Cards:
         return ", ".join(dict.fromkeys(used))
 
 
-def take(facts: HostFacts, settings: Settings) -> Cards:
+def read(facts: HostFacts, settings: Settings) -> Cards:
     """The inventory, with everything that is wrong with it."""
     gpu, services = facts.gpu, settings.enabled()
     usable = tuple(card for card in gpu.pci if card.driver != "vfio-pci" and card.answers)

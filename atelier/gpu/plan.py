@@ -5,14 +5,13 @@ from typing import Literal
 
 from atelier.apt import Repository
 from atelier.errors import Finding
-from atelier.gpu import driver as routes
-from atelier.gpu import fabric, inventory, toolkit
+from atelier.gpu import fabric, inventory, routes, toolkit
+from atelier.gpu.assignment import ALL
 from atelier.gpu.cards import Torch, version
-from atelier.gpu.decide import CUDA_REPOSITORY, Outcome, decide
-from atelier.gpu.driver import Driver
+from atelier.gpu.driver import CUDA_REPOSITORY, DriverDecision, decide
 from atelier.gpu.facts import GpuFacts
 from atelier.gpu.inventory import Cards
-from atelier.gpu.services import ALL
+from atelier.gpu.routes import Driver
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 from atelier.tree import File
@@ -55,9 +54,9 @@ def plan_gpu(facts: HostFacts, settings: Settings) -> GpuPlan:
     """The decision for one host."""
     if settings.profile == "cpu":
         return GpuPlan("none", "cpu", reasons=("the profile is cpu",))
-    gpu, cards = facts.gpu, inventory.take(facts, settings)
+    gpu, cards = facts.gpu, inventory.read(facts, settings)
     present = bool(cards.usable or gpu.devices)
-    outcome = fabric.complete(facts, settings, decide(facts, settings, cards)) if present else Outcome()
+    outcome = fabric.complete(facts, settings, decide(facts, settings, cards)) if present else DriverDecision()
     torch = cards.variant(outcome.runs) or "cu130"
     notes = (*cards.notes, *outcome.notes, *_repository_notes(gpu, outcome), *toolkit.notes(gpu))
     refusals = (
@@ -112,7 +111,7 @@ def _services(facts: HostFacts, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(units)
 
 
-def _repository_notes(gpu: GpuFacts, outcome: Outcome) -> list[str]:
+def _repository_notes(gpu: GpuFacts, outcome: DriverDecision) -> list[str]:
     if outcome.findings or not any(CUDA_REPOSITORY in source for source in gpu.sources):
         return []
     return ["NVIDIA's CUDA repository is enabled; its driver is held at what is installed"]

@@ -3,8 +3,8 @@
 from atelier.apt import Repository
 from atelier.errors import Finding
 from atelier.gpu.cards import version
-from atelier.gpu.driver import enabled, lock, mirrored, repository
 from atelier.gpu.facts import GpuFacts
+from atelier.gpu.routes import enabled, lock, mirrored, repository
 from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 

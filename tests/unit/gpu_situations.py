@@ -107,6 +107,7 @@ class Plan:
     remove: tuple[str, ...] | None = None
     headers: tuple[str, ...] | None = None
     pins: tuple[str, ...] | None = None
+    unhold: tuple[str, ...] | None = None
     source: str | None = None
     reboot: str = ""
     load: bool = False
@@ -365,6 +366,58 @@ SITUATIONS: dict[str, Situation] = {
     "Secure Boot on Debian with the key enrolled": Situation(
         debian(GpuFacts(pci=cards(ADA), secure_boot=True, mok_enrolled=True)), ON_DEBIAN
     ),
+    "a driver that DKMS built, never loaded, under Secure Boot without an enrolled key": Situation(
+        debian(
+            GpuFacts(pci=cards(ADA), installed=KernelModule("580.95.05", "open"), packages=network(), secure_boot=True)
+        ),
+        Plan("refuse", refusals=(("Secure Boot is on", "Enroll MOK"),)),
+    ),
+    "the same while nouveau holds the card": Situation(
+        debian(
+            GpuFacts(
+                pci=cards(ADA, driver="nouveau"),
+                installed=KernelModule("580.95.05", "open"),
+                packages=network(),
+                secure_boot=True,
+            )
+        ),
+        Plan("refuse", refusals=(("Secure Boot is on", "Enroll MOK"),)),
+    ),
+    "the same with the key enrolled": Situation(
+        debian(
+            GpuFacts(
+                pci=cards(ADA),
+                installed=KernelModule("580.95.05", "open"),
+                packages=network(),
+                secure_boot=True,
+                mok_enrolled=True,
+            )
+        ),
+        Plan("adopt", "cu130", load=True),
+    ),
+    "Ubuntu, where DKMS built the driver under Secure Boot: the archive's signed modules take its place": Situation(
+        ubuntu(
+            GpuFacts(
+                pci=cards(ADA),
+                installed=KernelModule("580.95.05", "open"),
+                packages=packages("580.95.05-0ubuntu1", UBUNTUS, "nvidia-dkms-580-open", "nvidia-utils-580"),
+                secure_boot=True,
+            )
+        ),
+        replace(ON_UBUNTU, remove=("nvidia-dkms-580-open", "nvidia-utils-580")),
+    ),
+    "the driver's packages are held and give way to another branch's": Situation(
+        debian(
+            running(
+                "550.163.01",
+                "open",
+                ADA,
+                packages=packages("550.163.01-1", NVIDIAS, "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1"),
+                held=frozenset({"libcuda1", "linux-image-amd64"}),
+            )
+        ),
+        replace(ON_DEBIAN, reboot="stays loaded", gpus=BOTH, unhold=("libcuda1",)),
+    ),
     "a Debian kernel that has no headers any more": Situation(
         debian(GpuFacts(pci=cards(ADA), available={"dkms": "3.2"}, kernel="6.12.20-amd64"), headers=""),
         Plan("refuse", refusals=(("no headers for the running kernel 6.12.20-amd64", "linux-image-amd64"),)),
@@ -373,14 +426,13 @@ SITUATIONS: dict[str, Situation] = {
         debian(GpuFacts(pci=cards(ADA)), headers=""), ON_DEBIAN
     ),
     "nouveau holds the card of a bare host": Situation(
-        debian(GpuFacts(pci=cards(ADA, driver="nouveau"), nouveau=True)),
+        debian(GpuFacts(pci=cards(ADA, driver="nouveau"))),
         replace(ON_DEBIAN, load=False, reboot="nouveau holds the GPU"),
     ),
     "the driver is installed and nouveau holds the card": Situation(
         ubuntu(
             GpuFacts(
                 pci=cards(ADA, driver="nouveau"),
-                nouveau=True,
                 installed=KernelModule("580.95.05", "open"),
                 packages=archive(),
             )
@@ -395,7 +447,6 @@ SITUATIONS: dict[str, Situation] = {
                 ADA,
                 packages=network(),
                 pci=(PciGpu(SLOTS[0], ADA, "nvidia"), PciGpu(SLOTS[1], KEPLER, "nouveau")),
-                nouveau=True,
             )
         ),
         replace(ADOPTED, notes=("0000:02:00.0 (device id 0x102d) is not driven by this driver",)),

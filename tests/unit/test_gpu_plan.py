@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from gpu_situations import NVIDIAS, SITUATIONS, TOOLKIT, UBUNTUS, Situation, debian
 
-from atelier.gpu.cards import dark, modules, torch_variant
+from atelier.gpu.cards import modules, torch_variant, undriven
 from atelier.gpu.devices import Gpu
 from atelier.gpu.explain import explain, facts_json, read_facts
 from atelier.gpu.facts import GpuFacts, KernelModule, Package, PciGpu
@@ -31,7 +31,7 @@ def test_plan(situation: Situation):
     assert plan.action == expected.action, plan
     if expected.torch:
         assert plan.torch == expected.torch
-    for name in ("route", "branch", "flavour", "packages", "remove", "headers", "pins"):
+    for name in ("route", "branch", "flavour", "packages", "remove", "headers", "pins", "unhold"):
         if (wanted := getattr(expected, name)) is not None:
             assert getattr(plan.driver, name) == wanted, name
     if expected.source is not None:
@@ -109,7 +109,7 @@ def test_modules_by_device_id(device, expected):
 @pytest.mark.parametrize("flavour", ["", "open", "proprietary"])
 def test_no_module_drives_a_card_older_than_maxwell(flavour):
     kepler, ada = PciGpu("0000:01:00.0", "0x133f"), PciGpu("0000:02:00.0", "0x2684")
-    assert dark([kepler, ada], flavour) == (kepler,)
+    assert undriven([kepler, ada], flavour) == (kepler,)
 
 
 @pytest.mark.parametrize(("codename", "file"), [("bookworm", "3bf863cc.pub"), ("trixie", "8793F200.pub")])
@@ -198,7 +198,7 @@ def after(situation: Situation, plan: GpuPlan) -> Situation:
     installed = {name: package for name, package in gpu.packages.items() if name not in driver.remove}
     installed |= {name: Package(f"{version}-1", maintainer) for name in names}
     module = KernelModule(version, driver.flavour)
-    driven = [card for card in gpu.pci if card.driver != "vfio-pci" and card not in dark(gpu.pci, driver.flavour)]
+    driven = [card for card in gpu.pci if card.driver != "vfio-pci" and card not in undriven(gpu.pci, driver.flavour)]
     gpu = replace(
         gpu,
         packages=installed,
@@ -206,7 +206,6 @@ def after(situation: Situation, plan: GpuPlan) -> Situation:
         installed=module,
         devices=tuple(Gpu(i, f"GPU-{i}", f"card {i}", 24576, address=card.address) for i, card in enumerate(driven)),
         smi_error="",
-        nouveau=False,
         pci=tuple(replace(card, driver=card.driver if card.driver == "vfio-pci" else "nvidia") for card in gpu.pci),
         reboot_required=False,
     )

@@ -201,12 +201,12 @@ def test_a_driver_is_installed_in_the_order_that_survives_a_power_cut(told: Told
 
 
 def test_a_driver_that_is_replaced_goes_once_the_next_one_can_come(told: Told) -> None:
-    assert carry_out(told, gpu.make_way, PLAN) == ["Add the repository x", "Remove old"]
+    assert carry_out(told, gpu.remove_former, PLAN) == ["Add the repository x", "Remove old"]
 
 
 @pytest.mark.parametrize("driver", [None, replace(PLAN.driver, remove=())])
 def test_nothing_makes_way_where_nothing_is_replaced(told: Told, driver: Driver | None) -> None:
-    assert carry_out(told, gpu.make_way, replace(PLAN, driver=driver)) == []
+    assert carry_out(told, gpu.remove_former, replace(PLAN, driver=driver)) == []
 
 
 def test_an_adopted_driver_keeps_its_packages_and_gets_the_rest(told: Told) -> None:
