@@ -122,6 +122,13 @@ CATALOGUE: tuple[Check, ...] = (
         profile="gpu",
     ),
     Check(
+        "gpu.host",
+        "The host gives its GPUs to containers after every boot, and no upgrade takes the driver away",
+        "containers keep their GPU through upgrades, reboots and daemon-reload (17, 18)",
+        _REDEPLOY,
+        profile="gpu",
+    ),
+    Check(
         "gpu.torch",
         "PyTorch in each application computes on its GPU",
         "images whose PyTorch fits driver and card (10, 16)",

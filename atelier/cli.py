@@ -14,8 +14,8 @@ from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
 from atelier.gpu.plan import plan_gpu
 from atelier.hostfacts import HostFacts
+from atelier.reboot import boot_id, require_consent
 from atelier.reboot import reboot as reboot_host
-from atelier.reboot import require_consent
 from atelier.settings import Settings
 from atelier.target import Target, default_settings, resolve
 
@@ -103,8 +103,11 @@ def deploy(
 
         outcome = attempt()
         if outcome and outcome.restart:
+            asked_in = boot_id(ssh)
             require_consent(target.name, outcome.restart, reboot, narrator)
-            reboot_host(ssh, target.settings.timeouts.reboot, narrator)
+            with lifecycle.host_lock(ssh):  # nobody else is at work, and nobody restarted it while the question stood
+                if boot_id(ssh) == asked_in:
+                    reboot_host(ssh, target.settings.timeouts.reboot, narrator)
             outcome = attempt()
         if outcome is None:
             return 1
@@ -164,7 +167,7 @@ def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> 
 @app.command("explain-gpu")
 def explain_gpu(
     facts: Annotated[
-        Path | None, typer.Argument(help="A file of facts (docs/gpu.md); none: those of the host.")
+        Path | None, typer.Argument(help="A file of facts (docs/gpu.md), or `-`; none: those of the host.")
     ] = None,
     host: Host = "",
     limit: Limit = "",

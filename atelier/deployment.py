@@ -99,11 +99,13 @@ class Deployment:
     def gpu_devices(self) -> dict[str, str]:
         """The CDI device of each service; none under profile cpu.
 
-        Before the driver runs nobody knows the UUIDs: a plan shows so, and no deploy gets that far.
+        While the driver does not run, a plan counts on those of the last deploy; no deploy gets that far.
         """
         if self.gpu.action == "none":
             return {}
-        uuids = self.gpu.gpus or dict.fromkeys(self.settings.enabled(), "known-once-the-driver-runs")
+        before = self.facts.deployed_gpus
+        unknown = {name: before.get(name, "known-once-the-driver-runs") for name in self.settings.enabled()}
+        uuids = self.gpu.gpus or unknown
         return {name: devices.cdi_device(uuid) for name, uuid in uuids.items()}
 
     def directories(self) -> tuple[Directory, ...]:
@@ -197,11 +199,14 @@ def merged_daemon_json(current: str, settings: Settings) -> str:
         ) from None
     if not isinstance(document, dict):
         raise AtelierError(f"{DAEMON_JSON} on the host is not a JSON object", "mend or remove that file")
-    document["features"] = {**document.get("features", {}), "cdi": True}
+    for key in ("features", "log-opts"):
+        if not isinstance(document.get(key), dict | None):
+            raise AtelierError(f"{DAEMON_JSON} on the host: {key} is not a JSON object", "mend or remove that key")
+    document["features"] = {**(document.get("features") or {}), "cdi": True}
     document["live-restore"] = True
     if document.get("log-driver", "json-file") == "json-file":
         limits = {"max-size": settings.docker.log_max_size, "max-file": str(settings.docker.log_max_file)}
-        document |= {"log-driver": "json-file", "log-opts": {**document.get("log-opts", {}), **limits}}
+        document |= {"log-driver": "json-file", "log-opts": {**(document.get("log-opts") or {}), **limits}}
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
@@ -237,7 +242,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "images": sorted(deployment.image_tags().values()),
         "weights": sorted(weight.store_path for weight in deployment.weights),
         "users": [] if deployment.facts.service_user_uid else [settings.service_user],
-        "holds": sorted(deployment.gpu.holds),
+        "holds": sorted({*deployment.gpu.holds, *(apt.name_of(package) for package in deployment.gpu.toolkit)}),
     }
 
 

@@ -1,5 +1,6 @@
 """Facts about the host, gathered by one shell script in one round trip before anything is changed."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -58,31 +59,36 @@ class HostFacts:
     instance: str = ""
     schema: str = ""
     deployed: bool = False
+    deployed_gpus: dict[str, str] = field(default_factory=dict)
+    """UUID by service, as the last deploy gave them."""
     gpu: GpuFacts = field(default_factory=GpuFacts)
 
 
-def script(settings: Settings) -> str:
-    """A POSIX shell script that prints sections `::atelier::<name>` with one fact a line; it changes nothing."""
+def script(settings: Settings, root: str = "") -> str:
+    """A POSIX shell script that prints sections `::atelier::<name>` with one fact a line; it changes nothing.
+
+    root: where /etc, /snap, /sys and dpkg's database lie, for tests.
+    """
     state = settings.state_dir()
     return f"""
 s() {{ printf '\\n%s\\n' "{SECTION}$1"; }}
 nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail,target "$p" | tail -n 1; }}
 {apt.HOLDER}
-s os; cat /etc/os-release
+s os; cat {root}/etc/os-release
 s architecture; dpkg --print-architecture
 s memory; awk '/^MemTotal/ {{print $2 * 1024}}' /proc/meminfo
 s clock; date +%s
-d=$(sed -n 's/.*"data-root"[^"]*"\\([^"]*\\)".*/\\1/p' /etc/docker/daemon.json 2>/dev/null)
+d=$(sed -n 's/.*"data-root"[^"]*"\\([^"]*\\)".*/\\1/p' {root}/etc/docker/daemon.json 2>/dev/null)
 s disk; for p in {shlex.quote(settings.data_root)} /var/lib/docker /var/lib/containerd $d; do
   printf '%s\\t%s\\n' "$p" "$(nearest "$p")"; done
 s controllers; cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null
 s addresses; ip -o address 2>/dev/null | awk '{{ sub("/.*", "", $4); print $4 }}'
 s listeners; ss -Hltnp 2>/dev/null
-s packages; dpkg-query -W -f '${{db:Status-Status}}\\t${{Package}}\\t${{Version}}\\n' \\
+s packages; dpkg-query --admindir={root}/var/lib/dpkg -W -f '${{db:Status-Status}}\\t${{Package}}\\t${{Version}}\\n' \\
   'docker*' 'containerd*' podman-docker runc mmdebstrap 2>/dev/null
 s containers; command -v docker >/dev/null && timeout 20 docker ps --format '{{{{.Names}}}}' 2>/dev/null
-s snap; [ -d /snap/docker ] && echo yes
-s daemon; cat /etc/docker/daemon.json 2>/dev/null
+s snap; [ -d {root}/snap/docker ] && echo yes
+s daemon; cat {root}/etc/docker/daemon.json 2>/dev/null
 s lock; holder
 s unrepairable; dpkg-query -W -f '${{db:Status-Eflag}}\\n' 2>/dev/null | grep -q reinstreq \\
   && LC_ALL=C timeout 60 apt-get check -o Debug::NoLocking=true -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= 2>&1 \\
@@ -91,8 +97,8 @@ s gid; getent group {settings.service_uid} | cut -d: -f1
 s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
 s schema; cat {shlex.quote(state)}/schema 2>/dev/null
-s deployed; [ -e {shlex.quote(state)}/deployed.json ] && echo yes
-{gpu_facts.script()}
+s deployed; cat {shlex.quote(state)}/deployed.json 2>/dev/null
+{gpu_facts.script(root)}
 :
 """
 
@@ -199,6 +205,7 @@ def parse(output: str) -> HostFacts:
         instance=one("instance"),
         schema=one("schema"),
         deployed=bool(one("deployed")),
+        deployed_gpus=_deployed_gpus("\n".join(sections.get("deployed", []))),
         gpu=gpu_facts.parse(sections),
     )
 
@@ -208,3 +215,10 @@ def _listener(line: str) -> Listener:
     address, _, port = fields[3].rpartition(":")
     process = fields[5].split('"')[1] if len(fields) > 5 and '"' in fields[5] else ""
     return Listener(address.partition("%")[0].strip("[]"), int(port), process)
+
+
+def _deployed_gpus(record: str) -> dict[str, str]:
+    try:
+        return dict(json.loads(record)["gpus"])
+    except (ValueError, KeyError, TypeError):  # a damaged record is nothing that a deploy cannot write anew
+        return {}

@@ -6,7 +6,6 @@ from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.ssh import Ssh
 
-BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 INTERVAL = 2  # seconds between two looks at whether it is back
 
 
@@ -15,9 +14,14 @@ def require_consent(target: str, reason: str, given: bool, narrator: Narrator) -
     narrator.say(f"  The host must be restarted: {reason}", style="yellow")
     if not given and not narrator.ask(f"Restart {target} now?"):
         raise AtelierError(
-            f"{target} must be restarted before the deploy can go on: {reason}",
+            f"{target} must be restarted before the deploy can go on",
             "run the same command again with REBOOT=1, or restart the host yourself and run it again",
         )
+
+
+def boot_id(ssh: Ssh) -> str:
+    """What the kernel calls this boot of the host; another after every start."""
+    return ssh.run("cat /proc/sys/kernel/random/boot_id", check=True, timeout=20).stdout.strip()
 
 
 def reboot(ssh: Ssh, timeout: int, narrator: Narrator) -> None:
@@ -26,7 +30,7 @@ def reboot(ssh: Ssh, timeout: int, narrator: Narrator) -> None:
     timeout: seconds. Raises AtelierError that says whether it stayed up or did not come back.
     """
     host = ssh.destination.host
-    before = ssh.run(BOOT_ID, check=True).stdout
+    before = boot_id(ssh)
     narrator.begin("Restart", f"Restart {host} and wait for it")
     # Later by a moment, so that the answer gets through; the connection then ends with the host.
     # systemd otherwise takes up to a minute more for a timer.
@@ -39,7 +43,7 @@ def reboot(ssh: Ssh, timeout: int, narrator: Narrator) -> None:
         time.sleep(INTERVAL)
         try:
             ssh.connect()
-            seen = ssh.run(BOOT_ID, timeout=20).stdout
+            seen = boot_id(ssh)
         except AtelierError:
             seen = ""
             ssh.close()

@@ -1,6 +1,8 @@
 """A host's facts as a file, and the plan that follows from them as JSON that a person can read."""
 
+import codecs
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,13 @@ def facts_json(facts: HostFacts) -> str:
 
 
 def read_facts(path: Path) -> HostFacts:
-    """Facts from a file; what is not in it has its default. Raises AtelierError naming file, field and what is right."""
+    """Facts from a file, or from standard input (`-`); what is not in it has its default.
+
+    Raises AtelierError naming file, field and what is right.
+    """
     try:
-        return _FACTS.validate_json(path.read_bytes())
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return _FACTS.validate_json(content.removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise AtelierError(f"{path}: {error.strerror or error}", "name a file of facts; " + FORM) from None
     except ValidationError as error:
@@ -37,6 +43,8 @@ def explain(facts: HostFacts, settings: Settings) -> str:
     """The plan: action first, then why, then what would be done. What is empty is left out."""
     plan = asdict(plan_gpu(facts, settings))
     shown = _readable(plan)
+    if plan["action"] == "refuse":
+        shown.pop("torch")
     return json.dumps({"action": plan["action"], **shown}, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,5 +1,7 @@
 """The container toolkit: four packages, one version, not below the safe floor."""
 
+from collections.abc import Mapping
+
 from atelier.apt import Repository
 from atelier.errors import Finding
 from atelier.gpu.cards import version
@@ -24,12 +26,18 @@ def installed_versions(gpu: GpuFacts) -> dict[str, str]:
     return {name: gpu.packages[name].version for name in PACKAGES if name in gpu.packages}
 
 
+def is_safe(installed: Mapping[str, str]) -> bool:
+    """The four packages are there, at one version, which is not below the floor."""
+    versions = {installed.get(name, "") for name in PACKAGES}
+    return len(versions) == 1 and version(min(versions)) >= FLOOR
+
+
 def wanted_version(gpu: GpuFacts) -> str:
     """What is there where it is safe, and never an older one; else the lock's."""
-    newest = max([*installed_versions(gpu).values(), lock().container_toolkit], key=version)
-    present = set(installed_versions(gpu).values())
-    whole = len(installed_versions(gpu)) == len(PACKAGES) and len(present) == 1
-    return present.pop() if whole and version(min(present)) >= FLOOR else newest
+    installed = installed_versions(gpu)
+    if is_safe(installed):
+        return installed[PACKAGES[0]]
+    return max([*installed.values(), lock().container_toolkit], key=version)
 
 
 def packages(gpu: GpuFacts) -> tuple[str, ...]:

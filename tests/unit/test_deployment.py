@@ -192,10 +192,15 @@ def test_daemon_json_is_merged(current: str, expected: dict) -> None:
     assert decide.merged_daemon_json(merged, settings()) == merged
 
 
-@pytest.mark.parametrize("damaged", ["[]", "{", "nonsense"])
+@pytest.mark.parametrize("damaged", ["[]", "{", "nonsense", '{"features": []}', '{"log-opts": "x"}'])
 def test_a_damaged_daemon_json_is_named(damaged: str) -> None:
     with pytest.raises(AtelierError, match=r"/etc/docker/daemon\.json"):
         decide.merged_daemon_json(damaged, settings())
+
+
+def test_a_key_of_daemon_json_may_be_null() -> None:
+    merged = json.loads(decide.merged_daemon_json('{"features": null, "log-opts": null}', settings()))
+    assert merged["features"] == {"cdi": True} and merged["log-opts"]["max-file"] == "3"
 
 
 def test_manifest_keeps_what_earlier_deploys_created() -> None:
@@ -243,6 +248,43 @@ def test_facts_script_runs_here_and_is_parsed() -> None:
         and facts.clock > 0
         and {"/srv/atelier", "/var/lib/docker"} <= facts.disk_free.keys() == facts.mounts.keys()
     )
+
+
+DPKG_STATUS = """Package: podman-docker
+Status: install ok installed
+Architecture: all
+Version: 5.4.2+ds1-2
+Maintainer: x
+Description: x
+
+Package: containerd
+Status: deinstall ok config-files
+Architecture: amd64
+Version: 1.7
+Maintainer: x
+Description: x
+
+"""
+
+
+def test_what_stands_in_for_docker_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    (tmp_path / "snap/docker").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/status").write_text(DPKG_STATUS)
+    (tmp_path / "etc/os-release").write_text('ID=debian\nVERSION_CODENAME="bookworm"\n')
+    (tmp_path / "etc/docker/daemon.json").write_text(f'{{"data-root": "{tmp_path}/big"}}')
+
+    def seen() -> HostFacts:
+        script = hostfacts.script(settings(), str(tmp_path))
+        return hostfacts.parse(subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout)
+
+    facts = seen()
+    assert facts.snap_docker and facts.packages == {"podman-docker": "5.4.2+ds1-2"}
+    assert decide.docker_conflicts(facts) == ("podman-docker",)
+    assert json.loads(facts.daemon_json)["data-root"] == f"{tmp_path}/big" and f"{tmp_path}/big" in facts.disk_free
+    (tmp_path / "snap/docker").rmdir()
+    assert not seen().snap_docker
 
 
 def test_listeners_are_parsed() -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from atelier.gpu import torch_probe
+from atelier.gpu import toolkit, torch_probe, upkeep
 from atelier.gpu.devices import cdi_device
 
 LIST = "nvidia-smi --query-gpu=uuid --format=csv,noheader"
@@ -36,3 +36,30 @@ def test_pytorch_computes_on_the_gpu(stack, check):
             f"{service}: PyTorch sees one GPU, is compiled for it, and multiplies right",
             torch_probe.problems(json.loads(last)),
         )
+
+
+@pytest.mark.check("gpu.host")
+def test_the_host_stays_a_gpu_host(stack, check):
+    def lines(script: str) -> list[str]:
+        return stack.ssh.run(script, timeout=60).stdout.splitlines()
+
+    def packages(names: list[str]) -> dict[str, str]:
+        rows = lines(f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {' '.join(names)}")
+        return {row.split()[1]: row.split()[2] for row in rows if row.startswith("installed ")}
+
+    devices, known = {cdi_device(uuid) for uuid in stack.deployed["gpus"].values()}, set(lines(upkeep.DEVICES))
+    check.none("CDI knows the GPU of every service", [f"{name} is missing" for name in sorted(devices - known)])
+    daemon = json.loads("\n".join(lines("cat /etc/docker/daemon.json")) or "{}")
+    cdi = (daemon.get("features") or {}).get("cdi")
+    check("daemon.json switches CDI on", f"features.cdi is {cdi}", cdi is True)
+    for what, probe in (
+        ("the CDI specification is made at every boot", upkeep.ENABLED),
+        ("Docker starts after it", upkeep.BOOT_FILES_KNOWN),
+    ):
+        check(what, "so" if lines(probe) else "not so", bool(lines(probe)))
+    installed = packages(list(toolkit.PACKAGES))
+    versions = ", ".join(f"{name} {version}" for name, version in installed.items()) or "none"
+    check("the container toolkit is whole, of one version and safe", versions, toolkit.is_safe(installed))
+    manifest = json.loads("\n".join(lines(f"cat {stack.settings.state_dir()}/manifest.json")))
+    free = set(packages(manifest["created"]["holds"])) - set(lines("apt-mark showhold"))
+    check.none("apt holds driver and toolkit", [f"{name} is not held" for name in sorted(free)])
