@@ -10,7 +10,7 @@ from rich.text import Text
 
 HEARTBEAT = 30  # seconds after which a step without a terminal says that it is still at work
 WAITING = "waiting for "
-"""How a step's output begins that says whom it waits for; other output may hold what belongs in no log."""
+"""How a step's output begins that says whom it waits for, which gets a line; other output may hold what belongs in no log."""
 
 
 class Narrator:
@@ -49,8 +49,10 @@ class Narrator:
 
     def output(self, line: str) -> None:
         """A line that the current step printed; a terminal shows the last one."""
-        if line.strip():
-            self._output = line.strip()
+        text = line.strip()
+        if text.startswith(WAITING) and text != self._output:
+            self.say(f"    ... {text}", style="dim")
+        self._output = text or self._output
 
     def end(self, *, changed: bool) -> None:
         """The current step is done."""
@@ -68,7 +70,7 @@ class Narrator:
             return False
         self._live.stop()
         try:
-            return self.console.input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+            return self.console.input(Text(f"{question} [y/N] ")).strip().lower() in ("y", "yes")
         except EOFError:
             return False
         finally:
@@ -88,8 +90,7 @@ class Narrator:
                 self._live.update(Text(f"{step} ({now - self._started:.0f} s) {self._output[:room]}"))
             elif now - self._silent_since >= HEARTBEAT:
                 self._silent_since = now
-                waiting = f"; {self._output}" if self._output.startswith(WAITING) else ""
-                self.console.print(Text(f"    ... {step}: {now - self._started:.0f} s so far{waiting}", style="dim"))
+                self.say(f"    ... {step}: {now - self._started:.0f} s so far", style="dim")
 
 
 def fail(message: str) -> None:

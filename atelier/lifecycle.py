@@ -144,17 +144,31 @@ def read_certificate(tls: TlsSettings) -> render.Certificate | None:
         ) from None
 
 
-def find_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[Finding]:
-    """Everything that would stop this deploy, the reachability of the sources it will use included."""
+def find_obstacles(
+    ssh: Ssh, deployment: Deployment, narrator: Narrator, *, waits_for_lock: bool = False
+) -> list[Finding]:
+    """Everything that would stop this deploy, the reachability of the sources it will use included.
+
+    waits_for_lock: a package manager at work is no obstacle; the steps that need it wait for it and name it.
+    """
     narrator.begin("Preflight", "Look for everything that would stop this deploy")
     urls = needed_urls(deployment)
     apt_urls = [*docker_urls(deployment.facts), *preflight.repository_urls(deployment.gpu)]
     archive = not deployment.facts.deployed or deployment.gpu.action == "install"
     script = hostfacts.reachability_script(deployment.settings.proxy, urls, apt_urls, archive)
     unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
-    found = preflight.findings(deployment, time.time(), unreachable)
+    found = preflight.findings(unlocked(deployment) if waits_for_lock else deployment, time.time(), unreachable)
     narrator.end(changed=False)
     return found
+
+
+def unlocked(deployment: Deployment) -> Deployment:
+    """The same deployment as if no package manager were at work on its host."""
+    facts = deployment.facts
+    if not facts.lock_holder:
+        return deployment
+    # What one unpacks at this moment looks like what an interrupted one left.
+    return replace(deployment, facts=replace(facts, lock_holder="", unrepairable=""))
 
 
 def needed_urls(deployment: Deployment) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atelier import credentials as store
-from atelier import hostfacts, preflight
+from atelier import hostfacts, lifecycle, preflight
 from atelier.deployment import Deployment
 from atelier.errors import Finding
 from atelier.gpu.facts import GpuFacts, PciGpu
@@ -73,13 +73,16 @@ def builds(variant: str) -> tuple[ImageBuild, ...]:
     )
 
 
-def findings(
+def deployment(
     facts: dict[str, object] | None = None, settings: dict[str, object] | None = None, **further: object
-) -> list[Finding]:
+) -> Deployment:
     chosen = build_settings([("test", {"profile": "cpu", **(settings or {})})])
     given = {"builds": builds("cu130"), "weights": (weight("a", 20), weight("b", 17)), "sources": "upstream", **further}
-    deployment = Deployment(chosen, replace(FACTS, **(facts or {})), CREDENTIALS, **given)
-    return preflight.findings(deployment, 1000, {})
+    return Deployment(chosen, replace(FACTS, **(facts or {})), CREDENTIALS, **given)
+
+
+def findings(*arguments: dict[str, object], **further: object) -> list[Finding]:
+    return preflight.findings(deployment(*arguments, **further), 1000, {})
 
 
 OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
@@ -132,6 +135,20 @@ OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
 @pytest.mark.parametrize("facts,expected", OBSTACLES.values(), ids=OBSTACLES.keys())
 def test_each_obstacle_is_found_with_its_remedy(facts: dict[str, object], expected: list[str]) -> None:
     expect(findings(facts), expected)
+
+
+UNDER_A_LOCK: dict[str, tuple[dict[str, object], list[str]]] = {
+    "at work": ({"lock_holder": "apt.systemd.daily (process 77)"}, []),
+    "at work in the midst of a package": ({"lock_holder": "dpkg (process 7)", "unrepairable": "The package x"}, []),
+    "interrupted": ({"unrepairable": "The package x needs to be reinstalled"}, ["stuck: The package x"]),
+    "something else as well": ({"lock_holder": "dpkg (process 7)", "uid_owner": "alice"}, ["belongs to `alice`"]),
+}
+
+
+@pytest.mark.parametrize("facts,expected", UNDER_A_LOCK.values(), ids=UNDER_A_LOCK.keys())
+def test_a_package_manager_at_work_stops_no_deploy(facts: dict[str, object], expected: list[str]) -> None:
+    found = [finding.problem for finding in preflight.findings(lifecycle.unlocked(deployment(facts)), 1000, {})]
+    assert len(found) == len(expected) and all(part in found[0] for part in expected), found
 
 
 def expect(found: list[Finding], parts: list[str]) -> None:
