@@ -12,67 +12,34 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from harness import BREAK_LOGIN, ROOT, UNCHANGED, Sandbox, changes, copy_checkout, edited
 
 from atelier import paths, render
-from atelier.target import sandbox_target
-from sandbox import machine, shared, tools
 
 pytestmark = pytest.mark.sandbox
-NAME = f"sandbox-e2e-{os.getpid()}"
-KILLED = f"sandbox-kill-{os.getpid()}"
-ROOT = Path(__file__).resolve().parents[2]
-UNCHANGED = re.compile(r"Deployed: 0 of (\d+) operations changed something")
+SANDBOX = Sandbox(f"sandbox-e2e-{os.getpid()}")
+KILLED = Sandbox(f"sandbox-kill-{os.getpid()}")
+NAME, atelier, deploy, ssh = SANDBOX.name, SANDBOX.atelier, SANDBOX.deploy, SANDBOX.root
 
 
-def atelier(*arguments: str, project: Path = ROOT, expect: int | None = 0) -> str:
-    """Run the command line as a user would; returns what it printed."""
-    command = [str(project / ".venv" / "bin" / "atelier"), *arguments]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1500)
-    output = done.stdout + done.stderr
-    print(output)
-    assert expect is None or done.returncode == expect, output[-3000:]
-    return output
+def plan(sandbox: Sandbox = SANDBOX, expect: int = 0) -> str:
+    return sandbox.atelier("plan", "--sources", "double", expect=expect)
 
 
-def deploy(name: str = NAME, *, project: Path = ROOT, expect: int | None = 0) -> str:
-    return atelier("deploy", "--host", name, "--sources", "double", project=project, expect=expect)
-
-
-def plan(project: Path = ROOT, expect: int = 0) -> str:
-    return atelier("plan", "--host", NAME, "--sources", "double", project=project, expect=expect)
-
-
-def ssh(script: str, name: str = NAME, stdin: str = "") -> str:
-    result = sandbox_target(name, ROOT).ssh().run(script, stdin=stdin.encode())
-    assert result.status == 0, result.stderr
-    return result.stdout
-
-
-def report(name: str = NAME) -> dict:
-    return json.loads((paths.reports_dir(name) / "latest" / "report.json").read_text())
-
-
-def forget(name: str) -> None:
-    machine.down(name, print)
-    for folder in (paths.secrets_dir(name), paths.reports_dir(name), paths.outputs_dir(name)):
-        shutil.rmtree(folder, ignore_errors=True)
+def report() -> dict:
+    return json.loads((paths.reports_dir(NAME) / "latest" / "report.json").read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)
 def sandboxes() -> Iterator[None]:
-    try:
-        machine.up(NAME, print, binds=shared.binds())
-    except tools.UnavailableError as error:
-        if os.environ.get("REQUIRE_SANDBOX") == "1":
-            raise
-        pytest.skip(str(error))
-    yield
-    forget(NAME)
-    forget(KILLED)
+    with SANDBOX.running():
+        yield
+    KILLED.forget()
 
 
 def test_a_fresh_machine_is_deployed_and_quick_verified() -> None:
@@ -85,7 +52,7 @@ def test_a_fresh_machine_is_deployed_and_quick_verified() -> None:
 
 
 def test_a_second_deploy_changes_nothing_and_says_so() -> None:
-    match = UNCHANGED.search(deploy())
+    match = re.search(UNCHANGED, deploy())
     assert match and int(match[1]) > 15
 
 
@@ -94,7 +61,7 @@ def test_plan_on_a_deployed_host_exits_0() -> None:
 
 
 def test_verify_passes_with_no_skipped_required_check() -> None:
-    output = atelier("verify", "--host", NAME)
+    output = atelier("verify")
     seen = report()
     assert seen["verdict"] == "passed" and seen["doubles"] is True and "double" in output.lower()
     assert [check["id"] for check in seen["checks"] if check["verdict"] == "skipped"] == []
@@ -118,18 +85,16 @@ def test_the_manifest_names_what_is_ours_on_the_host() -> None:
 
 
 def test_a_second_deploy_at_once_says_who_holds_the_lock() -> None:
-    holder = sandbox_target(NAME, ROOT).ssh()
     from atelier.lifecycle import host_lock
 
-    with host_lock(holder):
+    with host_lock(SANDBOX.ssh()):
         output = deploy(expect=1)
     assert "another deploy" in output and "since" in output
     deploy()
 
 
 def test_ctrl_c_ends_with_one_message_and_the_next_deploy_finishes() -> None:
-    command = [str(ROOT / ".venv/bin/atelier"), "deploy", "--host", NAME, "--sources", "double"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with SANDBOX.started("deploy", "--sources", "double") as process:
         next(line for line in process.stdout if line.startswith("Preflight"))
         process.send_signal(signal.SIGINT)
         output = process.stdout.read()
@@ -140,30 +105,27 @@ def test_ctrl_c_ends_with_one_message_and_the_next_deploy_finishes() -> None:
 
 def test_generate_saves_an_image() -> None:
     for service in ("comfyui", "forge"):
-        output = atelier(
-            "generate", "--host", NAME, "--prompt", 'a lighthouse, it\'s $5 "at dusk"', "--service", service
-        )
+        output = atelier("generate", "--prompt", 'a lighthouse, it\'s $5 "at dusk"', "--service", service)
         saved = Path(re.search(r"Saved: (.+)", output)[1].strip())
         assert saved.is_file() and saved.stat().st_size > 500
 
 
 def test_everyday_commands() -> None:
-    assert "(healthy)" in atelier("status", "--host", NAME)
-    assert "comfyui-qwen" in atelier("logs", "--host", NAME, "--service", "comfyui")
+    assert "(healthy)" in atelier("status")
+    assert "comfyui-qwen" in atelier("logs", "--service", "comfyui")
     token = (paths.secrets_dir(NAME) / "qwen-api-user.token").read_text()
-    assert f"'Authorization: Bearer {token}'" in atelier("credentials", "--host", NAME)
-    assert "brought to" in atelier("outputs", "--host", NAME)
+    assert f"'Authorization: Bearer {token}'" in atelier("credentials")
+    assert "brought to" in atelier("outputs")
     assert any(paths.outputs_dir(NAME).rglob("*.png"))
-    atelier("stop", "--host", NAME, "--service", "forge")
-    assert "Exited" in atelier("status", "--host", NAME, expect=1)
-    atelier("start", "--host", NAME)
-    atelier("restart", "--host", NAME, "--service", "gateway")
-    assert "no such service" in atelier("stop", "--host", NAME, "--service", "nonsense", expect=1)
+    atelier("stop", "--service", "forge")
+    assert "Exited" in atelier("status", expect=1)
+    atelier("start")
+    atelier("restart", "--service", "gateway")
+    assert "no such service" in atelier("stop", "--service", "nonsense", expect=1)
 
 
 def test_tunnel_brings_the_services_here_until_interrupted() -> None:
-    command = [str(ROOT / ".venv/bin/atelier"), "tunnel", "--host", NAME]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with SANDBOX.started("tunnel") as process:
         lines = iter(process.stdout.readline, "")
         url = next(
             re.search(r"http://localhost:\d+", line)[0] for line in lines if "8188" in line or "ComfyUI  " in line
@@ -206,7 +168,7 @@ def test_env_values_arrive_byte_for_byte_in_a_real_container() -> None:
     compose = {
         "services": {
             "probe": {
-                "image": ssh("docker inspect -f '{{.Config.Image}}' gateway").strip(),
+                "image": ssh("docker inspect -f '{{.Config.Image}}' gateway"),
                 "network_mode": "none",
                 "environment": {name: f"${{{name}}}" for name in values},
                 "entrypoint": ["python3", "-c", "import json, os; print(json.dumps(dict(os.environ)))"],
@@ -229,89 +191,60 @@ def _base64(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def moved_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This checkout as it stands, with its secrets, in another place whose path holds a space."""
-    copy = tmp_path_factory.mktemp("elsewhere") / "a moved checkout"
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        check=True,
-    )
-    for name in listed.stdout.decode().split("\0"):
-        if name and (ROOT / name).exists():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """The sandbox as seen from this checkout as it stands, with its secrets, in another place whose path holds a space."""
+    copy = copy_checkout(tmp_path_factory.mktemp("elsewhere") / "a moved checkout")
     shutil.copytree(paths.secrets_dir(NAME), copy / ".secrets" / NAME)
     shutil.copytree(ROOT / ".venv", copy / ".venv", symlinks=True)
-    return copy
+    return replace(SANDBOX, checkout=copy)
 
 
-def test_a_moved_checkout_changes_nothing(moved_checkout: Path) -> None:
-    done = subprocess.run(
-        ["make", "-C", str(moved_checkout), "plan", f"HOST={NAME}", "SOURCES=double"],
-        cwd="/",
-        capture_output=True,
-        text=True,
-    )
+def test_a_moved_checkout_changes_nothing(moved: Sandbox) -> None:
+    make = ["make", "-C", str(moved.checkout), "plan", f"HOST={NAME}", "SOURCES=double"]
+    done = subprocess.run(make, cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Preparing .venv" in done.stderr
 
 
-def test_a_changed_setting_is_exactly_that_change(moved_checkout: Path) -> None:
-    settings = moved_checkout / "group_data" / "sandbox.py"
-    before = settings.read_text()
+def test_a_changed_setting_is_exactly_that_change(moved: Sandbox) -> None:
+    settings = moved.checkout / "group_data" / "sandbox.py"
     started = ssh("docker inspect -f '{{.State.StartedAt}}' forge-turbo gateway")
-    settings.write_text(before + 'services = {"comfyui": {"shm_size": "3g"}}\n')
-    assert "comfyui-qwen" in plan(moved_checkout, expect=2)
-    output = deploy(project=moved_checkout)
-    changed = re.findall(r"^  \+ (.+?)  \(", output, re.M)
-    assert changed == [
+    with edited(settings, settings.read_text() + 'services = {"comfyui": {"shm_size": "3g"}}\n'):
+        assert "comfyui-qwen" in plan(moved, expect=2)
+        output = moved.deploy()
+    assert changes(output) == [
         "Render the files of comfyui-qwen",
         "Start comfyui-qwen and wait until it is healthy",
         "Record what runs",
     ]
-    assert ssh("docker inspect -f '{{.HostConfig.ShmSize}}' comfyui-qwen").strip() == str(3 << 30)
+    assert ssh("docker inspect -f '{{.HostConfig.ShmSize}}' comfyui-qwen") == str(3 << 30)
     assert ssh("docker inspect -f '{{.State.StartedAt}}' forge-turbo gateway") == started
-    settings.write_text(before)
-    deploy(project=moved_checkout)
+    moved.deploy()
 
 
-def test_a_checkout_without_the_secrets_stops_and_says_how_to_go_on(moved_checkout: Path) -> None:
-    hidden = moved_checkout / "hidden"
-    shutil.move(moved_checkout / ".secrets", hidden)
-    assert "copy .secrets/" in deploy(project=moved_checkout, expect=1)
-    assert not (moved_checkout / ".secrets").exists()
-    shutil.move(hidden, moved_checkout / ".secrets")
+def test_a_checkout_without_the_secrets_stops_and_says_how_to_go_on(moved: Sandbox) -> None:
+    hidden = moved.checkout / "hidden"
+    shutil.move(moved.checkout / ".secrets", hidden)
+    assert "copy .secrets/" in moved.deploy(expect=1)
+    assert not (moved.checkout / ".secrets").exists()
+    shutil.move(hidden, moved.checkout / ".secrets")
 
 
-def test_bad_settings_touch_nothing(moved_checkout: Path) -> None:
-    settings = moved_checkout / "group_data" / "sandbox.py"
-    before, audit = settings.read_text(), ssh("wc -l </srv/atelier/state/audit.log")
-    settings.write_text(before + 'services = {"comfyui": {"prot": 1}}\n')
-    output = deploy(project=moved_checkout, expect=1)
-    settings.write_text(before)
+def test_bad_settings_touch_nothing(moved: Sandbox) -> None:
+    settings = moved.checkout / "group_data" / "sandbox.py"
+    audit = ssh("wc -l </srv/atelier/state/audit.log")
+    with edited(settings, settings.read_text() + 'services = {"comfyui": {"prot": 1}}\n'):
+        output = moved.deploy(expect=1)
     assert "group_data/sandbox.py: services.comfyui.prot: unknown key; did you mean `port`?" in output
     assert ssh("wc -l </srv/atelier/state/audit.log") == audit
 
 
-BREAK = """
-set -e; cd /opt/atelier/services/comfyui-qwen
-printf 'raise ImportError("broken on purpose")\\n' >/tmp/broken.py; chmod 0644 /tmp/broken.py
-cat >/tmp/broken.yaml <<'X'
-services:
-  comfyui-qwen:
-    volumes: ["/tmp/broken.py:/opt/comfyui/custom_nodes/ComfyUI-Login/__init__.py:ro"]
-X
-docker compose -f compose.yaml -f /tmp/broken.yaml up -d >/dev/null 2>&1
-"""
-
-
 def test_without_the_login_plugin_nothing_is_served_and_verify_is_red() -> None:
-    ssh(BREAK)
+    ssh(BREAK_LOGIN)
     served = set()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        served.add(ssh("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8188/system_stats || true").strip())
+        served.add(ssh("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8188/system_stats || true"))
         if "atelier: ComfyUI was not started" in ssh("docker logs comfyui-qwen 2>&1 | tail -n 50"):
             break
         time.sleep(1)
@@ -320,10 +253,10 @@ def test_without_the_login_plugin_nothing_is_served_and_verify_is_red() -> None:
     # Through standard input: sudo writes every command line into the journal.
     header = f"Authorization: Bearer {(paths.secrets_dir(NAME) / 'qwen-api-user.token').read_text()}"
     owner = "curl -s -o /dev/null -w '%{http_code}' -H @- http://127.0.0.1:8188/prompt"
-    assert ssh(owner, stdin=header).strip() == "503"
+    assert ssh(owner, stdin=header) == "503"
     assert served <= {"401", "503"}
-    assert ssh("docker inspect -f '{{.State.Health.Status}}' comfyui-qwen").strip() != "healthy"
-    output = atelier("verify", "--host", NAME, "--quick", expect=1)
+    assert ssh("docker inspect -f '{{.State.Health.Status}}' comfyui-qwen") != "healthy"
+    output = atelier("verify", "--quick", expect=1)
     assert report()["verdict"] == "failed", output
     assert "comfyui" in " ".join(check["id"] for check in report()["checks"] if check["verdict"] == "failed")
     ssh(
@@ -335,13 +268,12 @@ def test_without_the_login_plugin_nothing_is_served_and_verify_is_red() -> None:
 @pytest.mark.parametrize("seconds", [2, 6, 11, 17, 30])
 def test_a_killed_deploy_is_continued_by_the_next(seconds: int) -> None:
     """SIGKILL to the whole process group, at a later point each time, on a machine that was never deployed before."""
-    command = [str(ROOT / ".venv/bin/atelier"), "deploy", "--host", KILLED, "--sources", "double"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = KILLED.started("deploy", "--sources", "double", stdout=subprocess.DEVNULL, start_new_session=True)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def test_after_the_kills_a_deploy_converges() -> None:
-    deploy(KILLED)
-    assert UNCHANGED.search(deploy(KILLED))
+    KILLED.deploy()
+    assert re.search(UNCHANGED, KILLED.deploy())

@@ -3,54 +3,26 @@
 import base64
 import os
 import re
-import shutil
-import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from harness import BREAK_LOGIN, Sandbox
 
 from atelier import credentials, paths
-from atelier.target import sandbox_target
-from sandbox import machine, shared, tools
 
 pytestmark = pytest.mark.sandbox
-NAME = f"sandbox-doctor-{os.getpid()}"
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def atelier(*arguments: str, expect: int = 0) -> str:
-    command = [str(ROOT / ".venv" / "bin" / "atelier"), *arguments, "--host", NAME]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output[-4000:]
-    return output
-
-
-def ssh(script: str, stdin: str = "") -> str:
-    result = sandbox_target(NAME, ROOT).ssh().run(script, stdin=stdin.encode())
-    assert result.status == 0, result.stderr
-    return result.stdout
+SANDBOX = Sandbox(f"sandbox-doctor-{os.getpid()}")
+NAME, atelier, ssh = SANDBOX.name, SANDBOX.atelier, SANDBOX.root
 
 
 @pytest.fixture(scope="module", autouse=True)
 def deployed() -> Iterator[None]:
-    try:
-        machine.up(NAME, print, binds=shared.binds())
-    except tools.UnavailableError as error:
-        if os.environ.get("REQUIRE_SANDBOX") == "1":
-            raise
-        pytest.skip(str(error))
-    try:
-        atelier("deploy", "--sources", "double")
+    with SANDBOX.running():
+        SANDBOX.deploy()
         yield
-    finally:
-        machine.down(NAME, print)
-        for folder in (paths.secrets_dir(NAME), paths.reports_dir(NAME)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def bundle(output: str) -> dict[str, str]:
@@ -94,23 +66,9 @@ def test_planted_secrets_are_not_in_a_bundle_from_the_host() -> None:
     assert [(form, name) for form in [*forms, *shaped] for name, text in files.items() if form in text] == []
 
 
-BREAK = """
-set -e; cd /opt/atelier/services/comfyui-qwen
-printf 'raise ImportError("broken on purpose")\\n' >/tmp/broken.py; chmod 0644 /tmp/broken.py
-cat >/tmp/broken.yaml <<'X'
-services:
-  comfyui-qwen:
-    volumes: ["/tmp/broken.py:/opt/comfyui/custom_nodes/ComfyUI-Login/__init__.py:ro"]
-X
-docker compose -f compose.yaml -f /tmp/broken.yaml up -d >/dev/null 2>&1
-"""
-
-
 def test_a_broken_login_plugin_is_named_and_over_once_it_is_mended() -> None:
-    ssh(BREAK)
-    deadline = time.monotonic() + 40
-    while "was not started" not in ssh("docker logs comfyui-qwen 2>&1") and time.monotonic() < deadline:
-        time.sleep(1)
+    ssh(BREAK_LOGIN)
+    SANDBOX.wait_for("docker logs comfyui-qwen 2>&1 | grep -q 'was not started'")
     output = atelier("doctor", expect=1)
     assert re.findall(r"\[([a-z-]+)\]$", output, re.M) == ["login-plugin"]
     assert f"make deploy HOST={NAME}" in output and "is not in force" in output and "Support bundle" not in output
@@ -119,7 +77,7 @@ def test_a_broken_login_plugin_is_named_and_over_once_it_is_mended() -> None:
 
 
 def test_what_docker_refuses_is_named() -> None:
-    image = ssh("docker inspect -f '{{.Config.Image}}' gateway").strip()
+    image = ssh("docker inspect -f '{{.Config.Image}}' gateway")
     ssh(f"docker run -d --name other -p 127.0.0.1:8188:80 --entrypoint sleep {image} 60 2>&1 || true")
     ssh(f"docker run -d --name other-gpu --device nvidia.com/gpu=all --entrypoint sleep {image} 60 2>&1 || true")
     ssh("docker rm -f other other-gpu >/dev/null")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness
 import pytest
 
 from sandbox import base, leftovers, machine, sources, tools
@@ -22,12 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def up(name: str) -> machine.Machine:
-    try:
-        return machine.up(name, print, disk_gb=DISK_GB)
-    except tools.UnavailableError as error:
-        if os.environ.get("REQUIRE_SANDBOX") == "1":
-            raise
-        pytest.skip(str(error))
+    return harness.up(name, disk_gb=DISK_GB)
 
 
 def ssh(guest: machine.Machine, command: str) -> subprocess.CompletedProcess[str]:

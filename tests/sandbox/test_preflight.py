@@ -4,16 +4,13 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-from atelier.target import sandbox_target
-from sandbox import machine, shared, tools
+from harness import Sandbox
 
 pytestmark = pytest.mark.sandbox
-NAME = f"sandbox-preflight-{os.getpid()}"
-ROOT = Path(__file__).resolve().parents[2]
+SANDBOX = Sandbox(f"sandbox-preflight-{os.getpid()}")
+ssh = SANDBOX.root
 
 PLANT = r"""
 set -e
@@ -67,30 +64,13 @@ ls -A /tmp /run/atelier 2>&1; systemctl list-units --plain --no-legend --type=se
 
 
 def preflight(expect: int) -> str:
-    command = [str(ROOT / ".venv/bin/atelier"), "preflight", "--host", NAME, "--sources", "double"]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
-    output = done.stdout + done.stderr
-    print(output)
-    assert done.returncode == expect, output
-    return output
-
-
-def ssh(script: str) -> str:
-    result = sandbox_target(NAME, ROOT).ssh().run(script)
-    assert result.status == 0, result.stderr
-    return result.stdout
+    return SANDBOX.atelier("preflight", "--sources", "double", expect=expect)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def sandbox() -> Iterator[None]:
-    try:
-        machine.up(NAME, print, binds=shared.binds())
-    except tools.UnavailableError as error:
-        if os.environ.get("REQUIRE_SANDBOX") == "1":
-            raise
-        pytest.skip(str(error))
-    yield
-    machine.down(NAME, print)
+    with SANDBOX.running():
+        yield
 
 
 def state() -> set[str]:
@@ -134,6 +114,6 @@ def test_a_user_who_may_not_become_root_is_told_so() -> None:
     try:
         assert "sudo asks for a password and there is no terminal to ask on" in preflight(expect=1)
     finally:
-        command = sandbox_target(NAME, ROOT).ssh().command("sudo -n /usr/local/sbin/give-back")
+        command = SANDBOX.ssh().command("sudo -n /usr/local/sbin/give-back")
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     preflight(expect=0)
