@@ -18,7 +18,8 @@ Look at these files before you send them to anybody.
 
 Replaced by {HIDDEN}: every secret that the operator's computer knows (passwords, tokens, hashes, keys; also encoded),
 and whatever looks like one: Authorization headers and cookies, values named password, token, secret or key,
-credentials in URLs, password hashes, private and public SSH keys, tokens of Hugging Face, GitHub, AWS and others.
+what stands after such a word in a sentence, credentials in URLs, password hashes, private and public SSH keys, addresses
+of webhooks, tokens of Hugging Face, GitHub, AWS and others. A secret in a form that is not among these may have come through.
 E-mail addresses became [e-mail]; public IP addresses became [address N], the same one the same N throughout.
 
 Left as they are, because trouble cannot be understood without them: names of the host, its users, containers, files and

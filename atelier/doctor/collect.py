@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from atelier.gpu import upkeep
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 
@@ -23,6 +24,8 @@ SKIPPED = "not looked at: "
 """Begins the text of a source that this kind of host does not have."""
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 MARK = "::atelier-status::"
+FAILED_UNITS = "systemctl list-units --failed --plain --no-legend --no-pager | awk '{print $1, $2, $3, $4}'"
+"""Without their descriptions: that of a unit of `systemd-run` is its whole command line."""
 TOTAL = 420  # seconds; a fallen GPU makes every nvidia-smi hang until its own time-out
 DAY = 24 * 3600
 
@@ -91,7 +94,7 @@ def queries(settings: Settings) -> tuple[Query, ...]:
             _journal("nvidia-*", "atelier-*", "systemd-modules-load.service", "systemd-timesyncd.service", "chrony*"),
         ),
         Query("package-units", "packages", boot, _journal("apt-daily*", "unattended-upgrades.service", "dkms.service")),
-        Query("failed-units", "state", "now", "systemctl list-units --failed --plain --no-legend --no-pager"),
+        Query("failed-units", "state", "now", FAILED_UNITS),
         Query(
             "containers", "docker", "now", "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}\\t{{.Ports}}'"
         ),
@@ -132,14 +135,9 @@ def queries(settings: Settings) -> tuple[Query, ...]:
             "driver",
             "gpu",
             "now",
-            'echo "loaded $(cat /sys/module/nvidia/version 2>/dev/null)"; '
-            'echo "installed $(modinfo -F version nvidia 2>/dev/null || modinfo -F version nvidia-current 2>/dev/null)"; '
-            'echo "flavour $(modinfo -F license nvidia 2>/dev/null)"; cat /proc/driver/nvidia/version 2>/dev/null; '
-            "lsmod | grep -E '^(nvidia|nouveau)'; mokutil --sb-state 2>/dev/null; "
-            'command -v dkms >/dev/null && dkms status | sed "s/^/dkms: /"; echo "kernel $(uname -r)"; '
-            "nvidia-ctk cdi list 2>&1; ls -l /var/run/cdi /etc/cdi 2>/dev/null; "
-            "for d in /sys/bus/pci/devices/*; do grep -q 0x10de $d/vendor 2>/dev/null && grep -q ^0x03 $d/class && "
-            'echo "pci ${d##*/} driver $(basename "$(readlink $d/driver)")"; done',
+            "cat /proc/driver/nvidia/version 2>/dev/null; lsmod | grep -E '^(nvidia|nouveau)'; mokutil --sb-state 2>/dev/null; "
+            'command -v dkms >/dev/null && dkms status | sed "s/^/dkms: /"; '
+            "nvidia-ctk cdi list 2>&1; ls -l /var/run/cdi /etc/cdi 2>/dev/null",
             quiet_failure=True,
         ),
         Query(
@@ -185,6 +183,8 @@ def queries(settings: Settings) -> tuple[Query, ...]:
             f"{shlex.quote(settings.config_root)}/*",
             quiet_failure=True,
         ),
+        *((Query("boot", "state", "now", _boot(), quiet_failure=True),) if settings.profile != "cpu" else ()),
+        Query("manifest", "state", "everything that deploys created", f"cat {state}/manifest.json", quiet_failure=True),
         Query("deployed", "state", "the last deploy", f"cat {state}/deployed.json", quiet_failure=True),
         Query("audit", "state", "the last 20 deploys", f"tail -n 20 {state}/audit.log", quiet_failure=True),
     )
@@ -193,6 +193,17 @@ def queries(settings: Settings) -> tuple[Query, ...]:
 def _journal(*units: str) -> str:
     chosen = " ".join(f"-u {shlex.quote(unit)}" for unit in units)
     return f"journalctl -b -q -o short-unix --no-pager -n 2000 {chosen}"
+
+
+def _boot() -> str:
+    """What has to be so for Docker to find the GPUs after the next start."""
+    parts = (
+        ("systemd does not know our order of Docker and the CDI list", upkeep.BOOT_FILES_KNOWN),
+        (f"{upkeep.REFRESH}, which makes the CDI list, is not started", upkeep.ENABLED),
+    )
+    return "; ".join(
+        f'[ -n "$({probe})" ] && echo kept || echo {shlex.quote(f"lost: {what}")}' for what, probe in parts
+    )
 
 
 def _states(containers: list[str]) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from atelier.doctor.collect import DAY, Kind, Source
+from atelier.doctor.conditions import conditions
 from atelier.doctor.signatures import TABLE, Signature
+from atelier.hostfacts import HostFacts
 from atelier.settings import Settings
 
-CLOCK_TOLERANCE = 120  # seconds
 RETRIES = 300  # seconds before the last start that belong to it, where Docker has tried several times
-FULL = 1 << 30  # a file system with less room than this, and 98 % of it used, counts as full
 ACCESS_LOG = '"logger":"http.log.access'
 """Marks lines of the gateway in which strangers' words stand: they must not be able to make up a failure."""
 QUOTE = 300  # characters of an evidence line
@@ -90,19 +90,22 @@ class Diagnosis:
         return bool(self.unhealthy) and not self.present
 
 
-def diagnose(sources: Sequence[Source], settings: Settings, local_time: float) -> Diagnosis:
-    """Recognise what the sources show. local_time: this computer's clock when the host was asked."""
+def diagnose(
+    sources: Sequence[Source], settings: Settings, local_time: float, facts: HostFacts | None = None
+) -> Diagnosis:
+    """Recognise what the sources show. local_time: this computer's clock when the host was asked.
+
+    facts: of a host with a GPU.
+    """
     text = {source.name: source.text for source in sources}
     names = [*(service.container for service in settings.enabled().values()), settings.gateway_container]
     containers = read_containers(text.get("container-states", ""), names)
     clock = _clock(text.get("machine", ""))
-    conditions = Source("state of the host", "state", "now", "\n".join(_conditions(text, clock.now, local_time)))
+    judged = Source("state of the host", "state", "now", "\n".join(conditions(text, clock.now, local_time, facts)))
     seen = [
-        (signature, source, _matches(signature, source, clock))
-        for source in (*sources, conditions)
-        for signature in TABLE
+        (signature, source, _matches(signature, source, clock)) for source in (*sources, judged) for signature in TABLE
     ]
-    seen = [(signature, source, lines) for signature, source, lines in seen if lines and source.kind in signature.kinds]
+    seen = [(signature, source, lines) for signature, source, lines in seen if lines and signature.reads(source)]
     explained = {source.name for _, source, _ in seen}
     gpu_works = not any(source.kind == "gpu" for _, source, _ in seen)
     settled = _settled(containers) if gpu_works else 0.0
@@ -257,40 +260,6 @@ def read_containers(text: str, names: Sequence[str]) -> tuple[Container, ...]:
             error=match["error"],
         )
     return tuple(known.get(name, Container(name)) for name in names)
-
-
-def _conditions(text: dict[str, str], now: float, local_time: float) -> list[str]:
-    """What no log says: a full disk, a clock that is off, a driver that differs from the loaded one. In lines."""
-    found = []
-    if now and abs(now - local_time) > CLOCK_TOLERANCE:
-        found.append(
-            f"clock: {abs(now - local_time):.0f} s {'ahead' if now > local_time else 'behind'} of this computer's"
-        )
-    driver = dict(line.partition(" ")[::2] for line in reversed(text.get("driver", "").splitlines()))
-    loaded, installed, kernel = (driver.get(key, "").strip() for key in ("loaded", "installed", "kernel"))
-    if loaded and installed and loaded != installed:
-        found.append(f"driver: loaded {loaded}, on disk {installed}")
-    modules = [line for line in text.get("driver", "").splitlines() if line.startswith("dkms: nvidia")]
-    if modules and kernel and not installed and not any(kernel in line and "installed" in line for line in modules):
-        found.append(f"driver: DKMS has built nothing for kernel {kernel} ({'; '.join(modules)})")
-    held = re.findall(r"^pci (\S+) driver nouveau$", text.get("driver", ""), re.M)
-    if held and not loaded:
-        found.append(f"driver: nouveau holds {', '.join(held)}")
-    return found + _full_disks(text.get("disks", ""))
-
-
-def _full_disks(df: str) -> list[str]:
-    space, _, inodes = df.partition("\ninodes\n")
-    found = []
-    for row in (line.split() for line in space.splitlines()[1:]):
-        if len(row) >= 6 and row[1].isdigit() and int(row[1]) > FULL:
-            free, used = int(row[3]), int(row[4].rstrip("%") or 0)
-            if used >= 98 and free < FULL:
-                found.append(f"disk: {row[5]} is full: {free >> 20} MB of {int(row[1]) >> 30} GB free")
-    for row in (line.split() for line in inodes.splitlines()[1:]):
-        if len(row) >= 6 and row[4] == "100%" and row[0].startswith("/dev/"):
-            found.append(f"disk: {row[5]} is full: no inode is free")
-    return found
 
 
 def _unhealthy(containers: Sequence[Container], text: dict[str, str], settings: Settings) -> list[str]:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
 from atelier import credentials, lifecycle, paths
@@ -12,21 +12,31 @@ from atelier.doctor import bundle as bundles
 from atelier.doctor.collect import SKIPPED, Source, collect
 from atelier.doctor.diagnosis import Diagnosis, Evidence, Recognised, diagnose
 from atelier.doctor.redact import Redactor, known_secrets
+from atelier.doctor.signatures import aimed
 from atelier.errors import AtelierError
 from atelier.gpu.plan import GpuPlan, plan_gpu
+from atelier.hostfacts import HostFacts
 from atelier.ssh import Ssh
 from atelier.target import Target
 
 QUOTED = 3  # sources whose evidence is quoted
-PlanMaker = Callable[[Ssh, Target], GpuPlan]
 
 
-def live_plan(ssh: Ssh, target: Target) -> GpuPlan:
-    """What a deploy would decide about the host's GPU now."""
-    return plan_gpu(lifecycle.gather(ssh, target), target.settings)
+@dataclass(frozen=True)
+class Judgement:
+    """What a host with a GPU is, and what a deploy would decide about it; or why that is not known."""
+
+    facts: HostFacts | None = None
+    plan: GpuPlan | None = None
+    problem: str = ""
+
+    @property
+    def well(self) -> bool:
+        """Known, and a deploy would not refuse."""
+        return not self.problem and not (self.plan and self.plan.refusals)
 
 
-def run(target: Target, narrator: Narrator, *, bundle: bool = False, make_plan: PlanMaker = live_plan) -> int:
+def run(target: Target, narrator: Narrator, *, bundle: bool = False) -> int:
     """Examine a host. 0 when nothing is wrong, 1 when something is, known or not. Raises AtelierError.
 
     bundle: write a support bundle in any case, not only for trouble that nothing explains.
@@ -40,34 +50,33 @@ def run(target: Target, narrator: Narrator, *, bundle: bool = False, make_plan: 
     ssh.connect()
     asked = time.time()
     sources = collect(ssh, settings)
-    plan, plan_problem = _plan(ssh, target, make_plan)
+    judgement = _judge(ssh, target)
     narrator.end(changed=False)
-    diagnosis = diagnose(sources, settings, asked)
-    report = [*_report(diagnosis, target, redact), *_report_plan(plan, plan_problem), *_looked_at(sources)]
+    diagnosis = diagnose(sources, settings, asked, judgement.facts)
+    well = diagnosis.well and judgement.well
+    said: Lines = [("  nothing is wrong", "green")] if well else []
+    report = [*said, *_report(diagnosis, target, redact), *_report_plan(judgement, target), *_looked_at(sources)]
     for text, style in report:
         narrator.say(text, style=style)
-    refused = plan is not None and bool(plan.refusals)
     if bundle or diagnosis.unknown:
-        _bundle(target, sources, plan, [text for text, _ in report], redact, narrator)
-    elif not diagnosis.well or refused:
-        narrator.say(
-            f"  More for somebody who helps:  make doctor {target.argument} BUNDLE=1".replace("  BUNDLE", " BUNDLE")
-        )
-    return 0 if diagnosis.well and not refused and not plan_problem else 1
+        _bundle(target, sources, judgement, [text for text, _ in report], redact, narrator)
+    elif not well:
+        narrator.say(f"  More for somebody who helps:  {target.command('doctor')} BUNDLE=1")
+    return 0 if well else 1
 
 
 def _stored(target: Target) -> credentials.Credentials | None:
     return credentials.load(paths.secrets_dir(target.name))
 
 
-def _plan(ssh: Ssh, target: Target, make_plan: PlanMaker) -> tuple[GpuPlan | None, str]:
-    """The plan, or why there is none; profile cpu has none."""
+def _judge(ssh: Ssh, target: Target) -> Judgement:
     if target.settings.profile == "cpu":
-        return None, ""
+        return Judgement()
     try:
-        return make_plan(ssh, target), ""
+        facts = lifecycle.gather(ssh, target)
+        return Judgement(facts, plan_gpu(facts, target.settings))
     except AtelierError as error:
-        return None, str(error)
+        return Judgement(problem=str(error))
 
 
 Lines = list[tuple[str, str]]
@@ -75,7 +84,7 @@ Lines = list[tuple[str, str]]
 
 
 def _report(diagnosis: Diagnosis, target: Target, redact: Redactor) -> Lines:
-    said: Lines = [("  nothing is wrong", "green")] if diagnosis.well else []
+    said: Lines = []
     for number, found in enumerate(diagnosis.present, 1):
         said += _say_finding(number, found, target, redact)
     if diagnosis.unhealthy:
@@ -131,16 +140,16 @@ def _when(evidence: Iterable[Evidence]) -> str:
     return f"{_instant(last).rstrip(', ')}, {next(iter(evidence)).source}"
 
 
-def _report_plan(plan: GpuPlan | None, problem: str) -> Lines:
-    if problem:
-        return [(f"  What a deploy would decide about the GPU could not be found out: {problem}", "yellow")]
+def _report_plan(judgement: Judgement, target: Target) -> Lines:
+    plan = judgement.plan
     if plan is None:
-        return []
+        unknown = f"  What a deploy would decide about the GPU could not be found out: {judgement.problem}"
+        return [(unknown, "yellow")] if judgement.problem else []
     said: Lines = []
     if plan.refusals:
         said.append(("  A deploy would refuse this host's GPU:", "red"))
         for refusal in plan.refusals:
-            said += [(f"    {refusal.problem}", ""), (f"      -> {refusal.remedy}", "")]
+            said += [(f"    {refusal.problem}", ""), (f"      -> {aimed(refusal.remedy, target.argument)}", "")]
     if plan.reboot:
         said.append((f"  A deploy would restart the host: {plan.reboot}", "yellow"))
     return said + [(f"  Note: {note}", "dim") for note in plan.notes]
@@ -149,7 +158,7 @@ def _report_plan(plan: GpuPlan | None, problem: str) -> Lines:
 def _bundle(
     target: Target,
     sources: Iterable[Source],
-    plan: GpuPlan | None,
+    judgement: Judgement,
     report: list[str],
     redact: Redactor,
     narrator: Narrator,
@@ -159,8 +168,10 @@ def _bundle(
         "report.txt": "\n".join([target.headline(), *report]) + "\n",
         "settings.json": target.settings.model_dump_json(indent=1) + "\n",
     }
-    if plan is not None:
-        extra["gpu-plan.json"] = json.dumps(asdict(plan), indent=1, default=str) + "\n"
+    if judgement.facts:
+        extra["facts.json"] = json.dumps(asdict(judgement.facts), indent=1, default=sorted) + "\n"
+    if judgement.plan:
+        extra["gpu-plan.json"] = json.dumps(asdict(judgement.plan), indent=1, default=str) + "\n"
     files = bundles.contents(target.name, instant, sources, extra)
     written = bundles.write(paths.reports_dir(target.name), target.name, instant, files, redact)
     narrator.say()

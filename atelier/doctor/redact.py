@@ -89,7 +89,21 @@ def _base64_cores(secret: bytes) -> set[str]:
     return cores
 
 
-_KEY = r"(?:password|passwd|passphrase|pwd|secret|token(?!iz)|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|session|cookie)"
+_CALLED = r"(?:pass(?:word|wd|wort|phrase|code)|kennwort)"
+_KEY = rf"(?:{_CALLED}|pwd|secret|token(?!iz)|api[_-]?key|access[_-]?key|private[_-]?key|credentials?|session|cookie)"
+_STATE = r"(?!(?:\(?null\)?|none|true|false|unset)\b)"
+_ORDINARY = (
+    r"(?!(?:a|an|and|as|at|auth|authentication|be|been|before|by|can|cannot|changed?|changes|checks?|could|database|denied|do|does|empty"
+    r"|entry|error|expired|expires|expiry|failed|fails|failure|fields?|files?|for|from|has|hash|hashe[ds]|hashing|have|if|in|incorrect"
+    r"|invalid|is|ist|it|length|less|login|logon|manager|may|method|mismatch|missing|must|needed|new|no|not|now|of|off|ok|on|only|or"
+    r"|policy|prompts?|protected|quality|read|received|recovery|rejected|requests?|required|requires|reset|rules?|set|shall|should"
+    r"|storage|stored?|sufficient|that|the|this|to|too|type|unknown|updated?|used?|uses|valid|validation|was|were|when|which|will|with"
+    r"|without|wrong|you|your)(?![\w+/=@$%!-]))"
+)
+"""Words that follow `password` in ordinary messages. What is none of them may be one."""
+_WORD = rf"{_ORDINARY}{_STATE}[^\s,;:&\"'<>()\[\]}}{{=][^\s,;&\"'<>)\]}}]*"
+_OPAQUE = r"(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Za-z])(?!(?:0x)?(?:[0-9A-F]{8}|[0-9A-F]{16}|[0-9A-F]{40})\b)"
+"""Letters and digits, and no fingerprint of a public key as gpg writes it."""
 _VALUE = r"(?:\\*\"[^\"\n]*\"|\\*'[^'\n]*'|[^\s,;&\"'<>)\]}]+)"
 
 SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -121,6 +135,24 @@ SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\b(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-\S+|sk-\S+@openssh\.com) AAAA[A-Za-z0-9+/=]+", HIDDEN),
         (r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY[A-Z ]*)-----.*?-----END \1-----", HIDDEN),
         (r"\bAGE-SECRET-KEY-1[A-Z0-9]+", HIDDEN),
+        (r"\btskey-[a-z]+-[\w-]+", HIDDEN),
+        (r"(?i)(\bhooks\.slack\.com/\w+/)[^\s\"'<>]+", rf"\1{HIDDEN}"),
+        (r"(?i)(/api/webhooks/|\bwebhook\.office\.com/)[^\s\"'<>]+", rf"\1{HIDDEN}"),
+        (r"(?i)(\bapi\.telegram\.org/bot)[^\s/\"'<>]+", rf"\1{HIDDEN}"),
+        (r"(?i)(\b(?:mysql\w*|mariadb[\w-]*|7z[ar]?|rar|unrar)\s(?:[^\n|;]*?\s)?-p)[^\s\"']+", rf"\1{HIDDEN}"),
+        (r"(?i)(\bsshpass\s+-p\s*)\S+", rf"\1{HIDDEN}"),
+        (rf"(?i)((?<![a-z])key\\*[\"']?\s*[:=]\s*){_STATE}(?!/(?:etc|usr|var|srv|opt|run)/){_VALUE}", rf"\1{HIDDEN}"),
+        (r"(?i)((?<![a-z])auth\\*[\"']?\s*[:=]\s*\\*[\"']?)[\w+/=-]{8,}", rf"\1{HIDDEN}"),
+        (rf"(?i)((?<![a-z/.]){_CALLED}\s+(?:(?:is|was|ist|lautet)\s+)?){_WORD}", rf"\1{HIDDEN}"),
+        (rf"(?i)(\b(?:with|and|using|user\s+\S+|login\s+\S+)\s+pass\s+){_WORD}", rf"\1{HIDDEN}"),
+        (rf"(?i)(\bpass\s*[:=]\s*)(?!\d{{1,4}}\b){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"(?i)(\bregistry\s+auth\s+){_WORD}", rf"\1{HIDDEN}"),
+        (
+            rf"(?i)(\b(?:civitai|hugging\s?face|api|access)[\s_-]key\s+(?:is\s+)?){_WORD}",
+            rf"\1{HIDDEN}",
+        ),
+        (rf"(?i)(\b(?:licen[cs]e|secret|private|with|using)\s+key\s+){_OPAQUE}[\w+/=-]{{6,}}", rf"\1{HIDDEN}"),
+        (rf"(?i)(\bkey\s+){_OPAQUE}[A-Za-z0-9+/=-]{{16,}}(?![\w.:])", rf"\1{HIDDEN}"),
     )
 )
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from atelier.doctor.collect import Kind
+from atelier.doctor.collect import Kind, Source
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,18 @@ class Step:
 
     def typed(self, argument: str, data_root: str) -> str:
         """The command for one target: `make` gets what names the target, and paths are the host's own."""
-        command, comment, remark = self.command.replace("{data_root}", data_root).partition("   #")
-        if self.where == "here" and argument:
-            command = f"{command} {argument}"
-        return command + comment + remark
+        command = self.command.replace("{data_root}", data_root)
+        return aimed(command, argument) if self.where == "here" else command
+
+
+MAKE = re.compile(
+    r"\bmake (?:deploy|plan|preflight|verify|doctor|generate|status|logs|start|stop|restart|outputs)\b(?: [A-Z]+=[^\s`;,]+)*"
+)
+
+
+def aimed(text: str, argument: str) -> str:
+    """A text whose make commands name the target, which hosts.yml makes necessary."""
+    return MAKE.sub(lambda found: f"{found[0]} {argument}".strip(), text)
 
 
 def host(command: str) -> Step:
@@ -53,6 +61,13 @@ class Signature:
     """Not over because everything runs again: hardware that failed once in this boot will fail again."""
     hides: tuple[str, ...] = ()
     """Ids of vaguer signatures that say the same once more."""
+
+    sources: tuple[str, ...] = ()
+    """The only sources that count, where others of these kinds tell of it on a host that is well."""
+
+    def reads(self, source: Source) -> bool:
+        """A source of this kind can show it."""
+        return source.kind in self.kinds and (not self.sources or source.name in self.sources)
 
     def match(self, line: str) -> re.Match[str] | None:
         """The first pattern found in a line."""
@@ -128,7 +143,12 @@ GPU_FALLEN = Signature(
         here("make doctor"),
     ),
     ("kernel", "gpu"),
-    (r"fallen off the bus", r"Xid \(PCI:[^)]*\): 79\b", r"GPU is lost\. +Reboot the system to recover"),
+    (
+        r"fallen off the bus",
+        r"Xid \(PCI:[^)]*\): 79\b",
+        r"GPU is lost\. +Reboot the system to recover",
+        r"Unable to determine the device handle for GPU.*: Unknown Error",
+    ),
     "NVIDIA Xid catalog; leptonai/gpud 1209, NVIDIA/NVSentinel 155 (the form without an Xid)",
     lasting=True,
     hides=("gpu-not-initialised", "driver-not-loaded"),
@@ -423,15 +443,6 @@ DOCKER = (
         "nvidia.md 6; NVIDIA/nvidia-docker 1034",
     ),
     Signature(
-        "cdi-off",
-        "Docker cannot use CDI devices",
-        "CDI is off or Docker is too old. Before 28.2 Docker starts containers at boot before it knows its CDI driver.",
-        (here("make start"), DEPLOY, host("docker version --format '{{.Server.Version}}'   # 28.3 or later has it on")),
-        ("docker",),
-        (r'could not select device driver \\*"cdi\\*" with capabilities',),
-        "nvidia.md 6; moby/moby 49989",
-    ),
-    Signature(
         "cdi-device-unknown",
         "The GPU that a container asks for is not among the CDI devices",
         "The list in /var/run/cdi is missing or old (it is made at each boot), or the card was replaced and has another UUID.",
@@ -440,9 +451,71 @@ DOCKER = (
             here("make deploy   # when the list shows another UUID"),
             here("make start"),
         ),
+        ("docker", "state"),
+        (r"unresolvable CDI devices? ", r"cdi: \S+.* is not among the CDI devices"),
+        "nvidia.md 7; NVIDIA/nvidia-container-toolkit 434 and 1239; nvidia-ctk cdi list",
+        hides=("cdi-off",),
+    ),
+    Signature(
+        "cdi-setting",
+        "Docker's settings do not turn CDI on",
+        "features.cdi is missing from /etc/docker/daemon.json, or the file is damaged: when Docker starts next, no container gets a GPU.",
+        (DEPLOY,),
+        ("state",),
+        (r"docker: daemon\.json does not set features\.cdi",),
+        "nvidia.md 6; daemon.json, read",
+        hides=("cdi-off",),
+    ),
+    Signature(
+        "cdi-off",
+        "Docker could not use CDI devices when it started a container",
+        "Docker is too old, or before 28.2: then it starts containers at boot before it knows its CDI driver.",
+        (here("make start"), DEPLOY, host("docker version --format '{{.Server.Version}}'   # 28.3 or later has it on")),
         ("docker",),
-        (r"unresolvable CDI devices? ",),
-        "nvidia.md 7; NVIDIA/nvidia-container-toolkit 434 and 1239",
+        (r'could not select device driver \\*"cdi\\*" with capabilities',),
+        "nvidia.md 6; moby/moby 49989",
+        # Docker's own log has it at every boot before 28.2; a container's state only until it runs.
+        sources=("container-states",),
+    ),
+    Signature(
+        "boot-order",
+        "After the next start Docker would not find the GPUs",
+        "What starts Docker after the CDI list, and what makes that list, is missing or disabled.",
+        (DEPLOY,),
+        ("state",),
+        (r"boot: (systemd does not know|nvidia-cdi-refresh)",),
+        "systemctl show and is-enabled, of what docs/gpu.md lists",
+    ),
+    Signature(
+        "toolkit-unsafe",
+        "The container toolkit is of a version with known holes",
+        "Before 1.19.1 a container can take over the host (CVE-2026-24260, CVE-2025-23266).",
+        (DEPLOY,),
+        ("state",),
+        (r"toolkit: below [\d.]+: ",),
+        "NVIDIA's security bulletins; dpkg",
+    ),
+    Signature(
+        "not-held",
+        "apt may replace the driver or the container toolkit by itself",
+        "Their packages are not on hold any more: an upgrade would replace them under the running kernel.",
+        (DEPLOY,),
+        ("state",),
+        (r"apt: not held any more: ",),
+        "state/manifest.json; dpkg --get-selections",
+    ),
+    Signature(
+        "other-gpu",
+        "A service sees another GPU than the one it was given",
+        "Its container was made by hand, or from changed files, since the last deploy.",
+        (
+            host("sudo docker ps --filter label=atelier.config   # the container is named in the line below"),
+            host("sudo docker rm -f NAME   # its data lie outside of it"),
+            DEPLOY,
+        ),
+        ("state",),
+        (r"gpu: \S+ sees GPU-\S+.* and was given GPU-",),
+        "nvidia-smi -L in the container; state/deployed.json",
     ),
     Signature(
         "rootless-or-lxc",
