@@ -272,7 +272,7 @@ def deployed_record(deployment: Deployment, release: str, image_ids: Mapping[str
         "sources": deployment.sources,
         "images": {build.name: {"tag": build.tag, "id": image_ids.get(build.tag, "")} for build in deployment.builds},
         "profile": deployment.settings.profile,
-        "gpus": deployment.gpu.gpus or {},
+        "gpus": deployment.gpu.gpus or deployment.facts.deployed_gpus,
         "services": {
             project.service: {"container": project.container, "config": project.config}
             for project in deployment.projects()

@@ -8,7 +8,11 @@ from atelier.tree import Directory, Entry, File
 
 MODULE_SETTINGS = "/etc/modprobe.d/"
 REFRESH = "nvidia-cdi-refresh"
-DOCKER_DROP_IN = "/etc/systemd/system/docker.service.d/atelier-gpu.conf"
+DROP_INS = {
+    f"/etc/systemd/system/{unit}.d/atelier-gpu.conf": (unit, template)
+    for unit, template in ((f"{REFRESH}.service", "cdi-refresh-gpu.conf.j2"), ("docker.service", "docker-gpu.conf.j2"))
+}
+"""By path, the unit that a drop-in of ours adds to, and its template."""
 START_UNIT = "atelier-gpu-containers.service"
 
 
@@ -16,18 +20,20 @@ def boot_files() -> tuple[Entry, ...]:
     """What lets Docker find the GPUs at every boot: its place in the order, and a second try for what it could not start."""
     templates = render.environment()
     unit = templates.get_template(f"units/{START_UNIT}.j2").render(label="atelier.config")
-    drop_in = templates.get_template("units/docker-gpu.conf.j2").render(refresh=f"{REFRESH}.service")
-    return (
-        Directory(DOCKER_DROP_IN.rpartition("/")[0]),
-        File(DOCKER_DROP_IN, drop_in.encode()),
-        File(f"/etc/systemd/system/{START_UNIT}", unit.encode()),
-    )
+    entries: list[Entry] = [File(f"/etc/systemd/system/{START_UNIT}", unit.encode())]
+    for path, (_, template) in DROP_INS.items():
+        text = templates.get_template(f"units/{template}").render(refresh=f"{REFRESH}.service")
+        entries += [Directory(path.rpartition("/")[0]), File(path, text.encode())]
+    return tuple(entries)
 
 
 BOOT_FILES_KNOWN = (
-    "systemctl show docker -p NeedDaemonReload --value | grep -qx no "
-    f"&& systemctl show docker -p DropInPaths --value | grep -qF {DOCKER_DROP_IN} "
-    f"&& [ \"$(systemctl show {START_UNIT} -p LoadState,NeedDaemonReload --value | tr '\\n' ' ')\" = 'loaded no ' ] "
+    "".join(
+        f"systemctl show {unit} -p NeedDaemonReload --value | grep -qx no "
+        f"&& systemctl show {unit} -p DropInPaths --value | grep -qF {path} && "
+        for path, (unit, _) in DROP_INS.items()
+    )
+    + f"[ \"$(systemctl show {START_UNIT} -p LoadState,NeedDaemonReload --value | tr '\\n' ' ')\" = 'loaded no ' ] "
     f"&& systemctl is-enabled -q {START_UNIT} && echo yes"
 )
 """Prints something where systemd has read the boot files as they are."""
