@@ -108,6 +108,11 @@ RED = {
     "check('401', 200, False, 'close it')": ("200", "close it"),
     "check.none('none', ['one', 'two'])": ("one; two", CATALOGUES),
     "check.statuses('refused', (401,), {'/x': 401, '/y': 200})": ("/y: 200", CATALOGUES),
+    "check.statuses('refused', (401,), {'/x': 503, '/y': 200})": ("/x: 503; /y: 200", CATALOGUES),
+    "check.statuses('refused', (401,), {'/x': 401, '/y': 503})": (
+        "/y: 503",
+        "nothing is open: the gateway has taken the service out; see `make status` and `make doctor`",
+    ),
     "check.statuses('refused', (401,), {})": ("0 requests, all so", CATALOGUES),
     "pass": ("the check recorded nothing", CATALOGUES),
     "check('a', 1, True); raise RuntimeError('half way')": ("RuntimeError: half way", UNEXPECTED),

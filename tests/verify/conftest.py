@@ -12,6 +12,7 @@ from stack import Stack
 
 from atelier.errors import AtelierError
 
+DOWN = "nothing is open: the gateway has taken the service out; see `make status` and `make doctor`"
 UNEXPECTED = "the check could not go on: see `make status` and `make logs`; if all is well there, the check is at fault"
 
 
@@ -49,8 +50,11 @@ class Recorder:
 
     def statuses(self, expected: str, allowed: tuple[int, ...], observed: dict[str, int]) -> None:
         """Record that every request in a table was answered with an allowed status."""
-        wrong = [f"{request}: {status}" for request, status in observed.items() if status not in allowed]
-        self(expected, "; ".join(wrong) or f"{len(observed)} requests, all so", bool(observed) and not wrong)
+        wrong = {request: status for request, status in observed.items() if status not in allowed}
+        told = "; ".join(f"{request}: {status}" for request, status in wrong.items())
+        # 503 is the gateway's own: it keeps closed what is down or does not refuse strangers.
+        hint = DOWN if wrong and set(wrong.values()) == {503} else ""
+        self(expected, told or f"{len(observed)} requests, all so", bool(observed) and not wrong, hint)
 
 
 RECORDER = pytest.StashKey[Recorder]()
