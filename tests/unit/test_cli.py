@@ -1,5 +1,6 @@
 """The command line: exit codes of the contract, one message, no traceback."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -79,6 +80,9 @@ def test_explain_gpu_prints_the_facts_of_a_file_that_it_would_refuse(
     assert run(monkeypatch, "explain-gpu", str(facts), "--facts") == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == TRIXIE and said.err == ""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.out.encode())))
+    assert run(monkeypatch, "explain-gpu", "-", "--facts") == 0
+    assert capsys.readouterr().out == said.out, "what is printed is read again, from standard input too"
 
 
 @pytest.mark.parametrize(
