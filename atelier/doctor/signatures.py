@@ -447,8 +447,8 @@ DOCKER = (
         "The GPU that a container asks for is not among the CDI devices",
         "The list in /var/run/cdi is missing or old (it is made at each boot), or the card was replaced and has another UUID.",
         (
-            host("sudo systemctl restart nvidia-cdi-refresh.service && nvidia-ctk cdi list"),
-            here("make deploy   # when the list shows another UUID"),
+            here("make deploy   # has the list made anew, and gives the services the card that is there"),
+            host("sudo systemctl restart nvidia-cdi-refresh.service && nvidia-ctk cdi list   # the list alone"),
             here("make start"),
         ),
         ("docker", "state"),
