@@ -120,7 +120,10 @@ SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"(?i)(--[\w-]*(?:password|token|secret|auth|api-?key)[\w-]*(?:\s+|=))\S+", rf"\1{HIDDEN}"),
         (r"(\s(?:-u|--user|--proxy-user)\s+)[^\s:]+:\S+", rf"\1{HIDDEN}"),
-        (rf"(?i)((?<![\w]){'[a-z0-9_.-]*'}{_KEY}[\w.-]*\\*[\"']?\s*(?:=>|[:=])\s*){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"(?i)((?<![\w]){'[a-z0-9_.-]*'}{_KEY}[\w.-]*\\*[\"']?\s*(?:=>|[:=])\s*){_STATE}{_VALUE}", rf"\1{HIDDEN}"),
+        # A unit's description: that of a unit of systemd-run is its command line.
+        (r"(\bsystemd\[\d+\]: [^\n]*?\S+\.(?:service|scope|timer|path|socket|mount)) - [^\n]*", r"\1"),
+        (r"(\[systemd-run\]) [^\n]*", rf"\1 {HIDDEN}"),
         (r"\$2[abxy]?\$\d\d\$[./A-Za-z0-9]{8,}", HIDDEN),
         (r"(?i)%242[abxy]?%24\d\d%24[./%A-Za-z0-9]{8,}", HIDDEN),
         (r"\$(?:1|5|6|7|y|gy|sha1|argon2\w*|scrypt|pbkdf2[\w-]*)\$[^\s:\"']{8,}", HIDDEN),

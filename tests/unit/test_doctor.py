@@ -517,6 +517,8 @@ SHAPED = {
     "said {} again": "xoxb-123456789012-abcdef",
     "said {} and": "AIzaSyA1234567890abcdefghijklmnopqrstuv",
     "said {} or": "gAAAAABlYWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXo=",
+    "systemd[1]: Started run-u12.service - curl -H {}.": "plainword0",
+    "systemd[1]: Started [systemd-run] curl -H {}.": "plainword1",
     "key={}": "PlantL12plain",
     '{{"auths":{{"r.example":{{"auth":"{}"}}}}}}': "cGxhbnRlZDpwbGFudGVk",
     'x {{\\"auth\\": \\"{}\\"}}': "ZXNjYXBlZDplc2NhcGVk",
@@ -690,6 +692,8 @@ def test_secrets_of_this_computer_are_known_by_value(tmp_path: Path) -> None:
         "lora key not loaded: lora_unet_blocks_0_1; missing key model.diffusion_model.blocks.1.weight",
         "Started systemd-ask-password-wall.path - Forward Password Requests to Wall Directory Watch.",
         "the password is not set; password changed for joe; password file /etc/passwd is damaged; registry auth failed",
+        '"allow_query_token": true, token=None',
+        "systemd[1]: nvidia-persistenced.service: Failed with result 'exit-code'.",
         "tests pass all; pass 1 of 2; 'key': null, KeyError: 'x'; key: /etc/apt/keyrings/docker.asc; --auth: none",
     ],
 )
