@@ -509,9 +509,8 @@ DOCKER = (
         "A service sees another GPU than the one it was given",
         "Its container was made by hand, or from changed files, since the last deploy.",
         (
-            host("sudo docker ps --filter label=atelier.config   # the container is named in the line below"),
-            host("sudo docker rm -f NAME   # its data lie outside of it"),
-            DEPLOY,
+            host("sudo docker rm -f NAME   # the container that is named below; its data lie outside of it"),
+            here("make deploy   # makes it again, which it does not while its container looks as declared"),
         ),
         ("state",),
         (r"gpu: \S+ sees GPU-\S+.* and was given GPU-",),
