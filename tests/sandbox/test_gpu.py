@@ -281,11 +281,11 @@ def test_what_was_removed_or_stopped_comes_back_without_a_restart(gpu_host: Sand
     names = "nvidia-driver-cuda nvidia-kernel-open-dkms"
     root(f"apt-get remove -qy --allow-change-held-packages {names} >/dev/null && simulated-gpu unload")
     root("systemctl stop nvidia-persistenced")
-    assert changes(gpu_host.deploy()) == [
+    # nvidia-cdi-refresh starts when the packages come, and may have loaded the driver first.
+    assert [step for step in changes(gpu_host.deploy()) if step != "Load the driver"] == [
         "Let the driver's packages be replaced",
         "Install the driver 580, open modules",
         "Hold the driver's packages",
-        "Load the driver",
         "Start nvidia-persistenced.service",
     ]
     check_gpus()
