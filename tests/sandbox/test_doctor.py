@@ -54,13 +54,20 @@ def test_planted_secrets_are_not_in_a_bundle_from_the_host() -> None:
     known = credentials.load(paths.secrets_dir(NAME))
     secrets = [known.forge.password, known.comfyui.password, known.comfyui.password_bcrypt, known.comfyui_cookie_key]
     forms = [form for secret in secrets for form in (secret, quote(secret), base64.b64encode(secret.encode()).decode())]
-    shaped = ["opaque-planted-1", "hf_plantedplantedplanted1"]
-    lines = [*forms, f"Authorization: Bearer {shaped[0]}", f"use {shaped[1]}", "the marker of this test"]
+    shaped = ["opaque-planted-1", "hf_plantedplantedplanted1", "PlantedPlain2", "plantedword"]
+    said = ("Authorization: Bearer {}", "use {}", "key={}", "the password is {}")
+    lines = [*forms, *map(str.format, said, shaped), "the marker of this test"]
     # By standard input into the log of the application itself, and into files that doctor reads.
     ssh("docker exec -i -u 10001 forge-turbo sh -c 'cat >/proc/1/fd/1'", "\n".join(lines) + "\n")
     ssh("cat >>/var/log/apt/term.log", "\n".join(lines) + "\n")
     assert all(form in ssh("docker logs forge-turbo 2>&1") for form in [*forms, *shaped])
+    ssh("systemd-run -q --wait --unit planted sh -c 'exit 3' planted-argument || true")
+    assert "planted-argument" in ssh("systemctl list-units --failed --full --plain --no-legend")
     files = bundle(atelier("doctor", "--bundle"))
+    assert [name.rpartition("/")[2] for name, text in files.items() if "planted.service" in text] == [
+        "failed-units.txt"
+    ]
+    assert not [name for name, text in files.items() if "planted-argument" in text]
     marked = [name.rpartition("/")[2] for name, text in files.items() if "the marker of this test" in text]
     assert sorted(marked) == ["apt-terminal.txt", "log-forge-turbo.txt"]
     assert [(form, name) for form in [*forms, *shaped] for name, text in files.items() if form in text] == []
