@@ -178,16 +178,17 @@ def explain_gpu(
     """What a deploy would do about a host's GPU, and why, as JSON. Exit 1 when it would refuse."""
     from atelier.gpu import explain
 
+    given = explain.read_facts(facts) if facts else None
+
     def tell(found: HostFacts, settings: Settings) -> int:
         print(explain.facts_json(found) if show_facts else explain.explain(found, settings), end="")
         return 0 if show_facts or plan_gpu(found, settings).action != "refuse" else 1
 
     def action(target: Target, narrator: Narrator) -> int:
-        found = explain.read_facts(facts) if facts else lifecycle.gather(operate.connected(target, narrator), target)
-        return tell(found, target.settings)
+        return tell(given or lifecycle.gather(operate.connected(target, narrator), target), target.settings)
 
-    if facts and not host and not limit:  # about no host that is known: the settings are those of a GPU host
-        raise typer.Exit(tell(explain.read_facts(facts), default_settings()))
+    if given and not host and not limit:  # about no host that is known: the settings are those of a GPU host
+        raise typer.Exit(tell(given, default_settings()))
     _for_each(host, limit, action, Console(stderr=True, highlight=False))
 
 

@@ -37,7 +37,9 @@ BOOT_FILES_KNOWN = (
     f"&& systemctl is-enabled -q {START_UNIT} && echo yes"
 )
 """Prints something where systemd has read the boot files as they are."""
-READ_BOOT_FILES = f"systemctl daemon-reload && systemctl enable -q {START_UNIT}"
+READ_BOOT_FILES = (
+    f"systemctl daemon-reload && systemctl enable -q {START_UNIT} && {{ systemctl reset-failed {START_UNIT} || :; }}"
+)
 
 
 def module_settings(files: Iterable[File]) -> tuple[str, ...]:
