@@ -1,0 +1,1 @@
+"""Weights on disk: fetched, adopted, verified, published. Standard library only; also runs on the host by itself."""
