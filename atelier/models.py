@@ -77,14 +77,20 @@ class ModelsLock(BaseModel):
 def read_lock(path: Path) -> ModelsLock:
     """Read a lock file. Raises AtelierError naming the entry and the key."""
     try:
-        return ModelsLock.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return parse_lock(path.read_text(encoding="utf-8"), path.name)
     except FileNotFoundError:
         raise AtelierError(f"models.lock: {path} does not exist", "name an existing lock file") from None
+
+
+def parse_lock(text: str, name: str) -> ModelsLock:
+    """A lock file's text; `name` is for messages. Raises AtelierError naming the entry and the key."""
+    try:
+        return ModelsLock.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise AtelierError(f"{path.name}: not readable as YAML: {error}") from None
+        raise AtelierError(f"{name}: not readable as YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise AtelierError(f"{path.name}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise AtelierError(f"{name}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
 def weights_for(settings: ModelsSettings, project: Path) -> tuple[Weight, ...]:
