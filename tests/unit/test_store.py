@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from weights import store as store_module
-from weights.store import PIECE, File, Store, StoreError, sha256_and_pieces, sha256_of
+from weights.store import PIECE, File, Store, StoreError, identity, sha256_and_pieces, sha256_of
 
 GOOD = b"the right bytes" * 1000
 WRONG = b"the wrong bytes" * 1000
@@ -68,6 +68,7 @@ def test_published_is_known_good_read_only_and_alone(store: Store) -> None:
     assert final.stat().st_mode & 0o7777 == 0o444
     assert final.stat().st_uid == os.geteuid()
     assert not part.exists()
+    assert [path.name for path in store.state.iterdir()] == [f"{FILE.sha256}.json"]
     assert store.known_good(FILE)
 
 
@@ -108,6 +109,23 @@ def test_what_changed_is_not_known_good(store: Store, change: Callable[[Path], N
     store.publish(part_of(store), FILE)
     change(store.path(FILE))
     assert not store.known_good(FILE)
+
+
+@pytest.mark.parametrize("change", [longer, linked_symbolically])
+def test_a_record_does_not_make_good_what_cannot_be(store: Store, change: Callable[[Path], None]) -> None:
+    store.publish(part_of(store), FILE)
+    change(store.path(FILE))
+    store.record(FILE, identity(store.path(FILE).lstat()))
+    assert not store.known_good(FILE)
+
+
+def test_a_link_as_long_as_the_file_is_not_known_good(store: Store) -> None:
+    final = store.path(FILE)
+    final.parent.mkdir(parents=True)
+    final.symlink_to("x" * 100)
+    linked = File(FILE.name, 100, FILE.sha256)
+    store.record(linked, identity(final.lstat()))
+    assert not store.known_good(linked)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"bytes": 1}', "null", "7"])
@@ -353,14 +371,12 @@ def test_a_child_with_the_descriptor_keeps_the_lock(store: Store) -> None:
         os.close(probe)
 
 
+@pytest.mark.parametrize("read", [2**20, PIECE - 1], ids=["even reads", "reads across a piece's end"])
 @pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 5])
-def test_pieces_are_those_of_the_file(tmp_path: Path, size: int) -> None:
+def test_pieces_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, read: int) -> None:
+    monkeypatch.setattr(store_module, "_CHUNK", read)
     path = tmp_path / "file"
-    with path.open("wb") as file:
-        file.write(b"start")
-        file.seek(max(0, size - 1))
-        file.write(b"e")
-    content = path.read_bytes()[:size]
+    content = b"".join(number.to_bytes(8, "little") for number in range(size // 8 + 1))[:size]
     path.write_bytes(content)
     whole, pieces = sha256_and_pieces(path)
     assert whole == sha256_of(path) == hashlib.sha256(content).hexdigest()
