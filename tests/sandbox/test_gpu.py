@@ -50,6 +50,7 @@ def gpu_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
         settings.write(SETTINGS)
     with SANDBOX.running():
         up()
+        simulated_gpu.repositories()  # the faults below are planted in a copy of them, before any deploy has made them
         # A stand-in for the one tool of the stage that a machine without a kernel of its own lacks: it says that it ran.
         root(
             "printf '#!/bin/sh\\necho \"$@\" >>/var/log/initramfs\\n' >/usr/sbin/update-initramfs; chmod +x /usr/sbin/update-initramfs"
