@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -206,6 +206,20 @@ class Ssh:
         finally:
             with contextlib.suppress(AtelierError):
                 self._control("cancel", flags)
+
+    @contextlib.contextmanager
+    def reverse(self, port: int) -> Iterator[Callable[[], bool]]:
+        """Let the host's own loopback port lead to the same port of this computer; yields whether it still does."""
+        flags = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"]
+        self._control("forward", flags)
+        # A forward alone does not keep the shared connection open; a session does.
+        session = subprocess.Popen(self.command("cat"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        try:
+            yield lambda: session.poll() is None
+        finally:
+            with contextlib.suppress(AtelierError):
+                self._control("cancel", flags)
+            session.communicate()
 
     def _control(self, verb: str, flags: list[str] | None = None) -> None:
         # `ssh -O` needs a master; a connection that timed out meanwhile is opened again first.
