@@ -5,16 +5,16 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import killed_before
 
 from weights import store as store_module
-from weights.store import PIECE, File, Store, StoreError, identity, sha256_and_pieces, sha256_of
+from weights.store import File, Store, StoreError, identity, sha256_and_pieces, sha256_of
 
 GOOD = b"the right bytes" * 1000
 WRONG = b"the wrong bytes" * 1000
@@ -262,33 +262,6 @@ def test_a_file_that_changes_while_it_is_read_is_neither_recorded_nor_moved(stor
     assert final.exists()
 
 
-def killed_before(step: int, work: Callable[[], object]) -> bool:
-    """Run work in a child that dies before its step-th change to the file system. False: it ended by itself."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def die(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal count
-            changes = event.startswith(
-                ("os.rename", "os.remove", "os.chmod", "os.chown", "os.mkdir", "os.link", "open")
-            )
-            if changes:
-                count += 1
-                if count == step:
-                    os._exit(9)
-
-        sys.addaudithook(die)
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, 9)
-    return status == 9
-
-
 @pytest.mark.parametrize("before", [None, WRONG, GOOD], ids=["free", "wrong", "right but unrecorded"])
 def test_publish_killed_at_any_step_loses_nothing(tmp_path: Path, before: bytes | None) -> None:
     step, cut = 0, True
@@ -371,13 +344,14 @@ def test_a_child_with_the_descriptor_keeps_the_lock(store: Store) -> None:
         os.close(probe)
 
 
-@pytest.mark.parametrize("read", [2**20, PIECE - 1], ids=["even reads", "reads across a piece's end"])
-@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 5])
+@pytest.mark.parametrize("read", [1024, 4095], ids=["even reads", "reads across a piece's end"])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 2 * 4096 + 5])
 def test_pieces_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, read: int) -> None:
     monkeypatch.setattr(store_module, "_CHUNK", read)
+    monkeypatch.setattr(store_module, "PIECE", 4096)
     path = tmp_path / "file"
-    content = b"".join(number.to_bytes(8, "little") for number in range(size // 8 + 1))[:size]
+    content = os.urandom(size)
     path.write_bytes(content)
     whole, pieces = sha256_and_pieces(path)
     assert whole == sha256_of(path) == hashlib.sha256(content).hexdigest()
-    assert pieces == [hashlib.sha256(content[at : at + PIECE]).hexdigest() for at in range(0, size, PIECE)]
+    assert pieces == [hashlib.sha256(content[at : at + 4096]).hexdigest() for at in range(0, size, 4096)]

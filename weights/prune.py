@@ -1,0 +1,104 @@
+"""What lies in a store and no set needs: listed always, removed only when told."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weights.store import INCOMING, File, Store, StoreError
+
+_SHA256_FIRST = re.compile(r"([0-9a-f]{64})(?:\.|$)")
+_SET_ASIDE = re.compile(r"\.wrong-\d{8}T\d{6}Z(-\d+)?$")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One file that may go."""
+
+    path: Path
+    bytes: int
+    why: str
+
+
+def garbage(store: Store, needed: Sequence[File]) -> list[Garbage]:
+    """All that none of the needed files is made of, the largest first. Removes nothing.
+
+    The part of a needed file that is not there yet is kept, and so is whatever shares its bytes with a needed file:
+    removing that would free nothing.
+    """
+    found = [*_published(store, needed), *_incoming(store, needed), *_state(store, needed)]
+    return sorted(found, key=lambda item: (-item.bytes, item.path))
+
+
+def remove(
+    store: Store, needed: Sequence[File], items: Sequence[Garbage], say: Callable[[str], None] | None = None
+) -> int:
+    """Remove what was listed and is garbage still. Returns the bytes removed. The caller holds the store's lock."""
+    still = {item.path: item for item in garbage(store, needed)}
+    removed = 0
+    for listed in items:
+        item = still.get(listed.path)
+        if item is None:
+            if say:
+                say(f"{listed.path}: kept, it is needed or gone")
+            continue
+        item.path.unlink()
+        removed += item.bytes
+        if say:
+            say(f"{item.path}: removed, {item.bytes} bytes")
+    return removed
+
+
+def _published(store: Store, needed: Sequence[File]) -> Iterator[Garbage]:
+    kept = {_inode(store.path(file)) for file in needed}
+    ways = {parent for file in needed for parent in store.path(file).parents}
+    names = {store.path(file) for file in needed}
+    apart = {store.root / INCOMING, store.state}
+    for path in _files(store.root, apart):
+        if path in names or path in ways or path == store.root / ".lock" or _inode(path) in kept:
+            continue
+        why = "set aside: had a wanted name and wrong bytes" if _SET_ASIDE.search(path.name) else "no set needs it"
+        yield Garbage(path, path.lstat().st_size, why)
+
+
+def _incoming(store: Store, needed: Sequence[File]) -> Iterator[Garbage]:
+    awaited = {file.sha256 for file in needed if not store.known_good(file)}
+    for path in _files(store.root / INCOMING, set()):
+        if _sha256(path) not in awaited:
+            yield Garbage(path, path.lstat().st_size, "part of a transfer that no set waits for")
+
+
+def _state(store: Store, needed: Sequence[File]) -> Iterator[Garbage]:
+    known = {file.sha256 for file in needed}
+    for path in _files(store.state, set()):
+        sha256 = _sha256(path)
+        if sha256 and sha256 not in known:
+            yield Garbage(path, path.lstat().st_size, "what is known of a file that no set needs")
+
+
+def _sha256(path: Path) -> str | None:
+    match = _SHA256_FIRST.match(path.name)
+    return match[1] if match else None
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _files(top: Path, apart: set[Path]) -> Iterator[Path]:
+    """Whatever is no directory below top. Symbolic links are not followed: they are what is listed."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise StoreError(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    for folder, directories, names in os.walk(top, onerror=refuse):
+        here = Path(folder)
+        links = [name for name in directories if (here / name).is_symlink()]
+        directories[:] = [name for name in directories if name not in links and here / name not in apart]
+        yield from (here / name for name in sorted([*names, *links]))
