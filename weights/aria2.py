@@ -1,0 +1,339 @@
+"""One aria2c process for one file from one source, and what came of it.
+
+The source is asked first, from its first hop: aria2 does not tell a Retry-After, and would carry a token along to
+wherever a redirect leads. aria2 then gets the last hop, on its standard input, so that neither shows in a process list.
+"""
+
+import re
+import struct
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO
+
+DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
+_BLOCK = 16 * 1024
+_READOUT = re.compile(r"\[#[0-9a-f]+ (\d+)B/(\d+)B")
+_REFUSING_TIMES = {403, 404, 410}  # what a signed URL answers once it has expired
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """All bytes are there; whether they are right, only their sha256 says."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The connection, the server, or a signed URL ended before the file did."""
+
+    why: str
+    progressed: bool = False
+
+
+@dataclass(frozen=True)
+class TooSlow:
+    """Less than the lowest speed for longer than the patience."""
+
+    progressed: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The source wants somebody else: 401 or 403."""
+
+    status: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The source has no such file, or one of another size."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Throttled:
+    """The source asks to come back later."""
+
+    status: int
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class NoRanges:
+    """The source sends whole files only, and a part is there already."""
+
+
+@dataclass(frozen=True)
+class DiskFull:
+    """No room for the file."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """We were asked to end."""
+
+
+Outcome = Fetched | Cut | TooSlow | Refused | Missing | Throttled | NoRanges | DiskFull | Stopped
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a transfer is carried out."""
+
+    connections: int = 8
+    lowest_speed: int = 20_000  # bytes a second
+    patience: float = 30.0  # seconds
+    proxy: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a source said when it was asked for its first byte."""
+
+    url: str  # of the last hop
+    headers: tuple[str, ...]
+    ranges: bool
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait by a Retry-After header: a number, or a date."""
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except (TypeError, ValueError):
+        return None
+
+
+def judge_refusal(status: int, first_hop: bool, wait: float | None) -> Outcome:
+    """What a status that is no success means. Behind a redirect a refusal is a signed URL that has expired."""
+    if status in (429, 503):
+        return Throttled(status, wait)
+    if not first_hop and status in _REFUSING_TIMES | {401}:
+        return Cut(f"the address it redirects to answers {status}")
+    if status in (401, 403):
+        return Refused(status)
+    if status in (404, 410):
+        return Missing(f"it answers {status}")
+    return Cut(f"it answers {status}")
+
+
+def judge_size(headers: Message, status: int, expected: int) -> Missing | None:
+    """A source that has another size has another file."""
+    told = headers.get("Content-Range" if status == 206 else "Content-Length") or ""
+    total = told.rpartition("/")[2]
+    if total.isdigit() and int(total) != expected:
+        return Missing(f"its file has {int(total)} bytes, expected {expected}")
+    return None
+
+
+def judge_exit(code: int, progressed: bool, slow: bool, stopped: bool) -> Outcome:
+    """What aria2c's exit status means; the statuses are those of its manual."""
+    if code == 0:
+        return Fetched()
+    if stopped:
+        return Stopped()
+    if slow or code == 5:
+        return TooSlow(progressed)
+    if code in DISK_FULL:
+        return DiskFull()
+    return Cut(f"aria2c ended with status {code}", progressed)
+
+
+class _SameHostToken(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, and takes the token along to the same host only."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+        if following and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+            following.remove_header("Authorization")
+        return following
+
+
+def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | Outcome:
+    """Ask a source for the first byte of a file, from the first hop."""
+    handlers: list[urllib.request.BaseHandler] = [_SameHostToken()]
+    if limits.proxy:
+        handlers.append(urllib.request.ProxyHandler({"http": limits.proxy, "https": limits.proxy}))
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "User-Agent": "atelier"})  # noqa: S310
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=limits.patience) as response:
+            wrong = judge_size(response.headers, response.status, expected)
+            if wrong:
+                return wrong
+            last = response.geturl()
+            same_host = urllib.parse.urlsplit(last).netloc == urllib.parse.urlsplit(url).netloc
+            headers = (f"Authorization: Bearer {token}",) if token and same_host else ()
+            return Answer(last, headers, response.status == 206)
+    except urllib.error.HTTPError as error:
+        with error:
+            first_hop = error.geturl() == url
+            return judge_refusal(error.code, first_hop, retry_after(error.headers.get("Retry-After"), time.time()))
+    except urllib.error.URLError as error:
+        return Cut(str(error.reason))
+    except (OSError, HTTPException) as error:
+        return Cut(str(error) or type(error).__name__)
+
+
+def arguments(part: Path, answer: Answer, limits: Limits, parent: int) -> tuple[list[str], str]:
+    """Command line and standard input of aria2c."""
+    connections = limits.connections if answer.ranges else 1
+    command = [
+        "aria2c",
+        "--no-conf",
+        "--input-file=-",
+        "--continue=true",
+        "--auto-file-renaming=false",
+        "--file-allocation=falloc",
+        "--auto-save-interval=1",
+        "--max-tries=5",
+        "--retry-wait=0",
+        "--connect-timeout=20",
+        f"--timeout={max(1, int(limits.patience))}",
+        f"--lowest-speed-limit={limits.lowest_speed // connections}",
+        f"--split={connections}",
+        f"--max-connection-per-server={min(16, connections)}",
+        "--min-split-size=1M",
+        "--follow-metalink=false",
+        "--follow-torrent=false",
+        "--human-readable=false",
+        "--enable-color=false",
+        "--summary-interval=0",
+        "--console-log-level=error",
+        "--download-result=hide",
+        f"--stop-with-process={parent}",
+    ]
+    lines = [answer.url, f" dir={part.parent}", f" out={part.name}"]
+    lines += [f" header={header}" for header in answer.headers]
+    if limits.proxy:
+        lines.append(f" all-proxy={limits.proxy}")
+    return command, "\n".join(lines) + "\n"
+
+
+class _Pace:
+    """Whether bytes come at the lowest speed at least."""
+
+    def __init__(self, limits: Limits, done: int) -> None:
+        self.limits, self.since, self.at = limits, time.monotonic(), done
+
+    def too_slow(self, done: int) -> bool:
+        now = time.monotonic()
+        if now - self.since < self.limits.patience:
+            return False
+        slow = done - self.at < self.limits.lowest_speed * (now - self.since)
+        self.since, self.at = now, done
+        return slow
+
+
+def control_path(part: Path) -> Path:
+    """Where aria2 notes what it has of a part."""
+    return part.with_name(part.name + ".aria2")
+
+
+def saved_bytes(part: Path) -> int:
+    """How much of a part is there: by aria2's control file; without one, all of it."""
+    try:
+        return _noted_bytes(control_path(part).read_bytes())
+    except FileNotFoundError:
+        return part.stat().st_size if part.exists() else 0
+    except (struct.error, IndexError):
+        return 0
+
+
+def _noted_bytes(control: bytes) -> int:
+    # The layout is in aria2's manual of internals: "Control file (*.aria2) format", version 1, big endian.
+    (length,) = struct.unpack_from(">I", control, 6)
+    at = 10 + length
+    piece, total, _, field = struct.unpack_from(">IQQI", control, at)
+    at += 24
+    bits = control[at : at + field]
+    done = sum(bin(byte).count("1") for byte in bits) * piece
+    last = (total - 1) // piece
+    if bits[last // 8] & (0x80 >> last % 8):
+        done -= (last + 1) * piece - total
+    at += field
+    (flying,) = struct.unpack_from(">I", control, at)
+    at += 4
+    for _ in range(flying):
+        _, _, field = struct.unpack_from(">III", control, at)
+        at += 12
+        done += sum(bin(byte).count("1") for byte in control[at : at + field]) * _BLOCK
+        at += field
+    return int(min(done, total))
+
+
+def run(
+    part: Path,
+    answer: Answer,
+    limits: Limits,
+    parent: int,
+    stop: threading.Event,
+    heard: Callable[[int], None],
+    keep_open: tuple[int, ...] = (),
+) -> Outcome:
+    """Let aria2c fetch the file; heard is told the bytes so far. keep_open: descriptors aria2c holds while it lives."""
+    command, text = arguments(part, answer, limits, parent)
+    before = saved_bytes(part)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=keep_open,
+        start_new_session=True,  # a Ctrl-C is for us: we end it
+    )
+    done = before
+
+    def read() -> None:
+        nonlocal done
+        for line in process.stdout or ():
+            for match in _READOUT.finditer(line):
+                done = int(match[1])
+                heard(done)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    slow = False
+    try:
+        if process.stdin:
+            with suppress(BrokenPipeError):  # its exit status says more
+                process.stdin.write(text)
+                process.stdin.close()
+        pace = _Pace(limits, before)
+        while process.poll() is None and not stop.is_set() and not slow:
+            reader.join(0.2)
+            slow = pace.too_slow(done)
+    finally:
+        _end(process)
+        reader.join(5)
+    progressed = saved_bytes(part) > before
+    return judge_exit(process.returncode, progressed, slow, stop.is_set())
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.terminate()  # it then writes down what it has
+        try:
+            process.wait(3)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,39 @@
+"""A job in a JSON file, as the deploy writes it."""
+
+import json
+from pathlib import Path
+
+from weights.aria2 import Limits
+from weights.fetch import GB, FetchError, Job
+from weights.store import File
+
+
+def read_job(path: Path) -> tuple[Job, Path | None]:
+    """The job that a file describes, and where its result is to be written."""
+    try:
+        told = json.loads(path.read_bytes())
+        files = tuple(
+            File(one["name"], one["bytes"], one["sha256"], tuple(one.get("urls", ()))) for one in told["files"]
+        )
+        usual = Job(files, Path(told["store"]), Path(told["state"]))
+        job = Job(
+            files,
+            usual.store,
+            usual.state,
+            Limits(connections=told.get("connections", usual.limits.connections), proxy=told.get("proxy")),
+            jobs=told.get("jobs", usual.jobs),
+            reserve=told.get("reserve_bytes", 2 * GB),
+            token=_token(told.get("token_file")),
+            progress=_path(told.get("progress")),
+        )
+        return job, _path(told.get("result"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FetchError(f"{path} describes no job: {type(error).__name__}: {error}") from error
+
+
+def _path(told: str | None) -> Path | None:
+    return Path(told) if told else None
+
+
+def _token(path: str | None) -> str | None:
+    return Path(path).read_text(encoding="utf-8").strip() if path else None
