@@ -7,7 +7,7 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from weights.fetch import FetchError, run
+from weights.fetch import EndedError, FetchError, run
 from weights.job import read_job
 from weights.progress import write_whole
 from weights.store import StoreError
@@ -25,11 +25,18 @@ def main() -> int:
 def fetch(path: Path) -> int:
     """Fetch what the job file describes; the result goes to the file that it names."""
     stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        raise EndedError
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     try:
         job, result_path = read_job(path)
         result = run(job, stop)
+    except EndedError:
+        return 143
     except (FetchError, StoreError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -30,10 +30,15 @@ from weights.progress import Progress, write_every_second
 from weights.store import File, Store, StoreError, sha256_of
 
 GB = 1_000_000_000
+_ENDED = "ended before it was done"
 
 
 class FetchError(Exception):
     """Why a run cannot begin, and what to do about it."""
+
+
+class EndedError(Exception):
+    """We were asked to end while something could not be left half done for long: hashing, waiting for the lock."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class _Run:
     def _settle(self, file: File) -> bool:
         """Whether the file is there; another file with its name is set aside."""
         self.progress.state(file.name, "checking")
-        wrong = self.store.settle(file)
+        wrong = self.store.settle(file, self.heed)
         if wrong:
             self._tell(f"{file.name}: another file had this name; it was set aside as {wrong.path}")
         ready = self.store.known_good(file)
@@ -184,12 +189,19 @@ class _Run:
     def _fetch(self, file: File) -> FileResult:
         try:
             result = _FileRun(self, file).run()
+        except EndedError:
+            result = FileResult(file.name, False, _ENDED)
         except (OSError, StoreError) as error:
             result = FileResult(file.name, False, str(error))
         self.progress.state(file.name, "ready" if result.ready else "failed")
         if not result.ready and not self.stop.is_set():
             self._tell(f"{file.name}: {result.why}")
         return result
+
+    def heed(self, _: int) -> None:
+        """Called while hashing: end it when we are asked to."""
+        if self.stop.is_set():
+            raise EndedError
 
     def _tell(self, text: str) -> None:
         if self.job.say:
@@ -210,7 +222,7 @@ class _FileRun:
         action = Check() if self._complete() else choose(self.transfer, time.monotonic())
         while True:
             if self.stop.is_set() or isinstance(action, End):
-                return self._failed("ended before it was done")
+                return self._failed(_ENDED)
             if isinstance(action, GiveUp):
                 return self._failed(_told(action))
             if isinstance(action, Check):
@@ -301,7 +313,7 @@ class _FileRun:
 
     def _check(self) -> WrongBytes | None:
         self.run_.progress.state(self.file.name, "checking its sha256")
-        found = sha256_of(self.part)
+        found = sha256_of(self.part, self.run_.heed)
         if found == self.file.sha256:
             self.run_.store.publish(self.part, self.file)
             return None

@@ -356,3 +356,52 @@ def test_sigterm_ends_and_leaves_no_aria2c(tmp_path: Path, server: FaultServer) 
     server.faults.rate = 200e6
     assert run(job).ready
     assert server.sent < len(CONTENT) + ALLOWED
+
+
+def test_after_kill_9_the_lock_is_free_only_once_aria2c_is_gone(tmp_path: Path, server: FaultServer) -> None:
+    server.faults.rate = 4e6
+    job = job_for(tmp_path, server.url("a"))
+    process = subprocess.Popen(command_for(job, tmp_path / "job.json"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_until_sent(server, 4 * MIB)
+    process.kill()
+    process.wait()
+    begun = time.monotonic()
+    with Store(job.store, job.state).lock():
+        assert time.monotonic() - begun < 5
+        time.sleep(0.2)  # what is under way in the server
+        sent = server.sent
+        time.sleep(0.7)
+        assert server.sent == sent
+
+
+def test_sigterm_ends_one_that_waits_for_the_lock(tmp_path: Path, server: FaultServer) -> None:
+    job = job_for(tmp_path, server.url("a"))
+    with Store(job.store, job.state).lock():
+        command = command_for(job, tmp_path / "job.json")
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert "is in use by process" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(5) == 143
+    assert server.requests == 0
+
+
+def test_a_part_without_notes_is_continued(tmp_path: Path, server: FaultServer) -> None:
+    job = job_for(tmp_path, server.url("a"))
+    part = Store(job.store, job.state).incoming(job.files[0])
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[: 20 * MIB])
+    assert run(job).ready
+    assert_published(job)
+    assert server.sent < 8 * MIB
+
+
+def test_a_wrong_part_of_an_earlier_run_is_begun_again_and_nobody_blamed(tmp_path: Path, server: FaultServer) -> None:
+    job = job_for(tmp_path, server.url("a"))
+    part = Store(job.store, job.state).incoming(job.files[0])
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(20 * MIB))
+    result = run(job)
+    assert result.ready
+    assert result.files[0].dropped == ()
+    assert_published(job)
