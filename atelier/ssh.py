@@ -200,20 +200,20 @@ class Ssh:
         local = {name: port if same_ports and _is_free(port) else _free_port() for name, port in remote_ports.items()}
         specifications = [f"127.0.0.1:{local[name]}:{remote_host}:{port}" for name, port in remote_ports.items()]
         flags = [part for specification in specifications for part in ("-L", specification)]
-        self._control("forward", flags)
-        try:
+        with self._forwarding(flags):
             yield local
-        finally:
-            with contextlib.suppress(AtelierError):
-                self._control("cancel", flags)
+
+    def reverse(self, port: int) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+        """Let the host's own loopback port lead to the same port of this computer; yields whether it still does."""
+        return self._forwarding(["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"])
 
     @contextlib.contextmanager
-    def reverse(self, port: int) -> Iterator[Callable[[], bool]]:
-        """Let the host's own loopback port lead to the same port of this computer; yields whether it still does."""
-        flags = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"]
+    def _forwarding(self, flags: list[str]) -> Iterator[Callable[[], bool]]:
         self._control("forward", flags)
-        # A forward alone does not keep the shared connection open; a session does.
-        session = subprocess.Popen(self.command("cat"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        # ssh closes an idle shared connection although ports are forwarded through it; not while it has a session.
+        session = subprocess.Popen(self.command("echo && cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert session.stdout  # noqa: S101 - a pipe was asked for
+        session.stdout.readline()
         try:
             yield lambda: session.poll() is None
         finally:
@@ -227,7 +227,10 @@ class Ssh:
         arguments = ["ssh", *self.options(), "-O", verb, *(flags or []), *self.destination.arguments()]
         result = subprocess.run(arguments, capture_output=True, text=True)
         if result.returncode != 0:
-            raise AtelierError(f"{self.destination.host}: ssh could not {verb}: {result.stderr.strip()}")
+            raise AtelierError(
+                f"{self.destination.host}: ssh could not {verb}: {result.stderr.strip()}",
+                "another program has the port, or the host's sshd does not allow forwarding (AllowTcpForwarding)",
+            )
 
 
 def _is_free(port: int) -> bool:

@@ -1,5 +1,6 @@
 """A store served as a mirror: what the lock names and the store knows to be good, and nothing else."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ import yaml
 
 from atelier.errors import AtelierError
 from atelier.models_serve import serve_models, serving, usage
+from atelier.ssh import Destination
 from weights.store import File, Store
 from weights.verify import verify
 
@@ -266,6 +268,33 @@ def test_the_command_says_what_is_served_and_what_not(mirror: Mirror, tmp_path: 
     assert f"  ssh -N -R 127.0.0.1:{port}:127.0.0.1:{port} user@host" in said
     assert f'  models: {{mirrors: ["http://127.0.0.1:{port}"]}}' in said
     assert [thread for thread in threading.enumerate() if thread.name == "models-serve"] == [own]
+
+
+class Connection:
+    """A connection to a host through which a port leads back until it ends."""
+
+    destination = Destination("gpu1")
+
+    def __init__(self) -> None:
+        self.ports: list[int] = []
+        self.checks = [True, False]
+
+    @contextlib.contextmanager
+    def reverse(self, port: int) -> Iterator[Callable[[], bool]]:
+        self.ports.append(port)
+        yield lambda: self.checks.pop(0)
+
+
+def test_a_host_is_served_through_its_connection_until_that_ends(mirror: Mirror, tmp_path: Path) -> None:
+    said: list[str] = []
+    connection = Connection()
+    with pytest.raises(AtelierError, match="the SSH connection ended"):
+        serve_models(mirror.store.root, lock_file(tmp_path), port=0, ssh=connection, say=said.append)
+    (port,) = connection.ports
+    assert said[1].startswith("gpu1 reaches it") and f'["http://127.0.0.1:{port}"]' in said[2]
+    assert connection.checks == []
+    with pytest.raises(AtelierError, match="do not go together"):
+        serve_models(mirror.store.root, lock_file(tmp_path), "0.0.0.0", ssh=connection)
 
 
 def test_an_empty_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:
