@@ -51,7 +51,7 @@ def remove(
 
 
 def _published(store: Store, needed: Sequence[File]) -> Iterator[Garbage]:
-    kept = {_inode(store.path(file)) for file in needed}
+    kept = {_inode(store.path(file)) for file in needed} - {None}
     ways = {parent for file in needed for parent in store.path(file).parents}
     names = {store.path(file) for file in needed}
     apart = {store.root / INCOMING, store.state}
@@ -100,5 +100,5 @@ def _files(top: Path, apart: set[Path]) -> Iterator[Path]:
     for folder, directories, names in os.walk(top, onerror=refuse):
         here = Path(folder)
         links = [name for name in directories if (here / name).is_symlink()]
-        directories[:] = [name for name in directories if name not in links and here / name not in apart]
+        directories[:] = [name for name in directories if here / name not in apart]
         yield from (here / name for name in sorted([*names, *links]))

@@ -92,10 +92,13 @@ def test_a_file_of_any_name_is_linked_and_the_original_stays(
     assert said == [f"{FILE.name}: linked from {original}"]
 
 
-def test_what_is_known_good_is_neither_searched_for_nor_hashed(store: Store, comfyui: Path, hashed: list[int]) -> None:
+def test_what_is_known_good_is_neither_searched_for_nor_hashed(
+    store: Store, comfyui: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(comfyui / "vae" / "x", GOOD)
     adopt(store, [FILE], [comfyui])
     del hashed[:]
+    monkeypatch.setattr(adopt_module, "find", lambda *_: pytest.fail("searched"))
     assert adopt(store, [FILE], [comfyui]) == Adoption()
     assert hashed == []
 
@@ -179,13 +182,14 @@ def test_the_likely_ones_are_hashed_first(store: Store, comfyui: Path, tmp_path:
     store.path(FILE).unlink()
     del hashed[:]
     adopt(store, [FILE], [comfyui])
-    assert len(hashed) == 2
+    assert hashed == [named.stat().st_ino, (comfyui / "a").stat().st_ino]
     assert [taken.path for taken in find([comfyui], {FILE.bytes}, print)] == [comfyui / "a", named]
 
 
 def test_a_link_out_of_the_searched_directories_is_noted_not_used(store: Store, comfyui: Path, tmp_path: Path) -> None:
     outside = put(tmp_path / "elsewhere" / "x", GOOD)
     (comfyui / "vae" / "link").symlink_to(outside)
+    (comfyui / "vae" / "of no wanted size").symlink_to(put(tmp_path / "elsewhere" / "y", b"y"))
     (comfyui / "loras").symlink_to(outside.parent)
     adoption = adopt(store, [FILE], [comfyui])
     assert adoption.taken == []
@@ -204,6 +208,12 @@ def test_links_in_circles_and_to_nowhere_end(comfyui: Path) -> None:
     found = find([comfyui, comfyui / "vae", comfyui], {FILE.bytes, 0}, notes.append)
     assert [candidate.path for candidate in found] == [comfyui / "vae" / "x"]
     assert notes == []
+
+
+def test_a_file_of_two_names_is_hashed_once(store: Store, comfyui: Path, hashed: list[int]) -> None:
+    os.link(put(comfyui / "vae" / "x", SAME_SIZE), comfyui / "vae" / "y")
+    assert adopt(store, [FILE], [comfyui]).taken == []
+    assert len(hashed) == 1
 
 
 @pytest.mark.parametrize("root", ["/proc", "/proc/self", "/sys"])
@@ -230,7 +240,7 @@ def test_a_directory_that_cannot_be_read_is_named_and_the_rest_goes_on(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    adoption = adopt(store, [FILE], [comfyui])
+    adoption = adopt(store, [FILE], [comfyui, closed])
     assert adoption.notes == [f"{closed}: not searched: Permission denied"]
     assert is_in_place(store)
 

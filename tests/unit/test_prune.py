@@ -95,6 +95,12 @@ def test_an_unhashed_or_wrong_file_of_a_needed_name_stays(store: Store) -> None:
     assert store.path(NEEDED) not in {item.path for item in garbage(store, [NEEDED, DROPPED])}
 
 
+def test_a_link_to_nowhere_under_a_needed_name_stays(store: Store) -> None:
+    store.path(NEEDED).unlink()
+    store.path(NEEDED).symlink_to("nowhere")
+    assert garbage(store, [NEEDED, DROPPED]) == []
+
+
 def test_what_became_needed_or_went_since_the_listing_is_kept(store: Store) -> None:
     items = garbage(store, [NEEDED])
     said: list[str] = []
