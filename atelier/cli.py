@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
-from atelier import lifecycle, operate
+from atelier import lifecycle, models_app, operate
 from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
 from atelier.gpu.plan import plan_gpu
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 sandbox_app = typer.Typer(help="The throw-away machine alone.", no_args_is_help=True)
 app.add_typer(sandbox_app, name="sandbox")
+app.add_typer(models_app.app, name="models")
 
 Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sandbox`; default: the sandbox.")]
 Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
