@@ -638,7 +638,7 @@ HOST = (
         "dns",
         "Names cannot be resolved",
         "The host's name servers do not answer. (The applications' containers have no way out on purpose; this is the host.)",
-        (host("cat /etc/resolv.conf; getent hosts deb.debian.org"), host("resolvectl status"), here("make preflight")),
+        (host("cat /etc/resolv.conf; getent hosts example.org"), host("resolvectl status"), here("make preflight")),
         ("docker", "packages", "state"),
         (
             r"Temporary failure resolving '",

@@ -189,8 +189,8 @@ SITUATIONS: dict[str, Situation] = {
         replace(ON_DEBIAN, headers=("linux-headers-6.12.41+deb13-cloud-amd64", "linux-headers-cloud-amd64")),
     ),
     "Debian without contrib, which NVIDIA's packages need": Situation(
-        debian(GpuFacts(pci=cards(ADA), contrib=("deb http://deb.debian.org/debian trixie contrib",))),
-        replace(ON_DEBIAN, source="deb http://deb.debian.org/debian trixie contrib"),
+        debian(GpuFacts(pci=cards(ADA), contrib=("deb http://mirror.example.org/debian trixie contrib",))),
+        replace(ON_DEBIAN, source="deb http://mirror.example.org/debian trixie contrib"),
     ),
     "NVIDIA's repository is enabled on Debian already, under the operator's own key file": Situation(
         debian(

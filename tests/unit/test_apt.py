@@ -38,11 +38,11 @@ E: The repository 'file:/srv/mirror ./ Release' does not have a Release file.
 E: Unable to locate package nvidia-driver-cuda"""
 GONE_DEB = """E: Failed to fetch http://mirror/pool/libnvidia-container1_1.20.2-1_amd64.deb  404  Not Found [IP: 10.0.0.1 80]
 E: Unable to fetch some archives, maybe run apt-get update or try with --fix-missing?"""
-PORTAL = """Err:1 http://deb.debian.org/debian trixie InRelease
+PORTAL = """Err:1 http://mirror.example.org/debian trixie InRelease
   Clearsigned file isn't valid, got 'NOSPLIT' (does the network require authentication?)
 Reading package lists...
-E: Failed to fetch http://deb.debian.org/debian/dists/trixie/InRelease  Clearsigned file isn't valid, got 'NOSPLIT' (does the network require authentication?)
-E: The repository 'http://deb.debian.org/debian trixie InRelease' is no longer signed.
+E: Failed to fetch http://mirror.example.org/debian/dists/trixie/InRelease  Clearsigned file isn't valid, got 'NOSPLIT' (does the network require authentication?)
+E: The repository 'http://mirror.example.org/debian trixie InRelease' is no longer signed.
 E: Unable to locate package mmdebstrap"""
 PORTAL_RELEASE = """Err:4 http://mirror/x ./ Release.gpg
   Signed file isn't valid, got 'NODATA' (does the network require authentication?)
@@ -105,7 +105,10 @@ MEANINGS = {
         GONE_DEB,
         "cannot fetch http://mirror/pool/libnvidia-container1_1.20.2-1_amd64.deb: 404  Not Found",
     ),
-    "a portal answers": (PORTAL, "cannot fetch http://deb.debian.org/debian/dists/trixie/InRelease: Clearsigned file"),
+    "a portal answers": (
+        PORTAL,
+        "cannot fetch http://mirror.example.org/debian/dists/trixie/InRelease: Clearsigned file",
+    ),
     "a portal answers for the signature": (PORTAL_RELEASE, "cannot fetch http://mirror/x: Signed file isn't valid"),
     "signed with another key": (WRONG_KEY, "refuses the repository file:/srv/mirror: Missing key FB7E70E1C8E3B951A06"),
     "changed on the way": (MANIPULATED, "file:/srv/mirror: Verifying signature: Message has been manipulated"),

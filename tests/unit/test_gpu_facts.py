@@ -322,14 +322,14 @@ def test_headers_that_were_built_by_hand(host: Host) -> None:
 
 def test_sources_by_their_uri_without_credentials(host: Host) -> None:
     printed = [
-        "'http://deb.debian.org/debian/dists/trixie/InRelease' deb.debian.org_debian_dists_trixie_InRelease 0 ",
-        "'http://deb.debian.org/debian/dists/trixie-updates/InRelease' x 0 ",
-        "'http://deb.debian.org/debian/dists/trixie/main/binary-amd64/Packages.xz' x 0 ",
+        "'http://mirror.example.org/debian/dists/trixie/InRelease' mirror.example.org_debian_dists_trixie_InRelease 0 ",
+        "'http://mirror.example.org/debian/dists/trixie-updates/InRelease' x 0 ",
+        "'http://mirror.example.org/debian/dists/trixie/main/binary-amd64/Packages.xz' x 0 ",
         "'https://joe:hunter2@mirror.example.org/repos/debian13/x86_64/InRelease' x 0 ",
     ]
     host.command("apt-get", 'printf "%s\\n" ' + " ".join(f'"{line}"' for line in printed))
     assert host.facts().sources == {
-        "http://deb.debian.org/debian/",
+        "http://mirror.example.org/debian/",
         "https://mirror.example.org/repos/debian13/x86_64/",
     }
 
@@ -345,19 +345,19 @@ def test_sources_that_contradict_each_other_are_still_known(host: Host) -> None:
     assert facts.gpu.sources == {
         "https://nvidia.github.io/nvidia-docker/ubuntu18.04/",
         "https://a.example.org/",
-        "http://deb.debian.org/debian/",
-        "http://deb.debian.org/debian-security/",
+        "http://mirror.example.org/debian/",
+        "http://mirror.example.org/debian-security/",
     }
 
 
 DEBIAN_SOURCES = """Types: deb
-URIs: http://deb.debian.org/debian
+URIs: http://mirror.example.org/debian
 Suites: trixie trixie-updates
 Components: main non-free-firmware
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 Types: deb
-URIs: http://deb.debian.org/debian-security
+URIs: http://mirror.example.org/debian-security
 Suites: trixie-security
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
@@ -368,23 +368,23 @@ CONTRIB = {
     "main only": (
         {"sources.list.d/debian.sources": DEBIAN_SOURCES, "sources.list.d/x.list": "deb https://x.example.org/repo /"},
         (
-            f"deb {SIGNED}http://deb.debian.org/debian trixie contrib",
-            f"deb {SIGNED}http://deb.debian.org/debian trixie-updates contrib",
+            f"deb {SIGNED}http://mirror.example.org/debian trixie contrib",
+            f"deb {SIGNED}http://mirror.example.org/debian trixie-updates contrib",
         ),
     ),
     "there": ({"sources.list.d/debian.sources": DEBIAN_SOURCES.replace("main", "main contrib")}, ()),
     "one line": (
-        {"sources.list": "deb http://deb.debian.org/debian bookworm main\n# deb http://x bookworm contrib\n"},
-        ("deb http://deb.debian.org/debian bookworm contrib",),
+        {"sources.list": "deb http://mirror.example.org/debian bookworm main\n# deb http://x bookworm contrib\n"},
+        ("deb http://mirror.example.org/debian bookworm contrib",),
     ),
     "there in another file": (
         {
-            "sources.list": "deb http://deb.debian.org/debian bookworm main",
-            "sources.list.d/more.list": "deb http://deb.debian.org/debian/ bookworm contrib",
+            "sources.list": "deb http://mirror.example.org/debian bookworm main",
+            "sources.list.d/more.list": "deb http://mirror.example.org/debian/ bookworm contrib",
         },
         (),
     ),
-    "Ubuntu": ({"sources.list": "deb http://archive.ubuntu.com/ubuntu noble main universe"}, ()),
+    "Ubuntu": ({"sources.list": "deb http://ubuntu.example.org/ubuntu noble main universe"}, ()),
 }
 
 
