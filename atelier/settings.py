@@ -112,6 +112,30 @@ class ModelsSettings(_Model):
     mirrors: list[Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]] = Field(
         [], description="Base URLs tried before the hub, each laid out as the store is: `<mirror>/<directory>/<file>`."
     )
+    hub: bool = Field(
+        True, description="Whether the hub is asked for what no mirror has; false for a host without internet."
+    )
+    search: list[Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$")]] = Field(
+        [
+            "/root/.cache/huggingface/hub",
+            "/home/*/.cache/huggingface/hub",
+            "/root/*/models",
+            "/home/*/*/models",
+            "/opt/*/models",
+            "/srv/*/models",
+        ],
+        description="Directories on the host, `*` allowed, in which weights may lie already: they are linked, not fetched.",
+    )
+    reserve_gb: Annotated[float, Field(ge=0)] = Field(
+        2, description="What stays free on the disk of the weights, in GB."
+    )
+    parallel_files: Annotated[int, Field(ge=1, le=16)] = Field(2, description="How many files are fetched at once.")
+    connections: Annotated[int, Field(ge=1, le=16)] = Field(8, description="Connections for each file.")
+    token_file: str | None = Field(
+        None,
+        description="File on this computer with a token for gated repositories; it goes to the hub alone, through a "
+        "file of root's on the host.",
+    )
 
 
 class ImagesSettings(_Model):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weights import aria2
+from weights.adopt import adopt
 from weights.decide import (
     Check,
     Dropped,
@@ -52,6 +53,7 @@ class Job:
     patience: Patience = field(default_factory=Patience)
     jobs: int = 2  # files at once
     reserve: int = 2 * GB
+    search: tuple[Path, ...] = ()  # where files may lie already
     token: str | None = None
     token_hosts: tuple[str, ...] = ("huggingface.co",)
     progress: Path | None = None
@@ -145,7 +147,8 @@ class _Run:
         watcher.start()
         try:
             settled = {file.name: self._settle(file) for file in wanted}
-            missing = [file for file in wanted if not settled[file.name]]
+            missing = self._not_found_here([file for file in wanted if not settled[file.name]])
+            settled = {file.name: file not in missing for file in wanted}
             same = {file.sha256: file for file in reversed(missing)}
             self._check_space(list(same.values()))
             with ThreadPoolExecutor(max(1, self.job.jobs)) as pool:
@@ -168,6 +171,17 @@ class _Run:
         ready = self.store.known_good(file)
         self.progress.state(file.name, "ready" if ready else "waiting")
         return ready
+
+    def _not_found_here(self, missing: list[File]) -> list[File]:
+        """Take what lies elsewhere on this machine, and say what is missing still."""
+        if missing and self.job.search:
+            for file in missing:
+                self.progress.state(file.name, "looking for it on this machine")
+            adopt(self.store, missing, self.job.search, copy=True, say=self._tell)
+        still = [file for file in missing if not self.store.known_good(file)]
+        for file in missing:
+            self.progress.state(file.name, "waiting" if file in still else "ready")
+        return still
 
     def _check_space(self, missing: list[File]) -> None:
         needed = sum(max(0, file.bytes - _allocated(self.store.incoming(file))) for file in missing)

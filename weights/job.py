@@ -1,6 +1,7 @@
 """A job in a JSON file, as the deploy writes it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from weights.aria2 import Limits
@@ -23,12 +24,18 @@ def read_job(path: Path) -> tuple[Job, Path | None]:
             Limits(connections=told.get("connections", usual.limits.connections), proxy=told.get("proxy")),
             jobs=told.get("jobs", usual.jobs),
             reserve=told.get("reserve_bytes", 2 * GB),
+            search=_found(told.get("search", ())),
             token=_token(told.get("token_file")),
             progress=_path(told.get("progress")),
         )
         return job, _path(told.get("result"))
     except (KeyError, TypeError, ValueError) as error:
         raise FetchError(f"{path} describes no job: {type(error).__name__}: {error}") from error
+
+
+def _found(patterns: Iterable[str]) -> tuple[Path, ...]:
+    found = (path for pattern in patterns for path in sorted(Path("/").glob(pattern.lstrip("/"))))
+    return tuple(path for path in found if path.is_dir())
 
 
 def _path(told: str | None) -> Path | None:

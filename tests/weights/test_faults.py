@@ -94,6 +94,19 @@ def test_a_file_is_fetched_once(tmp_path: Path, server: FaultServer) -> None:
     assert server.requests == asked
 
 
+def test_what_lies_on_this_machine_is_not_fetched(tmp_path: Path, server: FaultServer) -> None:
+    blobs, snapshot = tmp_path / "hub" / "models--a" / "blobs", tmp_path / "hub" / "models--a" / "snapshots" / "main"
+    for directory in (blobs, snapshot):
+        directory.mkdir(parents=True)
+    (blobs / SHA).write_bytes(CONTENT)
+    (snapshot / "a.safetensors").symlink_to(blobs / SHA)
+    job = replace(job_for(tmp_path, server.url("a")), search=(tmp_path / "hub",))
+    assert run(job).ready
+    assert server.requests == 0
+    assert (job.store / NAME).stat().st_ino == (blobs / SHA).stat().st_ino
+    assert_published(job)
+
+
 def test_server_killed_and_started_again(tmp_path: Path, server: FaultServer) -> None:
     server.faults.rate = 15e6
     job = job_for(tmp_path, server.url("a"))
