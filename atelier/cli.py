@@ -2,14 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from atelier import lifecycle, models_app, operate
+from atelier.aim import Host, Limit, Sources, for_each
 from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
 from atelier.gpu.plan import plan_gpu
@@ -17,7 +17,7 @@ from atelier.hostfacts import HostFacts
 from atelier.reboot import boot_id, require_consent
 from atelier.reboot import reboot as reboot_host
 from atelier.settings import Settings
-from atelier.target import Target, default_settings, resolve
+from atelier.target import Target, default_settings
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """Wrong words on the command line; typer carries its own copy of click and names no other way to this class."""
@@ -32,13 +32,7 @@ sandbox_app = typer.Typer(help="The throw-away machine alone.", no_args_is_help=
 app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(models_app.app, name="models")
 
-Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sandbox`; default: the sandbox.")]
-Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
 Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gateway; default: all.")]
-Sources = Annotated[
-    Literal["auto", "upstream", "double"],
-    typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers)."),
-]
 
 
 def main() -> None:
@@ -51,28 +45,6 @@ def main() -> None:
     except AtelierError as error:
         fail(str(error))
         sys.exit(1)
-
-
-def _for_each(
-    host: str, limit: str, action: Callable[[Target, Narrator], int], console: Console | None = None
-) -> NoReturn:
-    """Run an action on each target, also after one failed; exits 1 when one failed, else with the highest status.
-
-    console: where it is told; standard output unless an answer for programs goes there.
-    """
-    statuses = []
-    for target in resolve(host, limit):
-        with Narrator(console) as narrator:
-            narrator.say(target.headline(), style="bold cyan")
-            try:
-                statuses.append(action(target, narrator))
-            except AtelierError as error:
-                fail(str(error))
-                statuses.append(1)
-            except KeyboardInterrupt:
-                fail("interrupted; the same command continues where this one stopped")
-                raise typer.Exit(130) from None
-    raise typer.Exit(1 if 1 in statuses else max(statuses))
 
 
 @app.command()
@@ -125,7 +97,7 @@ def deploy(
         operate.print_access(target, narrator)
         return 0 if verified else 1
 
-    _for_each(host, limit, action)
+    for_each(host, limit, action)
 
 
 @app.command()
@@ -147,7 +119,7 @@ def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
         narrator.say(f"{len(outcome.changed)} of {outcome.operations} operations would change something.")
         return 2 if outcome.changed else 0
 
-    _for_each(host, limit, action)
+    for_each(host, limit, action)
 
 
 @app.command()
@@ -162,7 +134,7 @@ def preflight(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> 
         operate.print_gpu_plan(deployment.gpu, narrator)
         return 1 if obstacles else 0
 
-    _for_each(host, limit, action)
+    for_each(host, limit, action)
 
 
 @app.command("explain-gpu")
@@ -190,7 +162,7 @@ def explain_gpu(
 
     if given and not host and not limit:  # about no host that is known: the settings are those of a GPU host
         raise typer.Exit(tell(given, default_settings()))
-    _for_each(host, limit, action, Console(stderr=True, highlight=False))
+    for_each(host, limit, action, Console(stderr=True, highlight=False))
 
 
 @app.command()
@@ -206,7 +178,7 @@ def doctor(
         operate.require_up(target, narrator)
         return examination.run(target, narrator, bundle=bundle)
 
-    _for_each(host, limit, action)
+    for_each(host, limit, action)
 
 
 @app.command()
@@ -223,7 +195,7 @@ def verify(
         operate.require_up(target, narrator)
         return operate.run_verify(target, narrator, quick=quick, groups=_names(group), checks=_names(check))
 
-    _for_each(host, limit, action)
+    for_each(host, limit, action)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -247,13 +219,13 @@ def generate(
         narrator.say(f"Saved: {saved}")
         return 0
 
-    _for_each(host, limit, action)
+    for_each(host, limit, action)
 
 
 @app.command()
 def status(host: Host = "", limit: Limit = "", service: Service = "") -> None:
     """What runs, which versions, disk, last deploy and last verify. Exit 1 when a service is not healthy."""
-    _for_each(host, limit, lambda target, narrator: operate.status(target, narrator, service))
+    for_each(host, limit, lambda target, narrator: operate.status(target, narrator, service))
 
 
 @app.command()
@@ -264,43 +236,43 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", help="How many lines of each.")] = 100,
 ) -> None:
     """The services' logs."""
-    _for_each(host, limit, lambda target, narrator: operate.logs(target, narrator, service, lines))
+    for_each(host, limit, lambda target, narrator: operate.logs(target, narrator, service, lines))
 
 
 @app.command()
 def stop(host: Host = "", limit: Limit = "", service: Service = "") -> None:
     """Stop the services."""
-    _for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "stop", service))
+    for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "stop", service))
 
 
 @app.command()
 def start(host: Host = "", limit: Limit = "", service: Service = "") -> None:
     """Start the services."""
-    _for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "start", service))
+    for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "start", service))
 
 
 @app.command()
 def restart(host: Host = "", limit: Limit = "", service: Service = "") -> None:
     """Restart the services."""
-    _for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "restart", service))
+    for_each(host, limit, lambda target, narrator: operate.compose(target, narrator, "restart", service))
 
 
 @app.command()
 def tunnel(host: Host = "", limit: Limit = "") -> None:
     """The services on this computer's localhost, over SSH, until Ctrl-C."""
-    _for_each(host, limit, operate.tunnel)
+    for_each(host, limit, operate.tunnel)
 
 
 @app.command()
 def credentials(host: Host = "", limit: Limit = "") -> None:
     """How to log in, with ready-to-paste examples. Shows the passwords."""
-    _for_each(host, limit, operate.show_credentials)
+    for_each(host, limit, operate.show_credentials)
 
 
 @app.command()
 def outputs(host: Host = "", limit: Limit = "") -> None:
     """Bring generated images here."""
-    _for_each(host, limit, operate.fetch_outputs)
+    for_each(host, limit, operate.fetch_outputs)
 
 
 SandboxName = Annotated[str, typer.Option("--name", help="`sandbox`, or `sandbox-<anything>`.")]

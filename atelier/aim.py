@@ -1,0 +1,42 @@
+"""What a command is aimed at: its options on the command line, and one action on each of the targets that they name."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+from atelier.console import Narrator, fail
+from atelier.errors import AtelierError
+from atelier.target import Target, resolve
+
+INTERRUPTED = "interrupted; the same command continues where this one stopped"
+INTERRUPTED_STATUS = 130
+Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sandbox`; default: the sandbox.")]
+Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
+Sources = Annotated[
+    Literal["auto", "upstream", "double"],
+    typer.Option("--sources", help="Sandbox only: upstream, double, or auto (upstream when it answers)."),
+]
+
+
+def for_each(
+    host: str, limit: str, action: Callable[[Target, Narrator], int], console: Console | None = None
+) -> NoReturn:
+    """Run an action on each target, also after one failed; exits 1 when one failed, else with the highest status.
+
+    console: where it is told; standard output unless an answer for programs goes there.
+    """
+    statuses = []
+    for target in resolve(host, limit):
+        with Narrator(console) as narrator:
+            narrator.say(target.headline(), style="bold cyan")
+            try:
+                statuses.append(action(target, narrator))
+            except AtelierError as error:
+                fail(str(error))
+                statuses.append(1)
+            except KeyboardInterrupt:
+                fail(INTERRUPTED)
+                raise typer.Exit(INTERRUPTED_STATUS) from None
+    raise typer.Exit(1 if 1 in statuses else max(statuses))
