@@ -74,6 +74,17 @@ def verify(
             raise
 
 
+def summary(findings: Sequence[Finding], seconds: float, deep: bool) -> str:
+    """A check in one line, for a person."""
+    good = f"{sum(finding.status == 'good' for finding in findings)} of {len(findings)} files are good"
+    if not deep:
+        return f"{good}, by their records ({seconds:.3f} s)"
+    gigabytes = sum(finding.found_bytes or 0 for finding in findings if finding.found_sha256) / 1e9
+    if not gigabytes:
+        return f"{good}; nothing was there to hash"
+    return f"{good}; {gigabytes:.1f} GB hashed in {seconds:.1f} s, {gigabytes / max(seconds, 1e-3):.2f} GB/s"
+
+
 def shallow(store: Store, file: File) -> Finding:
     """By stat and record alone."""
     try:

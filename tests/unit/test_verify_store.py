@@ -11,7 +11,7 @@ import pytest
 from weights import store as store_module
 from weights import verify as verify_module
 from weights.store import PIECE, File, Store
-from weights.verify import Finding, recorded_pieces, verify
+from weights.verify import Finding, Status, recorded_pieces, summary, verify
 
 GOOD = b"the right bytes" * 1000
 WRONG = b"the wrong bytes" * 1000
@@ -204,3 +204,19 @@ def test_nothing_to_do_for_37_gb_takes_no_time(store: Store) -> None:
     findings = verify(store, files)
     assert time.monotonic() - started < 0.1
     assert {finding.status for finding in findings} == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "deep", "seconds", "text"),
+    [
+        (["good", "good"], False, 0.0021, "2 of 2 files are good, by their records (0.002 s)"),
+        (["good", "missing", "unchecked"], False, 0.2, "1 of 3 files are good, by their records (0.200 s)"),
+        (["good", "wrong", "missing"], True, 20.0, "1 of 3 files are good; 16.0 GB hashed in 20.0 s, 0.80 GB/s"),
+        (["missing"], True, 0.0, "0 of 1 files are good; nothing was there to hash"),
+    ],
+)
+def test_a_verify_is_summed_up_in_a_line(statuses: list[Status], deep: bool, seconds: float, text: str) -> None:
+    file = File("vae/a", 8_000_000_000, "a" * 64)
+    found = {"good": ("a" * 64, file.bytes), "wrong": ("b" * 64, file.bytes)} if deep else {}
+    findings = [Finding(file, status, *reversed(found.get(status, (None, None)))) for status in statuses]
+    assert summary(findings, seconds, deep) == text
