@@ -5,12 +5,14 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from atelier import apt
 from atelier.gpu import facts as gpu_facts
 from atelier.gpu.facts import STRICT, GpuFacts
 from atelier.models import Weight
 from atelier.settings import Settings
+from weights.aria2 import is_near
 
 SECTION = "::atelier::"
 
@@ -122,16 +124,22 @@ def presence_script(settings: Settings, weights: Iterable[Weight]) -> str:
     return "\n".join([*lines, ":"])
 
 
+def _route(url: str, proxy: str | None) -> str:
+    """apt-helper's options that lead to a source as the host itself gets there."""
+    if is_near(url):
+        return f"-o Acquire::http::Proxy::{urlsplit(url).hostname}=DIRECT"
+    if not proxy:
+        return ""
+    return f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}"
+
+
 def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterable[str], archive: bool) -> str:
     """Fetches a small document from each source, all at once, and prints those that did not answer, with the reason.
 
     apt's own helper is the one client that every Debian and Ubuntu machine has. apt_urls, and with
     archive apt's present sources as well, are tried with apt's own settings.
     """
-    options = (
-        f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}" if proxy else ""
-    )
-    probes = "\n".join(f"probe {shlex.quote(url)} {options} &" for url in urls)
+    probes = "\n".join(f"probe {shlex.quote(url)} {_route(url, proxy)} &" for url in urls)
     probes += "".join(f"\nprobe {shlex.quote(url)} &" for url in apt_urls)
     # A machine that never ran `apt-get update` has no index targets yet.
     own = "apt-get update --print-uris | sed -n \"s/^'\\([^']*InRelease\\)'.*/\\1/p\" | sort -u"

@@ -216,7 +216,8 @@ class Settings(_Model):
     gateway_container: ContainerName = Field("gateway", description="Name of the gateway's container.")
     proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
         None,
-        description="HTTP proxy through which the host reaches package indexes and weights. apt keeps its own settings.",
+        description="HTTP proxy through which the host reaches package indexes and weights, mirrors at private addresses "
+        "apart. apt keeps its own settings.",
     )
     max_upload_mb: Annotated[int, Field(ge=1, le=100000)] = Field(500, description="Largest request body in MB.")
     services: ServicesSettings = ServicesSettings()

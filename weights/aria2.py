@@ -4,6 +4,7 @@ The source is asked first, from its first hop: aria2 does not tell a Retry-After
 wherever a redirect leads. aria2 then gets the last hop, on its standard input, so that neither shows in a process list.
 """
 
+import ipaddress
 import re
 import struct
 import subprocess
@@ -153,6 +154,22 @@ def judge_exit(code: int, progressed: bool, slow: bool, stopped: bool) -> Outcom
     return Cut(f"aria2c ended with status {code}", progressed)
 
 
+def is_near(url: str) -> bool:
+    """Whether a source is the machine itself or in its own network, where no proxy leads."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost"
+
+
+class _Proxy(urllib.request.ProxyHandler):
+    """Asks at each hop whether the proxy is for it."""
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> object:
+        return None if is_near(req.full_url) else super().proxy_open(req, proxy, type)
+
+
 class _SameHostToken(urllib.request.HTTPRedirectHandler):
     """Follows redirects, and takes the token along to the same host only."""
 
@@ -169,7 +186,7 @@ def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | 
     """Ask a source for the first byte of a file, from the first hop."""
     handlers: list[urllib.request.BaseHandler] = [_SameHostToken()]
     if limits.proxy:
-        handlers.append(urllib.request.ProxyHandler({"http": limits.proxy, "https": limits.proxy}))
+        handlers.append(_Proxy({"http": limits.proxy, "https": limits.proxy}))
     request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "User-Agent": "atelier"})  # noqa: S310
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -222,7 +239,7 @@ def arguments(part: Path, answer: Answer, limits: Limits, parent: int) -> tuple[
     ]
     lines = [answer.url, f" dir={part.parent}", f" out={part.name}"]
     lines += [f" header={header}" for header in answer.headers]
-    if limits.proxy:
+    if limits.proxy and not is_near(answer.url):
         lines.append(f" all-proxy={limits.proxy}")
     return command, "\n".join(lines) + "\n"
 
