@@ -58,6 +58,7 @@ class Job:
     token_hosts: tuple[str, ...] = ("huggingface.co",)
     progress: Path | None = None
     say: bool = True
+    id: str = ""  # of the job file, for whoever follows
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _allocated(part: Path) -> int:
 class _Run:
     def __init__(self, job: Job, store: Store, stop: threading.Event, held: int) -> None:
         self.job, self.store, self.stop, self.held = job, store, stop, held
-        self.progress = Progress()
+        self.progress = Progress(job.id, os.environ.get("INVOCATION_ID", ""))
 
     def of(self, wanted: list[File]) -> Result:
         (self.job.store / ".incoming").mkdir(parents=True, exist_ok=True)
@@ -218,6 +219,7 @@ class _Run:
             raise EndedError
 
     def _tell(self, text: str) -> None:
+        self.progress.note(text)
         if self.job.say:
             _say(text)
 

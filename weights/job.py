@@ -1,5 +1,6 @@
 """A job in a JSON file, as the deploy writes it."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,8 @@ from weights.store import File
 def read_job(path: Path) -> tuple[Job, Path | None]:
     """The job that a file describes, and where its result is to be written."""
     try:
-        told = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        told = json.loads(text)
         files = tuple(
             File(one["name"], one["bytes"], one["sha256"], tuple(one.get("urls", ()))) for one in told["files"]
         )
@@ -27,6 +29,7 @@ def read_job(path: Path) -> tuple[Job, Path | None]:
             search=_found(told.get("search", ())),
             token=_token(told.get("token_file")),
             progress=_path(told.get("progress")),
+            id=hashlib.sha256(text).hexdigest(),
         )
         return job, _path(told.get("result"))
     except (KeyError, TypeError, ValueError) as error:

@@ -6,8 +6,10 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 WINDOW = 10.0  # seconds over which the rate is taken
+NOTES = 50  # the last ones are kept
 
 
 @dataclass
@@ -21,14 +23,25 @@ class FileProgress:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a person should know, counted so that a reader tells each once."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """A run at one moment."""
+    """A run at one moment. job: the sha256 of its job file; run: systemd's id of the unit's run."""
 
     files: tuple[FileProgress, ...]
     done: int
     bytes: int
     rate: float
     left: float | None
+    notes: tuple[Note, ...] = ()
+    job: str = ""
+    run: str = ""
 
 
 def line(snapshot: Snapshot) -> str:
@@ -50,14 +63,23 @@ def line(snapshot: Snapshot) -> str:
 class Progress:
     """What the transfers tell; written to a file by write()."""
 
+    job: str = ""
+    run: str = ""
     files: dict[str, FileProgress] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _fetched: float = 0.0
     _samples: "deque[tuple[float, float]]" = field(default_factory=deque)
+    _notes: "deque[Note]" = field(default_factory=lambda: deque(maxlen=NOTES))
 
     def add(self, name: str, size: int) -> None:
         """A file of the run."""
-        self.files[name] = FileProgress(name, size)
+        with self._lock:
+            self.files[name] = FileProgress(name, size)
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+        with self._lock:
+            self._notes.append(Note(self._notes[-1].number + 1 if self._notes else 1, text))
 
     def begin(self, name: str, done: int) -> None:
         """Bytes that were there before count as done, and not for the rate."""
@@ -88,12 +110,22 @@ class Progress:
             since, fetched = self._samples[0]
             rate = (self._fetched - fetched) / (now - since) if now > since else 0.0
             files = tuple(FileProgress(**asdict(file)) for file in self.files.values())
+            notes = tuple(self._notes)
         done, total = sum(file.done for file in files), sum(file.bytes for file in files)
-        return Snapshot(files, done, total, rate, (total - done) / rate if rate > 0 else None)
+        left = (total - done) / rate if rate > 0 else None
+        return Snapshot(files, done, total, rate, left, notes, self.job, self.run)
+
+
+def read_snapshot(told: dict[str, Any]) -> Snapshot:
+    """What progress.json tells. Raises KeyError or TypeError where it is another program's."""
+    files = tuple(FileProgress(**file) for file in told["files"])
+    notes = tuple(Note(**note) for note in told["notes"])
+    return Snapshot(**{**told, "files": files, "notes": notes})
 
 
 def write_whole(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old text or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(json.dumps(value) + "\n", encoding="utf-8")
     beside.replace(path)
