@@ -119,9 +119,18 @@ def decide_again(target: Target, ssh: Ssh, deployment: Deployment) -> Deployment
 
 
 def sandbox_settings(settings: Settings, mode: str) -> Settings:
-    """A sandbox's settings with what is made for it on this computer: weights, and the simulated GPU's packages."""
-    synthetic = {"lock": str(shared.write_weights(mode)), "sets": [shared.SET], "mirrors": [shared.mirror(mode)]}
-    update: dict[str, object] = {"models": settings.models.model_copy(update=synthetic)}
+    """A sandbox's settings with what is made for it on this computer: weights, and the simulated GPU's packages.
+
+    Weights that the operator chose stay as chosen.
+    """
+    synthetic = {
+        "lock": str(shared.write_weights(mode)),
+        "sets": [shared.SET],
+        "mirrors": [shared.mirror(mode)],
+        "hub": False,
+    }
+    unsaid = {key: value for key, value in synthetic.items() if key not in settings.models.model_fields_set}
+    update: dict[str, object] = {"models": settings.models.model_copy(update=unsaid)}
     if settings.profile == "gpu-simulated":
         from sandbox import simulated_gpu
 
