@@ -1,8 +1,10 @@
 """What the end-to-end tests share: booted sandboxes, the command line as a user calls it, root in the guest."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +57,19 @@ class Sandbox:
             yield
         finally:
             self.forget()
+
+    def cut_power(self) -> None:
+        """SIGKILL to everything that is the sandbox; its disk stays."""
+        pid = int((machine.folder() / self.name / "supervisor.pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while machine.get(self.name) is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def gate(self) -> str:
+        """This computer's address that the guest reaches, restarts of the guest outlasted."""
+        spec = json.loads((machine.folder() / self.name / "machine.json").read_text())
+        return str(spec["network"]["outer_address"])
 
     def forget(self) -> None:
         """Remove it, and what this checkout keeps of it."""

@@ -7,16 +7,14 @@ The tests share one sandbox and run in their order. They run the checkout's code
 import json
 import os
 import re
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from harness import UNCHANGED, Sandbox, changes, copy_checkout, edited
 
-from sandbox import machine, shared, simulated_gpu
+from sandbox import shared, simulated_gpu
 
 pytestmark = pytest.mark.sandbox
 SANDBOX = Sandbox(f"sandbox-gpu-{os.getpid()}")
@@ -65,15 +63,6 @@ def message(output: str) -> str:
     found += re.findall(r"^  \d+\. .*(?:\n +-> .*)?", output, re.M)
     assert len(found) == 1, found
     return found[0]
-
-
-def cut_power() -> None:
-    """SIGKILL to everything that is the sandbox; its disk stays."""
-    pid = int((machine.folder() / SANDBOX.name / "supervisor.pid").read_text())
-    os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while machine.get(SANDBOX.name) is not None and time.monotonic() < deadline:
-        time.sleep(0.1)
 
 
 HOLD_THE_LOCK = """
@@ -157,7 +146,7 @@ def test_a_package_manager_at_work_is_waited_for_then_power_is_lost_between_driv
         assert any(re.search("waiting for the host.s package manager: .*slow-upgrade", line) for line in said)
         root(RELEASE_THE_LOCK)
         assert any("+ Install the driver" in line for line in said)
-        cut_power()
+        SANDBOX.cut_power()
         process.kill()
     up()
     assert root("ls -d /sys/module/nouveau; dpkg-query -W -f '${Version}' nvidia-kernel-open-dkms").endswith(

@@ -1,8 +1,9 @@
-"""A real HTTP server on loopback with the faults that real ones have. Counts the bytes it sends, at a capped rate."""
+"""A real HTTP server with the faults that real ones have. Counts the bytes it sends, at a capped rate."""
 
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 CHUNK = 64 * 1024
+IP_FREEBIND = 15  # linux/in.h: an address that this computer does not have yet
 
 
 @dataclass
@@ -30,9 +32,14 @@ class Faults:
 
 
 class FaultServer:
-    def __init__(self, content: dict[str, bytes]) -> None:
-        self.content, self.faults = content, Faults()
+    """On loopback, or on another address of this computer, which need not be there yet."""
+
+    def __init__(self, content: dict[str, bytes], address: str = "127.0.0.1") -> None:
+        self.content, self.faults, self.address = content, Faults(), address
         self.sent, self.requests, self.tokens_at_store = 0, 0, 0
+        self.sent_of: Counter[str] = Counter()  # bytes by path
+        self.asked: Counter[str] = Counter()  # requests by path
+        self.credentials: set[str] = set()  # every Authorization that came
         self.signatures: dict[str, int] = {}
         self._lock, self._next = threading.Lock(), time.monotonic()
         self._server: ThreadingHTTPServer | None = None
@@ -41,10 +48,10 @@ class FaultServer:
         self.start()
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{path}"
+        return f"http://{self.address}:{self.port}/{path}"
 
     def start(self) -> None:
-        self._server = _Server(("127.0.0.1", self.port), self._handler())
+        self._server = _Server((self.address, self.port), self._handler())
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -57,10 +64,18 @@ class FaultServer:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def pay(self, size: int) -> None:
+    def forget(self) -> None:
+        """Count from zero again."""
+        with self._lock:
+            self.sent = self.requests = 0
+            self.sent_of.clear()
+            self.asked.clear()
+
+    def pay(self, path: str, size: int) -> None:
         """Wait so that all connections together stay below the rate."""
         with self._lock:
             self.sent += size
+            self.sent_of[path] += size
             self._next = max(self._next, time.monotonic()) + size / self.faults.rate
             wait = self._next - time.monotonic()
         if wait > 0:
@@ -103,6 +118,8 @@ class FaultServer:
                 path, query = parts.path.lstrip("/"), parse_qs(parts.query)
                 with outer._lock:
                     outer.requests += 1
+                    outer.asked[path] += 1
+                    outer.credentials |= {self.headers["Authorization"]} - {None}
                     refusal = faults.refusals.pop(0) if faults.refusals else None
                 if refusal:
                     return self.refuse(*refusal)
@@ -150,7 +167,7 @@ class FaultServer:
                     piece = bytearray(body[at:stop])
                     if faults.flip is not None and at <= faults.flip < stop:
                         piece[faults.flip - at] ^= 1
-                    outer.pay(len(piece))
+                    outer.pay(path, len(piece))
                     if signature:
                         with outer._lock:
                             outer.signatures[signature] -= len(piece)
@@ -171,6 +188,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     block_on_close = False
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        super().server_bind()
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass
