@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from atelier import SCHEMA
 from atelier.apt import Repository
@@ -49,6 +50,17 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
         *_network(facts, settings),
         *_docker(facts, settings),
         *(deployment.gpu.refusals if deployment.gpu.action != "none" else host_refusals(facts)),
+        *_sources(unreachable),
+    ]
+
+
+def weights_findings(deployment: Deployment, now: float, unreachable: Mapping[str, str]) -> list[Finding]:
+    """All reasons why bringing the weights alone would fail; the parameters are those of findings()."""
+    return [
+        *_system(deployment.facts, now),
+        *_packages(deployment.facts),
+        *_users(deployment.facts, deployment.settings),
+        *_space(replace(deployment, builds=())),
         *_sources(unreachable),
     ]
 

@@ -151,6 +151,30 @@ def test_a_package_manager_at_work_stops_no_deploy(facts: dict[str, object], exp
     assert len(found) == len(expected) and all(part in found[0] for part in expected), found
 
 
+FOR_THE_WEIGHTS: dict[str, tuple[dict[str, object], list[str]]] = {
+    "what only the services need": (
+        {**OBSTACLES["port"][0], **OBSTACLES["docker.io with containers"][0], "memory": GIB, "snap_docker": True},
+        [],
+    ),
+    "packages, clock and users": (
+        {"lock_holder": "apt (process 7)", "clock": 5000, "uid_owner": "alice"},
+        ["in use by: apt (process 7)", "4000 s off", "belongs to `alice`"],
+    ),
+    "space for the weights alone": ({**disks(data=42), "deployed": True}, []),
+    "no space for the weights": ({**disks(data=30), "deployed": True}, ["37.0 GB for weights, 5.0 GB for a reserve"]),
+}
+
+
+@pytest.mark.parametrize("facts,expected", FOR_THE_WEIGHTS.values(), ids=FOR_THE_WEIGHTS.keys())
+def test_what_stands_in_the_way_of_the_weights_alone(facts: dict[str, object], expected: list[str]) -> None:
+    refused = GpuPlan("refuse", "cu130", refusals=(Finding("no card", "x"),))
+    expect(preflight.weights_findings(deployment(facts, gpu=refused), 1000, {}), expected)
+
+
+def test_a_source_of_weights_that_cannot_be_reached_stands_in_their_way() -> None:
+    expect(preflight.weights_findings(deployment(), 1000, {"http://m/": "refused"}), ["cannot reach http://m/ (refused)"])
+
+
 def expect(found: list[Finding], parts: list[str]) -> None:
     assert len(found) == len(parts), found
     for part in parts:
