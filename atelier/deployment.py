@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from atelier import SCHEMA, apt, render
+from atelier import SCHEMA, apt, render, weights_unit
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.gpu import devices, upkeep
@@ -61,6 +61,8 @@ class Deployment:
     """What the host has already: image tags, file names of image archives, sha256 of weights."""
     certificate: render.Certificate | None = None
     gpu: GpuPlan = NO_GPU
+    token: str | None = field(default=None, repr=False)
+    """For gated repositories of weights."""
     only: str = ""
     """One service (or `gateway`) to act on, with the gateway; empty for all."""
 
@@ -80,6 +82,14 @@ class Deployment:
     def missing_weights(self) -> tuple[Weight, ...]:
         """The weights that are not known good on the host."""
         return tuple(weight for weight in self.weights if weight.sha256 not in self.present)
+
+    def fetcher(self) -> tuple[Entry, ...]:
+        """What brings the weights: the program, its job, its unit."""
+        return weights_unit.entries(self.settings, self.weights, self.token)
+
+    def fetcher_in_place(self) -> bool:
+        """Whether the host has all of that as it must be."""
+        return weights_unit.in_place(self.settings, self.fetcher()) in self.present
 
     def concerns(self, service: str) -> bool:
         """Whether this deploy acts on a service; the gateway always is, as it holds every service's credentials."""
@@ -143,7 +153,7 @@ class Deployment:
 
 def host_packages(facts: HostFacts) -> tuple[str, ...]:
     """Packages of the distribution that every host needs."""
-    common = ("ca-certificates", "curl", "iptables", "mmdebstrap", "unattended-upgrades")
+    common = ("aria2", "ca-certificates", "curl", "iptables", "mmdebstrap", "python3", "unattended-upgrades")
     return (*common, "debian-archive-keyring") if facts.os_id == "ubuntu" else common
 
 
@@ -218,13 +228,13 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     settings, state = deployment.settings, deployment.settings.state_dir()
     projects = deployment.projects()
     entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets()]
-    entries += [*APT_SETTINGS, render.loopback_guard(), *deployment.gpu.files]
+    entries += [*APT_SETTINGS, render.loopback_guard(), *deployment.fetcher(), *deployment.gpu.files]
     gpu_units = [upkeep.START_UNIT] if deployment.gpu.action != "none" else []
     entries += upkeep.boot_files() if gpu_units else ()
     entries += [entry for project in projects for entry in project.entries]
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
-    files |= {f"{state}/weights/{weight.sha256}" for weight in deployment.weights}
+    files |= {weights_unit.STARTED_AT_BOOT} | {f"{state}/weights/{weight.sha256}.json" for weight in deployment.weights}
     if upkeep.module_settings(deployment.gpu.files):
         files.add(upkeep.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):
@@ -236,7 +246,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
         "merged": [DAEMON_JSON],
-        "units": ["atelier-loopback-guard.service", *gpu_units],
+        "units": ["atelier-loopback-guard.service", weights_unit.UNIT, *gpu_units],
         "containers": sorted(project.container for project in projects),
         "networks": sorted(network.name for network in render.networks(settings)),
         "images": sorted(deployment.image_tags().values()),

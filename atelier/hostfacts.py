@@ -3,16 +3,18 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from atelier import apt
+from atelier import apt, weights_unit
 from atelier.gpu import facts as gpu_facts
 from atelier.gpu.facts import STRICT, GpuFacts
 from atelier.models import Weight
 from atelier.settings import Settings
+from atelier.tree import Entry
 from weights.aria2 import is_near
+from weights.store import CHANGED
 
 SECTION = "::atelier::"
 
@@ -105,23 +107,38 @@ s deployed; cat {shlex.quote(state)}/deployed.json 2>/dev/null
 """
 
 
-def presence_script(settings: Settings, weights: Iterable[Weight]) -> str:
-    """Prints what need not be fetched: image tags, image archives, and the sha256 of each weight that is known good.
+def presence_script(settings: Settings, weights: Iterable[Weight], fetcher: Sequence[Entry] = ()) -> str:
+    """Prints what need not be brought: image tags, image archives, what fetches weights, and the sha256 of each known good.
 
-    Known good: size, time and inode are those recorded when its bytes were hashed.
+    Known good: size, time and inode are those recorded when its bytes were hashed, as weights.store.Store.known_good has it.
     """
-    store = f"{settings.data_root}/models"
+    store, state = weights_unit.store(settings), weights_unit.state(settings)
     lines = ["docker image ls --filter 'reference=atelier/*' --format '{{.Repository}}:{{.Tag}}' 2>/dev/null"]
     if settings.images.archive_dir:
         lines.append(f"ls {shlex.quote(settings.images.archive_dir)} 2>/dev/null")
-    for weight in weights:
-        file = shlex.quote(f"{store}/{weight.store_path}")
-        record = shlex.quote(f"{settings.state_dir()}/weights/{weight.sha256}")
-        lines.append(
-            f"""[ "$(stat -c '%s %Y %i' {file} 2>/dev/null)" = "$(cat {record} 2>/dev/null || echo unknown)" ] """
-            f'&& [ "$(stat -c %s {file})" = {weight.bytes} ] && echo {weight.sha256}'
-        )
+    lines += [weights_unit.in_place_script(settings, fetcher), _KNOWN_GOOD]
+    lines += [
+        f"known_good {shlex.quote(f'{store}/{weight.store_path}')} {shlex.quote(f'{state}/{weight.sha256}')} "
+        f"{weight.bytes} {weight.sha256}"
+        for weight in weights
+    ]
+    lines.append(f"[ ! -e {shlex.quote(f'{state}/{CHANGED}')} ] || echo {weights_unit.CHANGED}")
     return "\n".join([*lines, ":"])
+
+
+_KNOWN_GOOD = r"""
+known_good() {
+  [ -f "$1" ] && [ ! -L "$1" ] || return
+  set -- "$@" $(stat -c '%s %.9Y %i %Y' "$1")
+  [ "$5" = "$3" ] || return
+  if [ -e "$2.json" ]; then
+    # Nanoseconds: without the dot, and without the zeros before them that are no number's.
+    ns=$(printf %s "$6" | sed 's/\.//; s/^\(-\{0,1\}\)0*\([0-9]\)/\1\2/')
+    [ "$(cat "$2.json")" = "{\"bytes\": $5, \"mtime_ns\": $ns, \"inode\": $7, \"sha256\": \"$4\"}" ] && echo "$4"
+  elif [ -e "$2" ]; then
+    [ "$(cat "$2")" = "$5 $8 $7" ] && echo "$4"
+  fi
+} 2>/dev/null"""
 
 
 def _route(url: str, proxy: str | None) -> str:

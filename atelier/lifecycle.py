@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from atelier import credentials as store
-from atelier import hostfacts, images, paths, preflight, render, sources
+from atelier import hostfacts, images, models_lock, paths, preflight, render, sources, weights_unit
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.deployment import Deployment, uses_docker_ce
@@ -98,10 +98,19 @@ def prepare(
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
-    weights = weights_for(settings.models, paths.PROJECT)
-    present = frozenset(ssh.run(hostfacts.presence_script(settings, weights)).stdout.split())
+    weights, token = weights_for(settings.models, paths.PROJECT), models_token(settings)
+    fetcher = weights_unit.entries(settings, weights, token)
+    present = frozenset(ssh.run(hostfacts.presence_script(settings, weights, fetcher)).stdout.split())
     certificate = read_certificate(settings.tls)
-    return Deployment(settings, facts, credentials, builds, weights, chosen.mode, present, certificate, gpu, only)
+    return Deployment(
+        settings, facts, credentials, builds, weights, chosen.mode, present, certificate, gpu, token, only
+    )
+
+
+def models_token(settings: Settings) -> str | None:
+    """The token that the settings name, for gated repositories of weights."""
+    path = settings.models.token_file
+    return models_lock.read_token(paths.PROJECT / path) if path else None
 
 
 def torch_variant(settings: Settings, plan: GpuPlan) -> Torch:
@@ -161,14 +170,29 @@ def find_obstacles(
     waits_for_lock: a package manager at work is no obstacle; the steps that need it wait for it and name it.
     """
     narrator.begin("Preflight", "Look for everything that would stop this deploy")
-    urls = needed_urls(deployment)
     apt_urls = [*docker_urls(deployment.facts), *preflight.repository_urls(deployment.gpu)]
     archive = not deployment.facts.deployed or deployment.gpu.action == "install"
-    script = hostfacts.reachability_script(deployment.settings.proxy, urls, apt_urls, archive)
-    unreachable = hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
+    unreachable = _unreachable(ssh, deployment.settings, needed_urls(deployment), apt_urls, archive)
     found = preflight.findings(unlocked(deployment) if waits_for_lock else deployment, time.time(), unreachable)
     narrator.end(changed=False)
     return found
+
+
+def find_weights_obstacles(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> list[Finding]:
+    """Everything that would stop bringing the weights alone; a package manager at work is waited for."""
+    narrator.begin("Preflight", "Look for everything that would keep the weights from coming")
+    archive = not deployment.facts.deployed
+    unreachable = _unreachable(ssh, deployment.settings, weights_urls(deployment), [], archive)
+    found = preflight.weights_findings(unlocked(deployment), time.time(), unreachable)
+    narrator.end(changed=False)
+    return found
+
+
+def _unreachable(
+    ssh: Ssh, settings: Settings, urls: Sequence[str], apt_urls: Sequence[str], archive: bool
+) -> dict[str, str]:
+    script = hostfacts.reachability_script(settings.proxy, urls, apt_urls, archive)
+    return hostfacts.parse_reachability(ssh.run(script, timeout=180).stdout)
 
 
 def unlocked(deployment: Deployment) -> Deployment:
@@ -183,7 +207,13 @@ def unlocked(deployment: Deployment) -> Deployment:
 def needed_urls(deployment: Deployment) -> list[str]:
     """Small documents at each source that this deploy will fetch from by itself, the archives of apt apart."""
     urls = images.index_probe_urls([step.build for step in deployment.image_steps() if step.action == "build"])
-    urls += [weight.probe_url(deployment.settings.models.mirrors) for weight in deployment.missing_weights()]
+    return list(dict.fromkeys([*urls, *weights_urls(deployment)]))
+
+
+def weights_urls(deployment: Deployment) -> list[str]:
+    """Small documents at each source of the weights that are missing."""
+    models = deployment.settings.models
+    urls = [url for weight in deployment.missing_weights() for url in weight.probe_urls(models.mirrors, models.hub)]
     return list(dict.fromkeys(urls))
 
 

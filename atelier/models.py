@@ -37,16 +37,17 @@ class Weight(BaseModel):
         """Where it lies below the store's root."""
         return f"{self.directory}/{self.name}"
 
-    def urls(self, mirrors: list[str]) -> list[str]:
+    def urls(self, mirrors: list[str], hub: bool = True) -> list[str]:
         """Where to fetch it, mirrors first, the hub last."""
-        hub = f"{HUB}/{self.repository}/resolve/{self.revision}/{self.path}"
-        return [f"{mirror.rstrip('/')}/{self.store_path}" for mirror in mirrors] + [hub]
+        last = [f"{HUB}/{self.repository}/resolve/{self.revision}/{self.path}"] if hub else []
+        return [f"{mirror.rstrip('/')}/{self.store_path}" for mirror in mirrors] + last
 
-    def probe_url(self, mirrors: list[str]) -> str:
-        """A small document at the first source: its answer says that the source can be reached."""
-        if not mirrors:
-            return f"{HUB}/{self.repository}/resolve/{self.revision}/.gitattributes"
-        return f"{mirrors[0].rstrip('/')}/{self.store_path if mirrors[0].startswith('file:') else ''}"
+    def probe_urls(self, mirrors: list[str], hub: bool = True) -> list[str]:
+        """A small document at each source: its answer says that the source can be reached."""
+        last = [f"{HUB}/{self.repository}/resolve/{self.revision}/.gitattributes"] if hub else []
+        return [
+            f"{mirror.rstrip('/')}/{self.store_path if mirror.startswith('file:') else ''}" for mirror in mirrors
+        ] + last
 
 
 class ModelsLock(BaseModel):

@@ -79,10 +79,11 @@ def whole(path: str) -> str:
 @operation()
 def entries(entries: tuple[tree.Entry, ...]) -> Iterator[StringCommand]:
     """Files and directories, as they must be."""
-    yield from _installed(entries, host.get_fact(TreeState, paths=[entry.path for entry in entries]))
+    yield from installed(entries, host.get_fact(TreeState, paths=[entry.path for entry in entries]))
 
 
-def _installed(entries: Sequence[tree.Entry], present: Mapping[str, str]) -> Iterator[StringCommand]:
+def installed(entries: Sequence[tree.Entry], present: Mapping[str, str]) -> Iterator[StringCommand]:
+    """Commands that bring entries to what they must be, given the signatures of what is there."""
     for entry in tree.differing(entries, present):
         content = entry.content if isinstance(entry, tree.File) else b""
         yield StringCommand(entry.install_script(), _stdin=content)
@@ -175,7 +176,7 @@ def repository(repository: apt.Repository) -> Iterator[StringCommand]:
         yield StringCommand(f"rm -f {part}; install -d {shlex.quote(str(PurePosixPath(path).parent))}")
         openpgp.require(key, repository.fingerprint, repository.key_url)
     keyring = tree.File(path, openpgp.for_keyring(key, path))
-    yield from _installed((keyring, repository.source), present)
+    yield from installed((keyring, repository.source), present)
 
 
 def _is_key(key: bytes, fingerprint: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 PIECE = 16 * 1024 * 1024
 INCOMING = ".incoming"
+CHANGED = "changed"
 _CHUNK = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -99,6 +100,11 @@ def _hashed(path: Path, progress: Callable[[int], None] | None, pieces: list[str
     return whole.hexdigest()
 
 
+def _record(file: File, found: Identity) -> str:
+    facts = {"bytes": found.bytes, "mtime_ns": found.mtime_ns, "inode": found.inode, "sha256": file.sha256}
+    return json.dumps(facts)
+
+
 def write_durably(path: Path, text: str) -> None:
     """Write a file so that its name has the old text or the new, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,26 +153,24 @@ class Store:
         return stat.S_ISREG(found.st_mode) and found.st_size == file.bytes and self._recorded(file, found)
 
     def _recorded(self, file: File, found: os.stat_result) -> bool:
+        # As text: a deploy asks the same of a host in a shell.
         try:
-            record = json.loads((self.state / f"{file.sha256}.json").read_bytes())
-            return bool(Identity(record["bytes"], record["mtime_ns"], record["inode"]) == identity(found))
+            record = (self.state / f"{file.sha256}.json").read_bytes()
         except FileNotFoundError:
             return self._recorded_in_seconds(file, found)
-        except (ValueError, KeyError, TypeError):
-            return False
+        return record.rstrip(b"\n") == _record(file, identity(found)).encode()
 
     def _recorded_in_seconds(self, file: File, found: os.stat_result) -> bool:
         """By the record that the first release wrote: size, time in seconds, inode."""
         try:
-            record = (self.state / file.sha256).read_text(encoding="ascii").split()
-        except (FileNotFoundError, UnicodeDecodeError):
+            record = (self.state / file.sha256).read_bytes()
+        except FileNotFoundError:
             return False
-        return record == [str(found.st_size), str(found.st_mtime_ns // 10**9), str(found.st_ino)]
+        return record.rstrip(b"\n") == f"{found.st_size} {found.st_mtime_ns // 10**9} {found.st_ino}".encode()
 
     def record(self, file: File, found: Identity) -> None:
         """Remember that the bytes under this identity were hashed and found right."""
-        facts = {"bytes": found.bytes, "mtime_ns": found.mtime_ns, "inode": found.inode, "sha256": file.sha256}
-        write_durably(self.state / f"{file.sha256}.json", json.dumps(facts) + "\n")
+        write_durably(self.state / f"{file.sha256}.json", _record(file, found) + "\n")
         (self.state / file.sha256).unlink(missing_ok=True)
 
     def forget(self, file: File) -> None:
@@ -178,7 +182,8 @@ class Store:
         """Give checked bytes their final name. The caller has hashed this very part; nothing is read here.
 
         The record comes before the name, so that a file killed in between needs no second hashing. What else has
-        the name is set aside; where the right bytes are already there, the part is dropped.
+        the name is set aside; where the right bytes are already there, the part is dropped. That something changed is
+        noted first, for programs that may know an older file by this name.
         """
         final = self.path(file)
         if part != final and self.known_good(file):
@@ -189,6 +194,8 @@ class Store:
         if part == final:
             sync_directory(final.parent)
             return
+        (self.state / CHANGED).touch()
+        sync_directory(self.state)
         if os.path.lexists(final):
             self.set_aside(file)
         part.rename(final)

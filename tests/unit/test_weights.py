@@ -1,16 +1,17 @@
-"""Weights on the host: never trusted because a file exists, never a wrong byte under the right name."""
+"""What a deploy takes a host's weights for, and what it puts there to fetch them."""
 
-import hashlib
+import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from atelier import hostfacts
+from atelier import hostfacts, weights_unit
 from atelier.models import Weight
 from atelier.settings import build_settings
-from stages.models import _fetch_script
+from weights.store import File, Store
 
 GOOD = b"the right bytes" * 1000
 WEIGHT = Weight(
@@ -18,42 +19,35 @@ WEIGHT = Weight(
     revision="main",
     path="split/model.safetensors",
     bytes=len(GOOD),
-    sha256=hashlib.sha256(GOOD).hexdigest(),
+    sha256="0" * 62 + "ab",
     directory="vae",
     sets=["s"],
     used_by=[],
     licence="none",
 )
+FILE = File(WEIGHT.store_path, WEIGHT.bytes, WEIGHT.sha256)
 
 
 class Host:
-    """A host's store and state in a folder, and mirrors beside it."""
+    """A host's store and state in a folder, with a file that was hashed and found right."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.store, self.state = root / "models", root / "state"
-        (self.store / "vae").mkdir(parents=True)
-        self.final = self.store / "vae" / "model.safetensors"
-        (root / "bin").mkdir()
-        (root / "bin" / "chown").symlink_to("/bin/true")  # so that the tests need no root
-        self.environment = {**os.environ, "PATH": f"{root}/bin:{os.environ['PATH']}"}
+        values = {"profile": "cpu"}
+        self.settings = build_settings([("test", values)]).model_copy(update={"data_root": str(root)})
+        self.store = Store(Path(weights_unit.store(self.settings)), Path(weights_unit.state(self.settings)))
+        self.final = self.store.path(FILE)
+        part = self.store.incoming(FILE)
+        part.parent.mkdir(parents=True)
+        part.write_bytes(GOOD)
+        self.store.publish(part, FILE)
+        self.record = self.store.state / f"{FILE.sha256}.json"
+        self.old_record = self.store.state / FILE.sha256
 
-    def mirror(self, name: str, content: bytes | None) -> str:
-        path = self.root / name / "vae" / "model.safetensors"
-        path.parent.mkdir(parents=True)
-        if content is not None:
-            path.write_bytes(content)
-        return f"file://{path}"
-
-    def fetch(self, *urls: str) -> subprocess.CompletedProcess[str]:
-        script = _fetch_script(str(self.store), str(self.state), WEIGHT, list(urls), None)
-        return subprocess.run(["sh", "-c", script], env=self.environment, capture_output=True, text=True)
-
-    def known_good(self) -> bool:
-        settings = build_settings([("test", {"profile": "cpu"})]).model_copy(update={"data_root": str(self.root)})
-        script = hostfacts.presence_script(settings, (WEIGHT,))
-        found = subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout.split()
-        return WEIGHT.sha256 in found
+    def present(self) -> list[str]:
+        script = hostfacts.presence_script(self.settings, (WEIGHT,))
+        ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return ran.stdout.split()
 
 
 @pytest.fixture
@@ -61,47 +55,93 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_right_bytes_are_published_read_only_and_remembered(host: Host) -> None:
-    assert not host.known_good()
-    assert host.fetch(host.mirror("m", GOOD)).returncode == 0
-    assert host.final.read_bytes() == GOOD and host.final.stat().st_mode & 0o777 == 0o444
-    assert host.known_good()
+def replaced_by_its_copy(host: Host) -> None:
+    before = host.final.stat()
+    copy = host.final.with_name("copy")
+    copy.write_bytes(GOOD)
+    os.utime(copy, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    copy.rename(host.final)
 
 
-@pytest.mark.parametrize(
-    "bad", [GOOD[:-1], b"X" + GOOD[1:], GOOD + b"more", b""], ids=["short", "flipped", "long", "empty"]
-)
-def test_wrong_bytes_are_never_published_and_named(host: Host, bad: bytes) -> None:
-    result = host.fetch(host.mirror("bad", bad))
-    assert result.returncode != 0 and not host.final.exists() and not host.known_good()
-    assert "model.safetensors" in result.stderr and WEIGHT.sha256 in result.stderr
-    assert hashlib.sha256(bad).hexdigest() in result.stderr
+def led_elsewhere(host: Host) -> None:
+    host.final.rename(host.final.with_name("elsewhere"))
+    host.final.symlink_to("elsewhere")
 
 
-def test_the_next_source_is_used_when_the_first_is_wrong_or_gone(host: Host) -> None:
-    urls = host.mirror("gone", None), host.mirror("bad", b"X" + GOOD[1:]), host.mirror("good", GOOD)
-    assert host.fetch(*urls).returncode == 0
-    assert host.final.read_bytes() == GOOD
+def recorded_by_the_first_release(host: Host, **changed: int) -> None:
+    host.record.unlink()
+    found = host.final.stat()
+    values = {"size": found.st_size, "time": int(found.st_mtime), "inode": found.st_ino, **changed}
+    host.old_record.write_text("{size} {time} {inode}\n".format(**values))
 
 
-def test_a_right_file_that_is_there_is_taken_without_fetching(host: Host) -> None:
-    host.final.write_bytes(GOOD)
-    assert not host.known_good(), "a file is not trusted because it exists"
-    assert host.fetch(host.mirror("gone", None)).returncode == 0
-    assert host.known_good()
+def nanoseconds_later(host: Host) -> None:
+    time = host.final.stat().st_mtime_ns + 1
+    os.utime(host.final, ns=(time, time))
 
 
-@pytest.mark.parametrize("wrong", [GOOD[:100], b"X" + GOOD[1:]], ids=["truncated", "same size"])
-def test_a_wrong_file_with_the_right_name_is_set_aside_and_kept(host: Host, wrong: bytes) -> None:
-    host.final.write_bytes(wrong)
-    assert host.fetch(host.mirror("good", GOOD)).returncode == 0
-    (aside,) = host.final.parent.glob("model.safetensors.wrong-*")
-    assert (host.final.read_bytes(), aside.read_bytes()) == (GOOD, wrong)
-
-
-def test_a_file_that_was_changed_since_is_not_known_good(host: Host) -> None:
-    host.fetch(host.mirror("good", GOOD))
+def longer(host: Host) -> None:
+    time = host.final.stat().st_mtime_ns
     host.final.chmod(0o644)
-    host.final.write_bytes(b"X" + GOOD[1:])
-    os.utime(host.final, (1, 1))
-    assert not host.known_good()
+    host.final.write_bytes(GOOD + b"!")
+    os.utime(host.final, ns=(time, time))
+
+
+def recorded_longer(host: Host) -> None:
+    longer(host)
+    host.record.write_text(host.record.read_text().replace(f'"bytes": {len(GOOD)}', f'"bytes": {len(GOOD) + 1}'))
+
+
+def at(nanoseconds: int) -> Callable[[Host], None]:
+    def plant(host: Host) -> None:
+        os.utime(host.final, ns=(nanoseconds, nanoseconds))
+        found = host.final.stat()
+        assert found.st_mtime_ns == nanoseconds
+        host.record.write_text(
+            json.dumps({"bytes": len(GOOD), "mtime_ns": nanoseconds, "inode": found.st_ino, "sha256": FILE.sha256})
+        )
+
+    return plant
+
+
+CASES: dict[str, tuple[Callable[[Host], object], bool]] = {
+    "right": (lambda host: None, True),
+    "right, in 1970": (at(0), True),
+    "right, a fraction of a second later": (at(5), True),
+    "right, before 1970": (at(-1_500_000_000), True),
+    "right, just before 1970": (at(-500_000_000), True),
+    "gone": (lambda host: host.final.unlink(), False),
+    "other size": (longer, False),
+    "other size than wanted, as recorded": (recorded_longer, False),
+    "other time by a nanosecond": (nanoseconds_later, False),
+    "other inode": (replaced_by_its_copy, False),
+    "a link to the right file": (led_elsewhere, False),
+    "a directory": (lambda host: (host.final.unlink(), host.final.mkdir()), False),
+    "no record": (lambda host: host.record.unlink(), False),
+    "an empty record": (lambda host: host.record.write_text(""), False),
+    "a cut record": (lambda host: host.record.write_text(host.record.read_text()[:40]), False),
+    "a record of another file": (
+        lambda host: host.record.write_text(host.record.read_text().replace(FILE.sha256, "c" * 64)),
+        False,
+    ),
+    "a record that is no text": (lambda host: host.record.write_bytes(b"\xff\xfe" * 20), False),
+    "an old record": (recorded_by_the_first_release, True),
+    "an old record of another size": (lambda host: recorded_by_the_first_release(host, size=1), False),
+    "an old record of another time": (lambda host: recorded_by_the_first_release(host, time=1), False),
+    "an old record of another inode": (lambda host: recorded_by_the_first_release(host, inode=1), False),
+    "a damaged old record": (
+        lambda host: (recorded_by_the_first_release(host), host.old_record.write_text("15000")),
+        False,
+    ),
+    "a right old record beside a damaged one": (
+        lambda host: (recorded_by_the_first_release(host), host.record.write_text("{}")),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_deploy_and_the_program_know_the_same_files_as_good(host: Host, case: str) -> None:
+    plant, expected = CASES[case]
+    plant(host)
+    assert (FILE.sha256 in host.present(), host.store.known_good(FILE)) == (expected, expected)

@@ -1,0 +1,142 @@
+"""What brings the weights to a host: the program `weights/`, its job, and the unit that runs it, as files of the host."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+
+from atelier import paths, render, tree
+from atelier.errors import AtelierError
+from atelier.models import Weight
+from atelier.settings import Settings
+from atelier.tree import Directory, Entry, File
+from weights import follow
+
+UNIT = follow.UNIT
+GB = 1_000_000_000
+UNIT_FILE = f"/etc/systemd/system/{UNIT}"
+STARTED_AT_BOOT = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
+"""The link that `systemctl enable` makes."""
+RUN = "/run/atelier-weights"
+IN_PLACE = "atelier-weights:"
+"""How the word begins that the host prints for what it has of all this."""
+CHANGED = "weights-changed"
+"""The word that the host prints where a file was published that ComfyUI may know an older one of."""
+
+
+def library(settings: Settings) -> str:
+    """Where Python finds the program on the host."""
+    return f"{settings.config_root}/lib"
+
+
+def job_path(settings: Settings) -> str:
+    """Where the job lies on the host."""
+    return f"{settings.config_root}/weights.json"
+
+
+def token_path(settings: Settings) -> str:
+    """Where the token for gated repositories lies on the host, for root alone."""
+    return f"{settings.config_root}/weights.token"
+
+
+def store(settings: Settings) -> str:
+    """Where the weights lie on the host."""
+    return f"{settings.data_root}/models"
+
+
+def state(settings: Settings) -> str:
+    """Where the host remembers what it hashed."""
+    return f"{settings.state_dir()}/weights"
+
+
+def shell(settings: Settings, verb: str, *options: str) -> str:
+    """Shell that runs the program on the host: `follow`, `verify`, `prune`."""
+    command = shlex.join(["/usr/bin/python3", "-BEs", "-m", "weights", verb, job_path(settings), *options])
+    return f"cd {shlex.quote(library(settings))} && exec {command}"
+
+
+def job(settings: Settings, weights: Sequence[Weight], program: str, token: bool) -> str:
+    """The job: all weights of the host's sets, and how to come by them. Another program makes it another job."""
+    models = settings.models
+    document = {
+        "files": [
+            {
+                "name": weight.store_path,
+                "bytes": weight.bytes,
+                "sha256": weight.sha256,
+                "urls": weight.urls(models.mirrors, models.hub),
+            }
+            for weight in weights
+        ],
+        "store": store(settings),
+        "state": state(settings),
+        "search": models.search,
+        "reserve_bytes": round(models.reserve_gb * GB),
+        "jobs": models.parallel_files,
+        "connections": models.connections,
+        "proxy": settings.proxy,
+        "token_file": token_path(settings) if token else None,
+        "progress": f"{RUN}/progress.json",
+        "result": f"{RUN}/result.json",
+        "program": program,
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def entries(settings: Settings, weights: Sequence[Weight], token: str | None) -> tuple[Entry, ...]:
+    """Everything on the host that is not a weight or told by the program itself."""
+    directory = f"{library(settings)}/weights"
+    sources = sorted((paths.PROJECT / "weights").glob("*.py"))
+    program = [File(f"{directory}/{source.name}", source.read_bytes()) for source in sources]
+    # It may hold a proxy's password or a signed address.
+    secrets = [File(token_path(settings), f"{token}\n".encode(), 0o600)] if token else []
+    digest = hashlib.sha256("\n".join(file.signature() for file in (*program, *secrets)).encode()).hexdigest()
+    return (
+        *(Directory(path) for path in (library(settings), directory, state(settings))),
+        *program,
+        *secrets,
+        File(job_path(settings), job(settings, weights, digest, bool(token)).encode(), 0o600),
+        unit(settings),
+    )
+
+
+def unit(settings: Settings) -> File:
+    """The unit that fetches."""
+    template = render.environment().get_template(f"units/{UNIT}.j2")
+    values = {"store": store(settings), "state": state(settings), "library": library(settings)}
+    return File(UNIT_FILE, template.render(job=job_path(settings), **values).encode())
+
+
+def probed(settings: Settings, declared: Iterable[Entry]) -> list[str]:
+    """The paths that tell whether everything is in place: the token too where none is wanted, and the link at boot."""
+    return list(dict.fromkeys([*(entry.path for entry in declared), token_path(settings), STARTED_AT_BOOT]))
+
+
+def in_place_script(settings: Settings, declared: Iterable[Entry]) -> str:
+    """Shell that prints one word for all of it."""
+    probe = tree.probe_script(probed(settings, declared))
+    return f"echo {IN_PLACE}$({{ {probe}; }} | sha256sum | cut -d' ' -f1)"
+
+
+def in_place(settings: Settings, declared: Sequence[Entry]) -> str:
+    """The word that a host prints that has everything as it must be."""
+    signatures = {entry.path: entry.signature() for entry in declared}
+    signatures[STARTED_AT_BOOT] = "l 644 root:root -"
+    rows = [f"{signatures[path]} {path}\n" for path in probed(settings, declared) if path in signatures]
+    return IN_PLACE + hashlib.sha256("".join(rows).encode()).hexdigest()
+
+
+def explain(errors: Sequence[str]) -> AtelierError:
+    """Why following ended red, from what it printed on standard error."""
+    reasons = [line for line in errors if line.strip()]
+    if f"{follow.FAILED}:" not in reasons:
+        return AtelierError(
+            "the connection was lost while the host fetched its weights"
+            + "".join(f"\n    {line}" for line in reasons[-5:]),
+            f"the transfer goes on; the same command picks it up (on the host: journalctl -u {UNIT})",
+        )
+    first = reasons.index(f"{follow.FAILED}:")
+    return AtelierError(
+        "\n    ".join(reasons[first:]),
+        f"mend the cause and run the same command again; what is there is kept (on the host: journalctl -u {UNIT})",
+    )
