@@ -1,4 +1,8 @@
-"""What a person reads: stages and steps with their time, a live line on a terminal, plain lines without one."""
+"""What a person reads: stages and steps with their time, a live line on a terminal, plain lines without one.
+
+What a step prints may hold what belongs in no log, so without a terminal a line of it is shown only where the step itself
+says that it may be: whom it waits for, how far it is, and what a person should know.
+"""
 
 import sys
 import threading
@@ -8,9 +12,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
+from weights.follow import NOTE, PROGRESS
+
 HEARTBEAT = 30  # seconds after which a step without a terminal says that it is still at work
+PROGRESS_EVERY = 15  # seconds after which it says how far it is, where it tells
 WAITING = "waiting for "
-"""How a step's output begins that says whom it waits for, which gets a line; other output may hold what belongs in no log."""
+"""How a line of a step's output begins that says whom it waits for."""
 
 
 class Narrator:
@@ -19,7 +26,7 @@ class Narrator:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._live = self.console.status("") if self.console.is_terminal else None
-        self._stage = self._step = self._output = ""
+        self._stage = self._step = self._output = self._progress = ""
         self._started = 0.0
         self._silent_since = 0.0
         self._stopped = threading.Event()
@@ -44,12 +51,17 @@ class Narrator:
         if stage != self._stage:
             self._stage = stage
             self.console.print(Text(stage, style="bold"))
-        self._step, self._output = step, ""
+        self._step, self._output, self._progress = step, "", ""
         self._started = self._silent_since = time.monotonic()
 
     def output(self, line: str) -> None:
         """A line that the current step printed; a terminal shows the last one."""
         text = line.strip()
+        if text.startswith(NOTE):
+            self.say(f"    {text.removeprefix(NOTE)}", style="yellow")
+            return
+        if text.startswith(PROGRESS):
+            self._progress = text = text.removeprefix(PROGRESS)
         if text.startswith(WAITING) and text != self._output:
             self.say(f"    ... {text}", style="dim")
         self._output = text or self._output
@@ -88,9 +100,9 @@ class Narrator:
             if self._live:
                 room = max(self.console.width - len(step) - 20, 0)
                 self._live.update(Text(f"{step} ({now - self._started:.0f} s) {self._output[:room]}"))
-            elif now - self._silent_since >= HEARTBEAT:
+            elif now - self._silent_since >= (PROGRESS_EVERY if self._progress else HEARTBEAT):
                 self._silent_since = now
-                self.say(f"    ... {step}: {now - self._started:.0f} s so far", style="dim")
+                self.say(f"    ... {self._progress or f'{step}: {now - self._started:.0f} s so far'}", style="dim")
 
 
 def fail(message: str) -> None:

@@ -89,6 +89,7 @@ def conclude(unit: Unit, result: dict[str, Any] | None, job: str, runs: set[str]
 
 
 def reasons(result: dict[str, Any]) -> Iterator[str]:
+    """Why a run's result is red: each file that could not be had, with what each of its sources did."""
     if result["error"]:
         yield str(result["error"])
     for file in result["files"]:

@@ -31,3 +31,34 @@ def test_a_long_step_says_that_it_is_at_work(monkeypatch: pytest.MonkeyPatch) ->
         time.sleep(0.5)
         narrator.end(changed=False)
     assert "    ... Install packages: 0 s so far\n" in log.getvalue() and "secret" not in log.getvalue()
+
+
+def test_what_a_step_tells_of_its_progress_takes_the_place_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "HEARTBEAT", 60)
+    monkeypatch.setattr(console, "PROGRESS_EVERY", 0.5)
+    log = io.StringIO()
+    with Narrator(Console(file=log, width=40)) as narrator:
+        narrator.begin("Weights", "Bring 2 weights")
+        for percent in range(12):
+            narrator.output(f"{console.PROGRESS}{percent} of 12 GB, 0:01:00 left\n")
+            time.sleep(0.1)
+        narrator.output("a secret")
+        narrator.end(changed=False)
+        narrator.begin("Images", "Build")
+        time.sleep(0.7)
+    lines = log.getvalue().splitlines()
+    assert [lines[0], lines[-1]] == ["Weights", "Images"], "the next step has a progress of its own"
+    assert 1 <= len(lines[1:-1]) <= 3 and all(" of 12 GB, 0:01:00 left" in line for line in lines[1:-1])
+
+
+def test_a_note_is_a_line_of_its_own_with_and_without_a_terminal() -> None:
+    for terminal in (False, True):
+        log = io.StringIO()
+        narrator = Narrator(Console(file=log, width=20, force_terminal=terminal, color_system=None))
+        narrator.begin("Weights", "Bring 2 weights")
+        narrator.output(f"{console.NOTE}vae/a.safetensors: linked from [bold]/home/x/a.safetensors")
+        narrator.output(f"{console.PROGRESS}1 of 2")
+        assert log.getvalue().splitlines() == [
+            "Weights",
+            "    vae/a.safetensors: linked from [bold]/home/x/a.safetensors",
+        ]
