@@ -91,6 +91,10 @@ class Deployment:
         """Whether the host has all of that as it must be."""
         return weights_unit.in_place(self.settings, self.fetcher()) in self.present
 
+    def weights_changed(self) -> bool:
+        """Whether weights were published that ComfyUI may know older ones of, or will be by this deploy."""
+        return weights_unit.CHANGED in self.present or bool(self.missing_weights())
+
     def concerns(self, service: str) -> bool:
         """Whether this deploy acts on a service; the gateway always is, as it holds every service's credentials."""
         return not self.only or service in (self.only, "gateway")

@@ -14,7 +14,6 @@ from atelier.models import Weight
 from atelier.settings import Settings
 from atelier.tree import Entry
 from weights.aria2 import is_near
-from weights.store import CHANGED
 
 SECTION = "::atelier::"
 
@@ -122,7 +121,7 @@ def presence_script(settings: Settings, weights: Iterable[Weight], fetcher: Sequ
         f"{weight.bytes} {weight.sha256}"
         for weight in weights
     ]
-    lines.append(f"[ ! -e {shlex.quote(f'{state}/{CHANGED}')} ] || echo {weights_unit.CHANGED}")
+    lines.append(weights_unit.changed_script(settings))
     return "\n".join([*lines, ":"])
 
 

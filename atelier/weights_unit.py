@@ -11,6 +11,7 @@ from atelier.models import Weight
 from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
 from weights import follow
+from weights.store import CHANGED as CHANGED_MARK
 
 UNIT = follow.UNIT
 GB = 1_000_000_000
@@ -21,7 +22,7 @@ RUN = "/run/atelier-weights"
 IN_PLACE = "atelier-weights:"
 """How the word begins that the host prints for what it has of all this."""
 CHANGED = "weights-changed"
-"""The word that the host prints where a file was published that ComfyUI may know an older one of."""
+"""The word that the host prints where a file was published and ComfyUI has not heard of it."""
 
 
 def library(settings: Settings) -> str:
@@ -107,6 +108,12 @@ def unit(settings: Settings) -> File:
     return File(UNIT_FILE, template.render(job=job_path(settings), **values).encode())
 
 
+def changed_script(settings: Settings) -> str:
+    """Shell that prints one word where ComfyUI has yet to hear that a file was published."""
+    mark = shlex.quote(f"{state(settings)}/{CHANGED_MARK}")
+    return f"{{ [ -e {mark} ] || [ -e {mark}.told ]; }} && echo {CHANGED}"
+
+
 def probed(settings: Settings, declared: Iterable[Entry]) -> list[str]:
     """The paths that tell whether everything is in place: the token too where none is wanted, and the link at boot."""
     return list(dict.fromkeys([*(entry.path for entry in declared), token_path(settings), STARTED_AT_BOOT]))
@@ -124,6 +131,35 @@ def in_place(settings: Settings, declared: Sequence[Entry]) -> str:
     signatures[STARTED_AT_BOOT] = "l 644 root:root -"
     rows = [f"{signatures[path]} {path}\n" for path in probed(settings, declared) if path in signatures]
     return IN_PLACE + hashlib.sha256("".join(rows).encode()).hexdigest()
+
+
+def forget_script(settings: Settings) -> str:
+    """Shell that asks ComfyUI to unload its weights where one was published since it started; FORGET is its input.
+
+    The mark goes once ComfyUI has heard; what is published meanwhile sets it again.
+    """
+    marks = f"{state(settings)}/{CHANGED_MARK}"
+    container = settings.services.comfyui.container
+    return f"""
+changed={shlex.quote(marks)} told={shlex.quote(f"{marks}.told")}
+[ ! -e "$changed" ] || mv -f "$changed" "$told"
+[ -e "$told" ] || exit 0
+started=$(docker inspect --format '{{{{.State.StartedAt}}}}' {container}) && started=$(date -d "$started" +%s) || exit 1
+[ "$(stat -c %Y "$told")" -lt "$started" ] || docker exec -i {container} python -P - || exit 1
+rm -f "$told"
+"""
+
+
+FORGET = b"""
+import urllib.request
+from pathlib import Path
+
+token = Path("/run/secrets/atelier/PASSWORD").read_text(encoding="utf-8").splitlines()[0]
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+wish = b'{"unload_models": true, "free_memory": true}'
+urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8188/free", wish, headers), timeout=60)
+"""
+"""Python that runs in ComfyUI's container, where its token is."""
 
 
 def explain(errors: Sequence[str]) -> AtelierError:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
-from atelier import render
+from atelier import render, weights_unit
 from atelier.deployment import Deployment
 from stages.operations import Lines, entries
 
@@ -36,12 +36,19 @@ def _project(deployment: Deployment, project: render.Project) -> None:
     )
 
 
+@operation()
+def _forgotten(deployment: Deployment) -> Iterator[StringCommand]:
+    yield StringCommand(weights_unit.forget_script(deployment.settings), _stdin=weights_unit.FORGET)
+
+
 @deploy("Services")
 def running(deployment: Deployment) -> None:
     """The applications, each on its internal network; nothing is published yet."""
     for project in deployment.projects()[:-1]:
         if deployment.concerns(project.service):
             _project(deployment, project)
+            if project.service == "comfyui" and deployment.weights_changed():
+                _forgotten(name="Have ComfyUI read the weights that changed anew", deployment=deployment)
 
 
 @deploy("Gateway")
