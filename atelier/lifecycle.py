@@ -98,7 +98,7 @@ def prepare(
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
-    weights, token = weights_for(settings.models, paths.PROJECT), models_token(settings)
+    weights, token = weights_for(settings, paths.PROJECT), models_token(settings)
     fetcher = weights_unit.entries(settings, weights, token)
     present = frozenset(ssh.run(hostfacts.presence_script(settings, weights, fetcher)).stdout.split())
     certificate = read_certificate(settings.tls)

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atelier.errors import AtelierError
-from atelier.settings import ModelsSettings
+from atelier.settings import Settings
 
 HUB = "https://huggingface.co"
 DIRECTORIES = ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras", "vae_approx")
@@ -25,6 +25,7 @@ class Weight(BaseModel):
     directory: Literal["checkpoints", "diffusion_models", "text_encoders", "vae", "loras", "vae_approx"]
     sets: Annotated[list[str], Field(min_length=1)]
     used_by: list[str]
+    profiles: Annotated[list[Literal["gpu", "cpu"]], Field(min_length=1)] = ["gpu", "cpu"]
     licence: str
 
     @property
@@ -94,6 +95,8 @@ def parse_lock(text: str, name: str) -> ModelsLock:
         raise AtelierError(f"{name}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
-def weights_for(settings: ModelsSettings, project: Path) -> tuple[Weight, ...]:
-    """The weights that a host's settings ask for."""
-    return read_lock(project / settings.lock).wanted(settings.sets)
+def weights_for(settings: Settings, project: Path) -> tuple[Weight, ...]:
+    """The weights that a host's settings ask for, those apart that its processor would take hours with."""
+    computes = "gpu" if settings.profile == "gpu" else "cpu"
+    wanted = read_lock(project / settings.models.lock).wanted(settings.models.sets)
+    return tuple(weight for weight in wanted if computes in weight.profiles)

@@ -107,7 +107,9 @@ class ModelsSettings(_Model):
 
     lock: str = Field("locks/models.yml", description="The lock file that names every weight with its sha256.")
     sets: list[str] = Field(
-        ["qwen-edit-2509", "sdxl-turbo"], description="Which sets of the lock file this host needs."
+        ["qwen-edit-2509", "sdxl-turbo"],
+        description="Which sets of the lock file this host needs; files that the lock keeps for GPUs are "
+        "left out under profile cpu.",
     )
     mirrors: list[Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]] = Field(
         [], description="Base URLs tried before the hub, each laid out as the store is: `<mirror>/<directory>/<file>`."

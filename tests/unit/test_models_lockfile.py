@@ -6,7 +6,8 @@ import pytest
 
 from atelier import paths, workflows
 from atelier.comfyui import weights_of
-from atelier.models import Weight, read_lock
+from atelier.models import Weight, read_lock, weights_for
+from atelier.settings import Settings
 
 LOCK = paths.PROJECT / "locks" / "models.yml"
 WORKFLOWS = sorted(path.stem for path in (paths.PROJECT / "workflows").glob("*.json"))
@@ -81,3 +82,12 @@ def test_used_by_names_workflows_and_forge_where_it_offers_the_file(weight: Weig
 @pytest.mark.parametrize("name", [name for name in WORKFLOWS if loads(name)])
 def test_the_set_of_a_workflow_holds_all_that_it_loads(name: str) -> None:
     assert loads(name) <= {weight.name for weight in read_lock(LOCK).wanted([name])}
+
+
+def test_a_host_without_a_gpu_is_spared_what_only_a_gpu_can_use() -> None:
+    names = {
+        profile: {weight.name for weight in weights_for(Settings.model_validate({"profile": profile}), paths.PROJECT)}
+        for profile in ("gpu", "cpu")
+    }
+    assert names["cpu"] == {"sd_xl_turbo_1.0_fp16.safetensors"}
+    assert "qwen_image_edit_2509_fp8_e4m3fn.safetensors" in names["gpu"] > names["cpu"]
