@@ -1,11 +1,12 @@
-"""One aria2c process for one file from one source, and what came of it.
+"""One aria2c process for one file, and what came of it.
 
-The source is asked first, from its first hop: aria2 does not tell a Retry-After, and would carry a token along to
-wherever a redirect leads. aria2 then gets the last hop, on its standard input, so that neither shows in a process list.
+Each source is asked first, from its first hop: aria2 does not tell a Retry-After, and would carry a token along to
+wherever a redirect leads. aria2 then gets the last hops, on its standard input, so that neither shows in a process list.
 """
 
 import ipaddress
 import re
+import shutil
 import struct
 import subprocess
 import threading
@@ -13,17 +14,20 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO
 
 DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
 _BLOCK = 16 * 1024
+# Bytes a second of one connection. Each holds 1 MiB that nobody else fetches: slower than this beside others, it would
+# keep a whole file waiting for longer than 20 s.
+_LOWEST_BESIDE_OTHERS = 50_000
 _READOUT = re.compile(r"\[#[0-9a-f]+ (\d+)B/(\d+)B")
 _REFUSING_TIMES = {403, 404, 410}  # what a signed URL answers once it has expired
 
@@ -39,6 +43,14 @@ class Cut:
 
     why: str
     progressed: bool = False
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """No answer at all: no such name, no route, nobody listens, or silence."""
+
+    why: str
+    silent_for: float = 0.0  # seconds for which its server has never answered in this run
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Stopped:
     """We were asked to end."""
 
 
-Outcome = Fetched | Cut | TooSlow | Refused | Missing | Throttled | NoRanges | DiskFull | Stopped
+Outcome = Fetched | Cut | Unreachable | TooSlow | Refused | Missing | Throttled | NoRanges | DiskFull | Stopped
 
 
 @dataclass(frozen=True)
@@ -182,37 +194,53 @@ class _SameHostToken(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | Outcome:
-    """Ask a source for the first byte of a file, from the first hop."""
+def opened(url: str, token: str | None, span: tuple[int, int] | None, limits: Limits) -> HTTPResponse | Outcome:
+    """The answer to a request, from the first hop. span: the first and the last byte that are asked for."""
     handlers: list[urllib.request.BaseHandler] = [_SameHostToken()]
     if limits.proxy:
         handlers.append(_Proxy({"http": limits.proxy, "https": limits.proxy}))
-    request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "User-Agent": "atelier"})  # noqa: S310
+    request = urllib.request.Request(url, headers={"User-Agent": "atelier"})  # noqa: S310
+    if span:
+        request.add_header("Range", f"bytes={span[0]}-{span[1]}")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=limits.patience) as response:
-            wrong = judge_size(response.headers, response.status, expected)
-            if wrong:
-                return wrong
-            last = response.geturl()
-            same_host = urllib.parse.urlsplit(last).netloc == urllib.parse.urlsplit(url).netloc
-            headers = (f"Authorization: Bearer {token}",) if token and same_host else ()
-            return Answer(last, headers, response.status == 206)
+        response: HTTPResponse = urllib.request.build_opener(*handlers).open(request, timeout=limits.patience)
+        return response
     except urllib.error.HTTPError as error:
         with error:
             first_hop = error.geturl() == url
             return judge_refusal(error.code, first_hop, retry_after(error.headers.get("Retry-After"), time.time()))
     except urllib.error.URLError as error:
-        return Cut(str(error.reason))
+        return Unreachable(str(error.reason))
     except (OSError, HTTPException) as error:
-        return Cut(str(error) or type(error).__name__)
+        return Unreachable(str(error) or type(error).__name__)
 
 
-def arguments(part: Path, answer: Answer, limits: Limits, parent: int) -> tuple[list[str], str]:
-    """Command line and standard input of aria2c."""
-    connections = limits.connections if answer.ranges else 1
+def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | Outcome:
+    """Ask a source for the first byte of a file."""
+    response = opened(url, token, (0, 0), limits)
+    if not isinstance(response, HTTPResponse):
+        return response
+    with response:
+        wrong = judge_size(response.headers, response.status, expected)
+        if wrong:
+            return wrong
+        last = response.geturl()
+        same_host = urllib.parse.urlsplit(last).netloc == urllib.parse.urlsplit(url).netloc
+        headers = (f"Authorization: Bearer {token}",) if token and same_host else ()
+        return Answer(last, headers, response.status == 206)
+
+
+def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int) -> tuple[list[str], str]:
+    """Command line and standard input of aria2c. Several sources all know ranges, and none wants a token."""
+    connections = min(16, limits.connections) if answers[0].ranges else 1
+    lowest = limits.lowest_speed // connections
+    if len(answers) > 1:
+        lowest = max(lowest, _LOWEST_BESIDE_OTHERS)
     command = [
+        # Into a pipe aria2c tells how far it is only every 4 KiB of text, which is every minute or so.
+        *(["stdbuf", "-oL"] if shutil.which("stdbuf") else []),
         "aria2c",
         "--no-conf",
         "--input-file=-",
@@ -224,9 +252,9 @@ def arguments(part: Path, answer: Answer, limits: Limits, parent: int) -> tuple[
         "--retry-wait=0",
         "--connect-timeout=20",
         f"--timeout={max(1, int(limits.patience))}",
-        f"--lowest-speed-limit={limits.lowest_speed // connections}",
-        f"--split={connections}",
-        f"--max-connection-per-server={min(16, connections)}",
+        f"--lowest-speed-limit={lowest}",
+        f"--split={connections * len(answers)}",
+        f"--max-connection-per-server={connections}",
         "--min-split-size=1M",
         "--follow-metalink=false",
         "--follow-torrent=false",
@@ -237,20 +265,22 @@ def arguments(part: Path, answer: Answer, limits: Limits, parent: int) -> tuple[
         "--download-result=hide",
         f"--stop-with-process={parent}",
     ]
-    lines = [answer.url, f" dir={part.parent}", f" out={part.name}"]
-    lines += [f" header={header}" for header in answer.headers]
-    if limits.proxy and not is_near(answer.url):
-        lines.append(f" all-proxy={limits.proxy}")
+    lines = ["\t".join(answer.url for answer in answers), f" dir={part.parent}", f" out={part.name}"]
+    lines += [f" header={header}" for header in answers[0].headers]
+    near = [urllib.parse.urlsplit(answer.url).hostname or "" for answer in answers if is_near(answer.url)]
+    if limits.proxy and len(near) < len(answers):
+        lines += [f" all-proxy={limits.proxy}", f" no-proxy={','.join(near)}"]
     return command, "\n".join(lines) + "\n"
 
 
-class _Pace:
+class Pace:
     """Whether bytes come at the lowest speed at least."""
 
     def __init__(self, limits: Limits, done: int) -> None:
         self.limits, self.since, self.at = limits, time.monotonic(), done
 
     def too_slow(self, done: int) -> bool:
+        """Asked now and then with the bytes so far."""
         now = time.monotonic()
         if now - self.since < self.limits.patience:
             return False
@@ -298,7 +328,7 @@ def _noted_bytes(control: bytes) -> int:
 
 def run(
     part: Path,
-    answer: Answer,
+    answers: Sequence[Answer],
     limits: Limits,
     parent: int,
     stop: threading.Event,
@@ -306,7 +336,7 @@ def run(
     keep_open: tuple[int, ...] = (),
 ) -> Outcome:
     """Let aria2c fetch the file; heard is told the bytes so far. keep_open: descriptors aria2c holds while it lives."""
-    command, text = arguments(part, answer, limits, parent)
+    command, text = arguments(part, answers, limits, parent)
     before = saved_bytes(part)
     process = subprocess.Popen(
         command,
@@ -335,7 +365,7 @@ def run(
             with suppress(BrokenPipeError):  # its exit status says more
                 process.stdin.write(text)
                 process.stdin.close()
-        pace = _Pace(limits, before)
+        pace = Pace(limits, before)
         while process.poll() is None and not stop.is_set() and not slow:
             reader.join(0.2)
             slow = pace.too_slow(done)

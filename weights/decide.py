@@ -13,6 +13,7 @@ from weights.aria2 import (
     Stopped,
     Throttled,
     TooSlow,
+    Unreachable,
 )
 
 
@@ -25,6 +26,17 @@ class Source:
     ready_at: float = 0.0
     slow: bool = False
     ranges: bool = True
+    joins: bool = False  # may send beside others, once pieces are known
+
+
+@dataclass(frozen=True)
+class WrongPiece:
+    """A source sent a piece that is not as listed. held: the sha256 of what was there before."""
+
+    index: int
+    found: str
+    expected: str
+    held: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,27 @@ class Dropped:
     url: str
     why: str
     refused: bool = False
+    piece: WrongPiece | None = None  # for which it was dropped
+
+
+@dataclass(frozen=True)
+class WrongBytes:
+    """All bytes are there, and they are wrong.
+
+    contributors: who sent them, an earlier run among them. pieces: those that are not as listed; None without a list.
+    """
+
+    found: str
+    expected: str
+    contributors: tuple[str, ...]
+    pieces: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """Every piece is as listed now. liars: who else had sent to the part, and sends a wrong piece."""
+
+    liars: tuple[tuple[str, WrongPiece], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,15 +77,9 @@ class Transfer:
     dropped: tuple[Dropped, ...] = ()
     pauses: int = 0  # in a row, for want of space
     alone: str | None = None  # the one source that may send, after a mixture was wrong
-
-
-@dataclass(frozen=True)
-class WrongBytes:
-    """All bytes are there, and they are wrong. contributors: who sent them, an earlier run among them."""
-
-    found: str
-    expected: str
-    contributors: tuple[str, ...]
+    pieces: str | None = None  # who told the sha256 of the pieces
+    wrong: WrongBytes | None = None  # what is being repaired, piece by piece
+    repairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,8 @@ class Patience:
     """How long to try."""
 
     failures: int = 10  # of one source, in a row
+    silence: float = 60.0  # of a server that has never answered in this run
+    repairs: int = 3  # of one file: a disk may spoil what was right
     first_wait: float = 1.0
     longest_wait: float = 60.0
     longest_retry_after: float = 900.0
@@ -69,11 +98,21 @@ class Patience:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Ask this source, from its first hop, after so many seconds; afresh: drop the part first."""
+    """Ask this source, from its first hop, after so many seconds; afresh: drop the part first; beside: these too."""
 
     url: str
     wait: float = 0.0
     afresh: bool = False
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Ask this source for the wrong pieces; then these for one of them, to learn who sent it."""
+
+    url: str
+    wait: float = 0.0
+    suspects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +140,8 @@ class End:
     """We were asked to end."""
 
 
-Action = Fetch | Check | PauseForSpace | GiveUp | End
+Happening = Outcome | WrongBytes | WrongPiece | Repaired
+Action = Fetch | Repair | Check | PauseForSpace | GiveUp | End
 
 
 def without_query(url: str) -> str:
@@ -112,18 +152,38 @@ def without_query(url: str) -> str:
 def choose(transfer: Transfer, now: float, afresh: bool = False) -> Action:
     """The source to ask next: rested before resting, fast before slow, as listed; without ranges only as the last."""
     if not transfer.sources:
-        reasons = "; ".join(f"{without_query(gone.url)}: {gone.why}" for gone in transfer.dropped)
-        refused = next((gone.url for gone in transfer.dropped if gone.refused), None)
-        return GiveUp(reasons or "no source is known", refused)
-    candidates = [source for source in transfer.sources if source.ranges] or list(transfer.sources)
-    candidates = [source for source in transfer.sources if source.url == transfer.alone] or candidates
-    best = min(candidates, key=lambda source: (max(source.ready_at, now), source.slow))
-    return Fetch(best.url, max(0.0, best.ready_at - now), afresh or not best.ranges)
+        return _give_up(transfer)
+    ranged = [source for source in transfer.sources if source.ranges]
+    candidates = [source for source in transfer.sources if source.url == transfer.alone] or ranged
+    best = min(candidates or transfer.sources, key=lambda source: (max(source.ready_at, now), source.slow))
+    wait = max(0.0, best.ready_at - now)
+    if transfer.wrong and ranged:
+        return Repair(best.url, wait, _suspects(transfer, transfer.wrong, best))
+    beside = _beside(transfer, best, now) if transfer.pieces and transfer.alone is None else ()
+    return Fetch(best.url, wait, afresh or not best.ranges, beside)
 
 
-def decide(
-    transfer: Transfer, url: str, outcome: Outcome | WrongBytes, now: float, patience: Patience
-) -> tuple[Transfer, Action]:
+def _give_up(transfer: Transfer) -> GiveUp:
+    reasons = "; ".join(f"{without_query(gone.url)}: {gone.why}" for gone in transfer.dropped) or "no source is known"
+    if transfer.wrong:
+        reasons = f"sha256 {transfer.wrong.found}, expected {transfer.wrong.expected}: {reasons}"
+    return GiveUp(reasons, next((gone.url for gone in transfer.dropped if gone.refused), None))
+
+
+def _beside(transfer: Transfer, best: Source, now: float) -> tuple[str, ...]:
+    """Who sends at the same time: whoever could be asked now as well, and is not slow."""
+    fit = [source for source in transfer.sources if source.joins and source.ranges and not source.slow]
+    return tuple(source.url for source in fit if source != best and source.ready_at <= now) if best in fit else ()
+
+
+def _suspects(transfer: Transfer, wrong: WrongBytes, asked: Source) -> tuple[str, ...]:
+    if any(gone.piece for gone in transfer.dropped):
+        return ()
+    others = (source.url for source in transfer.sources if source.ranges and source != asked)
+    return tuple(url for url in others if url in wrong.contributors)
+
+
+def decide(transfer: Transfer, url: str, outcome: Happening, now: float, patience: Patience) -> tuple[Transfer, Action]:
     """Where the transfer stands after what came of asking url, and what to do next."""
     if isinstance(outcome, Stopped):
         return transfer, End()
@@ -135,7 +195,13 @@ def decide(
         return replace(transfer, pauses=transfer.pauses + 1), PauseForSpace(patience.space_wait)
     transfer = replace(transfer, pauses=0)
     if isinstance(outcome, WrongBytes):
-        return _after_wrong_bytes(transfer, outcome, now)
+        return _after_wrong_bytes(transfer, outcome, now, patience)
+    if isinstance(outcome, WrongPiece):
+        return _after_wrong_piece(transfer, url, outcome, now)
+    if isinstance(outcome, Repaired):
+        for liar, piece in outcome.liars:
+            transfer = _drop(transfer, _told_wrong_piece(liar, piece))
+        return replace(transfer, wrong=None), Check()
     if isinstance(outcome, Refused):
         transfer = _drop(transfer, Dropped(url, f"it answers {outcome.status}", refused=True))
     elif isinstance(outcome, Missing):
@@ -147,6 +213,8 @@ def decide(
 
 def _next(transfer: Transfer, now: float, afresh: bool = False) -> tuple[Transfer, Action]:
     """The next source. Where only one may send, another one begins afresh."""
+    if transfer.wrong and not any(source.ranges for source in transfer.sources) and transfer.sources:
+        transfer, afresh = replace(transfer, wrong=None), True
     if transfer.alone is None:
         return transfer, choose(transfer, now, afresh)
     stays = any(source.url == transfer.alone for source in transfer.sources)
@@ -154,19 +222,45 @@ def _next(transfer: Transfer, now: float, afresh: bool = False) -> tuple[Transfe
     return replace(transfer, alone=action.url if isinstance(action, Fetch) else None), action
 
 
-def _after_wrong_bytes(transfer: Transfer, outcome: WrongBytes, now: float) -> tuple[Transfer, Action]:
-    """Blame a source only for a file that it alone sent; else begin again, so that the next wrong file has one sender."""
+def _after_wrong_bytes(
+    transfer: Transfer, outcome: WrongBytes, now: float, patience: Patience
+) -> tuple[Transfer, Action]:
+    """Repair what the list shows. Where all is as listed, the list is wrong, and who sent all of the file alone."""
+    if outcome.pieces and transfer.repairs < patience.repairs:
+        return _next(replace(transfer, wrong=outcome, repairs=transfer.repairs + 1), now)
+    transfer = replace(transfer, pieces=None)
     if len(outcome.contributors) == 1:
         why = f"sha256 {outcome.found}, expected {outcome.expected}"
         transfer = _drop(transfer, Dropped(outcome.contributors[0], why))
         return _next(transfer, now, afresh=True)
+    # Begun again, so that the next wrong file has one sender.
     return _next(replace(transfer, alone=""), now, afresh=True)
+
+
+def _after_wrong_piece(transfer: Transfer, url: str, wrong: WrongPiece, now: float) -> tuple[Transfer, Action]:
+    """Drop who sent it, unless it is the list that is wrong: two sources agree against it, or the last differs from itself."""
+    earlier = [gone.piece for gone in transfer.dropped if gone.piece]
+    agreed = any((piece.index, piece.found) == (wrong.index, wrong.found) for piece in earlier)
+    transfer = _drop(transfer, _told_wrong_piece(url, wrong))
+    if not agreed and (transfer.sources or wrong.found == wrong.held):
+        return _next(transfer, now)
+    again = tuple(Source(gone.url) for gone in transfer.dropped if gone.piece)
+    dropped = tuple(gone for gone in transfer.dropped if not gone.piece)
+    transfer = replace(
+        transfer, sources=(*again, *transfer.sources), dropped=dropped, pieces=None, wrong=None, alone=""
+    )
+    return _next(transfer, now, afresh=True)
+
+
+def _told_wrong_piece(url: str, wrong: WrongPiece) -> Dropped:
+    why = f"its piece {wrong.index + 1} of 16 MiB has sha256 {wrong.found}, expected {wrong.expected}"
+    return Dropped(url, why, piece=wrong)
 
 
 def _after_trouble(
     transfer: Transfer,
     url: str,
-    outcome: Cut | TooSlow | Throttled | NoRanges,
+    outcome: Cut | Unreachable | TooSlow | Throttled | NoRanges,
     now: float,
     patience: Patience,
 ) -> Transfer:
@@ -176,6 +270,8 @@ def _after_trouble(
     if isinstance(outcome, (Cut, TooSlow)) and outcome.progressed and source.ranges:
         slow = source.slow or isinstance(outcome, TooSlow)
         return _put(transfer, replace(source, failures=0, ready_at=now, slow=slow))
+    if isinstance(outcome, Unreachable) and outcome.silent_for >= patience.silence:
+        return _drop(transfer, Dropped(url, f"{outcome.why}, for {outcome.silent_for:.0f} s"))
     failures = source.failures + 1
     if failures >= patience.failures:
         return _drop(transfer, Dropped(url, f"{_told(outcome)}, {failures} times in a row"))
@@ -186,8 +282,8 @@ def _after_trouble(
     return _put(transfer, replace(source, failures=failures, ready_at=now + wait, slow=slow))
 
 
-def _told(outcome: Cut | TooSlow | Throttled) -> str:
-    if isinstance(outcome, Cut):
+def _told(outcome: Cut | Unreachable | TooSlow | Throttled) -> str:
+    if isinstance(outcome, (Cut, Unreachable)):
         return outcome.why
     return "too slow" if isinstance(outcome, TooSlow) else f"it answers {outcome.status}"
 

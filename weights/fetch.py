@@ -1,36 +1,46 @@
 """Fetches files into a store: asks, lets aria2 transfer, hashes, publishes. What to do next, weights/decide.py decides."""
 
+import errno
+import math
 import os
 import shutil
 import subprocess
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from weights import aria2
+from weights import aria2, pieces
 from weights.adopt import adopt
 from weights.decide import (
+    Action,
     Check,
     Dropped,
     End,
     Fetch,
     GiveUp,
+    Happening,
     Patience,
     PauseForSpace,
+    Repair,
+    Repaired,
     Source,
     Transfer,
     WrongBytes,
+    WrongPiece,
     choose,
     decide,
     without_query,
 )
 from weights.progress import Progress, write_every_second
-from weights.store import File, Store, StoreError, sha256_of
+from weights.store import PIECE, File, Store, StoreError, sha256_of
 
 GB = 1_000_000_000
+T = TypeVar("T")
 _ENDED = "ended before it was done"
 
 
@@ -124,8 +134,11 @@ def short_of_space(missing: int, reserve: int, free: int) -> str | None:
 
 def token_for(url: str, token: str | None, hosts: tuple[str, ...]) -> str | None:
     """The token goes to the hosts it is for, and to no mirror."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    return token if host in hosts else None
+    return token if _host(url) in hosts else None
+
+
+def _host(url: str) -> str:
+    return urllib.parse.urlsplit(url).hostname or ""
 
 
 def _allocated(part: Path) -> int:
@@ -136,6 +149,9 @@ class _Run:
     def __init__(self, job: Job, store: Store, stop: threading.Event, held: int) -> None:
         self.job, self.store, self.stop, self.held = job, store, stop, held
         self.progress = Progress(job.id, os.environ.get("INVOCATION_ID", ""))
+        # By server: when it was asked first, infinity once it has answered.
+        self._asked: dict[str, float] = {}
+        self._silent: set[str] = set()  # servers that kept us waiting
 
     def of(self, wanted: list[File]) -> Result:
         (self.job.store / ".incoming").mkdir(parents=True, exist_ok=True)
@@ -218,6 +234,36 @@ class _Run:
         if self.stop.is_set():
             raise EndedError
 
+    def answered(self, url: str, ask: Callable[[], T]) -> T | aria2.Unreachable:
+        """What a source answers. Where it is silent, for how long its server has been, whatever file it was asked for."""
+        server = urllib.parse.urlsplit(url).netloc
+        self._asked.setdefault(server, time.monotonic())
+        answer = ask()
+        if isinstance(answer, aria2.Unreachable):
+            return aria2.Unreachable(answer.why, max(0.0, time.monotonic() - self._asked[server]))
+        self._asked[server] = math.inf
+        return answer
+
+    def is_mirror(self, url: str) -> bool:
+        """Whether a source is a server of somebody's own: neither the hub nor a folder."""
+        return not url.startswith("file://") and _host(url) not in self.job.token_hosts
+
+    def pieces_of(self, file: File) -> pieces.Pieces | None:
+        """The sha256 of a file's pieces, where anybody knows them. A file of one piece has no use for them."""
+        if file.bytes <= PIECE:
+            return None
+        known = pieces.recorded(self.store, file)
+        if known:
+            return known
+        mirrors = [url for url in file.urls if self.is_mirror(url) and not self.kept_silent(url)]
+        known, silent = pieces.ask(file, mirrors, self.job.limits)
+        self._silent |= {urllib.parse.urlsplit(url).netloc for url in silent}
+        return known
+
+    def kept_silent(self, url: str) -> bool:
+        """Whether this server did not answer in time when it was asked for something small."""
+        return urllib.parse.urlsplit(url).netloc in self._silent
+
     def _tell(self, text: str) -> None:
         self.progress.note(text)
         if self.job.say:
@@ -232,31 +278,72 @@ class _FileRun:
         self.part = run.store.incoming(file)
         # Who sent to the part. What an earlier run began, nobody alone is blamed for.
         self.senders = ["an earlier run", "unknown"] if self.part.exists() else []
-        self.transfer = Transfer(tuple(Source(url) for url in dict.fromkeys(file.urls)))
+        self.transfer = Transfer(tuple(Source(url, joins=run.is_mirror(url)) for url in dict.fromkeys(file.urls)))
+        self.pieces: pieces.Pieces | None = None
+        self.asked_for_pieces = False
+        self.wrong_pieces: dict[int, str] = {}  # and the sha256 they have
 
     def run(self) -> FileResult:
-        action = Check() if self._complete() else choose(self.transfer, time.monotonic())
+        action = self._begin()
         while True:
             if self.stop.is_set() or isinstance(action, End):
                 return self._failed(_ENDED)
             if isinstance(action, GiveUp):
                 return self._failed(_told(action))
-            if isinstance(action, Check):
-                outcome: aria2.Outcome | WrongBytes | None = self._check()
-                if outcome is None:
-                    return FileResult(self.file.name, True, "", self.transfer.dropped)
-                url = ""
-            elif isinstance(action, PauseForSpace):
+            if isinstance(action, PauseForSpace):
                 self._pause(action)
-                action = choose(self.transfer, time.monotonic())
+                action = self._begin()
                 continue
-            else:
-                url = action.url
-                outcome = self._attempt(action)
-            before = self.transfer.dropped
-            self.transfer, action = decide(self.transfer, url, outcome, time.monotonic(), self.job.patience)
-            for gone in self.transfer.dropped[len(before) :]:
-                self.run_._tell(f"{self.file.name}: {without_query(gone.url)} is not asked again: {gone.why}")
+            outcome = self._carried_out(action)
+            if outcome is None:
+                return FileResult(self.file.name, True, "", self.transfer.dropped)
+            action = self._decide("" if isinstance(action, Check) else action.url, outcome)
+
+    def _begin(self) -> Action:
+        if self._complete():
+            return Check()
+        self._know_pieces()
+        return choose(self.transfer, time.monotonic())
+
+    def _know_pieces(self) -> None:
+        if self.asked_for_pieces:
+            return
+        self.asked_for_pieces = True
+        self.pieces = self.run_.pieces_of(self.file)
+        sources = (replace(one, slow=self.run_.kept_silent(one.url)) for one in self.transfer.sources)
+        self.transfer = replace(
+            self.transfer, sources=tuple(sources), pieces=self.pieces.origin if self.pieces else None
+        )
+
+    def _carried_out(self, action: Fetch | Repair | Check) -> Happening | None:
+        """What came of it; None: the file is there."""
+        try:
+            if isinstance(action, Check):
+                return self._check()
+            if action.wait:
+                waiting = f"waiting {action.wait:.0f} s for {without_query(action.url)}"
+                self.run_.progress.state(self.file.name, waiting)
+                if self.stop.wait(action.wait):
+                    return aria2.Stopped()
+            return self._repair(action) if isinstance(action, Repair) else self._attempt(action)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return aria2.DiskFull()
+
+    def _decide(self, url: str, outcome: Happening) -> Action:
+        before = self.transfer
+        self.transfer, action = decide(before, url, outcome, time.monotonic(), self.job.patience)
+        for gone in self.transfer.dropped[len(before.dropped) :]:
+            self.run_._tell(f"{self.file.name}: {without_query(gone.url)} is not asked again: {gone.why}")
+        if before.pieces and not self.transfer.pieces:
+            self._forget_pieces(before.pieces)
+        return action
+
+    def _forget_pieces(self, origin: str) -> None:
+        self.run_._tell(f"{self.file.name}: the sha256 of its pieces by {without_query(origin)} are wrong; not used")
+        self.run_.store.pieces_path(self.file).unlink(missing_ok=True)
+        self.pieces = None
 
     def _failed(self, why: str) -> FileResult:
         return FileResult(self.file.name, False, why, self.transfer.dropped)
@@ -278,17 +365,12 @@ class _FileRun:
 
     def _attempt(self, action: Fetch) -> aria2.Outcome:
         name = self.file.name
-        if action.wait:
-            self.run_.progress.state(name, f"waiting {action.wait:.0f} s for {without_query(action.url)}")
-            if self.stop.wait(action.wait):
-                return aria2.Stopped()
         if action.afresh or (self.part.exists() and self.part.stat().st_size > self.file.bytes):
             self._drop_part()
         self.run_.progress.state(name, "fetching")
         if action.url.startswith("file://"):
             return self._copy(action.url)
-        token = token_for(action.url, self.job.token, self.job.token_hosts)
-        answer = aria2.ask(action.url, token, self.file.bytes, self.job.limits)
+        answer, others = self._answers(action)
         if not isinstance(answer, aria2.Answer):
             return answer
         have = aria2.saved_bytes(self.part)
@@ -296,17 +378,72 @@ class _FileRun:
             if have:
                 return aria2.NoRanges()
             self._drop_part()
-        self.senders.append(action.url)
+        together = {action.url: answer, **others} if answer.ranges else {action.url: answer}
+        self.senders += together
         self.run_.progress.begin(name, have)
         return aria2.run(
             self.part,
-            answer,
+            list(together.values()),
             self.job.limits,
             os.getpid(),
             self.stop,
             lambda done: self.run_.progress.heard(name, done),
             (self.run_.held,),
         )
+
+    def _answers(self, action: Fetch) -> tuple[aria2.Answer | aria2.Outcome, dict[str, aria2.Answer]]:
+        """What the source answers, and who of the others can send beside it."""
+        brief = replace(self.job.limits, patience=min(pieces.WAIT, self.job.limits.patience))
+        with ThreadPoolExecutor(1 + len(action.beside)) as pool:
+            asked = {url: pool.submit(self._ask, url, brief) for url in action.beside}
+            answer = self._ask(action.url, self.job.limits)
+            answers = {url: other.result() for url, other in asked.items()}
+        for url, other in answers.items():
+            if isinstance(other, aria2.Unreachable):  # it had little time
+                self._decide(url, aria2.Cut(other.why))
+            elif not isinstance(other, aria2.Answer):
+                self._decide(url, other)
+        ready = {url: other for url, other in answers.items() if isinstance(other, aria2.Answer) and other.ranges}
+        return answer, ready
+
+    def _ask(self, url: str, limits: aria2.Limits) -> aria2.Answer | aria2.Outcome:
+        return self.run_.answered(url, lambda: aria2.ask(url, self._token(url), self.file.bytes, limits))
+
+    def _token(self, url: str) -> str | None:
+        return token_for(url, self.job.token, self.job.token_hosts)
+
+    def _repair(self, action: Repair) -> Happening:
+        """Fetch the wrong pieces again, each counted once its sha256 is right."""
+        expected = self.pieces.sha256 if self.pieces else ()
+        if not expected or action.url.startswith("file://"):
+            return aria2.NoRanges()
+        self.run_.progress.state(self.file.name, "fetching its wrong pieces again")
+        sample = next(iter(self.wrong_pieces))
+        progressed = False
+        for index, held in list(self.wrong_pieces.items()):
+            if action.url not in self.senders:
+                self.senders.append(action.url)
+            wrong = self._piece(action.url, index, expected[index], self.part)
+            if isinstance(wrong, WrongPiece):
+                return replace(wrong, held=held)
+            if isinstance(wrong, (aria2.Cut, aria2.TooSlow)):
+                return replace(wrong, progressed=progressed)
+            if wrong:
+                return wrong
+            del self.wrong_pieces[index]
+            progressed = True
+        asked = [(url, self._piece(url, sample, expected[sample], None)) for url in action.suspects]
+        return Repaired(tuple((url, wrong) for url, wrong in asked if isinstance(wrong, WrongPiece)))
+
+    def _piece(self, url: str, index: int, expected: str, into: Path | None) -> WrongPiece | aria2.Outcome | None:
+        """What is wrong with a piece as this source sends it; None: nothing."""
+        found = self.run_.answered(
+            url,
+            lambda: pieces.fetch(url, self._token(url), self.file, index, into, self.job.limits, self.stop),
+        )
+        if not isinstance(found, str):
+            return found
+        return None if found == expected else WrongPiece(index, found, expected, found)
 
     def _copy(self, url: str) -> aria2.Outcome:
         origin = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
@@ -326,6 +463,7 @@ class _FileRun:
         self.part.unlink(missing_ok=True)
         aria2.control_path(self.part).unlink(missing_ok=True)
         self.senders = []
+        self.wrong_pieces = {}
 
     def _check(self) -> WrongBytes | None:
         self.run_.progress.state(self.file.name, "checking its sha256")
@@ -333,7 +471,21 @@ class _FileRun:
         if found == self.file.sha256:
             self.run_.store.publish(self.part, self.file)
             return None
-        return WrongBytes(found, self.file.sha256, tuple(dict.fromkeys(self.senders)))
+        return WrongBytes(found, self.file.sha256, tuple(dict.fromkeys(self.senders)), self._find_wrong_pieces())
+
+    def _find_wrong_pieces(self) -> tuple[int, ...] | None:
+        self._know_pieces()
+        if not self.pieces:
+            return None
+        self.run_.progress.state(self.file.name, "looking for its wrong pieces")
+        self.wrong_pieces = pieces.wrong(self.part, self.pieces.sha256, self.run_.heed)
+        if self.wrong_pieces:
+            shown = ", ".join(str(index + 1) for index in list(self.wrong_pieces)[:10])
+            self.run_._tell(
+                f"{self.file.name}: its sha256 is wrong; {len(self.wrong_pieces)} of {len(self.pieces.sha256)} pieces "
+                f"are fetched again: {shown}"
+            )
+        return tuple(self.wrong_pieces)
 
 
 def _told(action: GiveUp) -> str:

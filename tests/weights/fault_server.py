@@ -29,6 +29,7 @@ class Faults:
     length_off: int = 0
     signed_bytes: int | None = None  # redirect to a signature, good for so many bytes
     wanted_token: str | None = None
+    pieces_wait: float = 0.0  # before a list of pieces is answered
 
 
 class FaultServer:
@@ -120,6 +121,9 @@ class FaultServer:
                     outer.requests += 1
                     outer.asked[path] += 1
                     outer.credentials |= {self.headers["Authorization"]} - {None}
+                if path.endswith(".pieces.json"):
+                    return self.send_pieces(path)
+                with outer._lock:
                     refusal = faults.refusals.pop(0) if faults.refusals else None
                 if refusal:
                     return self.refuse(*refusal)
@@ -142,6 +146,20 @@ class FaultServer:
                 if path not in outer.content:
                     return self.refuse(404, {})
                 return self.send_file(path, signature)
+
+            def send_pieces(self, path: str) -> None:
+                """Without the faults of the file itself."""
+                time.sleep(outer.faults.pieces_wait)
+                if path not in outer.content:
+                    self.refuse(404, {})
+                    return
+                body = outer.content[path]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                for at in range(0, len(body), CHUNK):
+                    outer.pay(path, len(body[at : at + CHUNK]))
+                    self.wfile.write(body[at : at + CHUNK])
 
             def send_file(self, path: str, signature: str) -> None:
                 faults, body = outer.faults, outer.content[path]

@@ -4,14 +4,12 @@ In every case: no wrong byte under a final name, no more bytes served than neede
 one, finishes.
 """
 
-import hashlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,67 +19,24 @@ from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
+from fetching import (
+    ALLOWED,
+    CONTENT,
+    MIB,
+    NAME,
+    ROOT,
+    SHA,
+    assert_published,
+    command_for,
+    in_background,
+    job_for,
+    wait_until_sent,
+)
 
-from weights.aria2 import Limits
-from weights.decide import Patience
-from weights.fetch import FetchError, Job, Result, run
+from weights.fetch import FetchError, Result, run
 from weights.store import File, Store
 
 pytestmark = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
-
-ROOT = Path(__file__).parents[2]
-MIB = 1 << 20
-ALLOWED = 16 * MIB
-CONTENT = random.Random(1).randbytes(24 * MIB + 12345)
-SHA = hashlib.sha256(CONTENT).hexdigest()
-NAME = "checkpoints/a.safetensors"
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    server = FaultServer({"a": CONTENT})
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def mirror() -> Iterator[FaultServer]:
-    server = FaultServer({"a": CONTENT})
-    yield server
-    server.stop()
-
-
-def job_for(tmp_path: Path, *urls: str) -> Job:
-    return Job(
-        files=(File(NAME, len(CONTENT), SHA, urls),),
-        store=tmp_path / "store",
-        state=tmp_path / "state",
-        limits=Limits(connections=4, patience=2.0),
-        patience=Patience(failures=6, first_wait=0.1, space_wait=0.2),
-        reserve=0,
-    )
-
-
-def assert_published(job: Job) -> None:
-    store = Store(job.store, job.state)
-    for file in job.files:
-        assert hashlib.sha256((job.store / file.name).read_bytes()).hexdigest() == file.sha256
-        assert store.known_good(file)
-    assert not list((job.store / ".incoming").iterdir())
-
-
-def in_background(job: Job) -> tuple[threading.Thread, list[Result]]:
-    results: list[Result] = []
-    thread = threading.Thread(target=lambda: results.append(run(job)))
-    thread.start()
-    return thread, results
-
-
-def wait_until_sent(server: FaultServer, size: int) -> None:
-    until = time.monotonic() + 20
-    while server.sent < size and time.monotonic() < until:
-        time.sleep(0.01)
-    assert server.sent >= size
 
 
 def test_a_file_is_fetched_once(tmp_path: Path, server: FaultServer) -> None:
@@ -290,20 +245,6 @@ def test_disk_fills_and_is_cleared(
     assert results[0].ready
     assert_published(job)
     assert server.sent < len(CONTENT) + ALLOWED
-
-
-def command_for(job: Job, path: Path) -> list[str]:
-    (file,) = job.files
-    described = {
-        "files": [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256, "urls": file.urls}],
-        "store": str(job.store),
-        "state": str(job.state),
-        "reserve_bytes": 0,
-        "progress": str(path.with_name("progress.json")),
-        "result": str(path.with_name("result.json")),
-    }
-    path.write_text(json.dumps(described))
-    return [sys.executable, "-m", "weights", "fetch", str(path)]
 
 
 def test_kill_9_at_random_moments(tmp_path: Path, server: FaultServer) -> None:
