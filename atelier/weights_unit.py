@@ -21,6 +21,7 @@ STARTED_AT_BOOT = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
 RUN = "/run/atelier-weights"
 IN_PLACE = "atelier-weights:"
 """How the word begins that the host prints for what it has of all this."""
+ENDED = "::ended::"
 CHANGED = "weights-changed"
 """The word that the host prints where a file was published and ComfyUI has not heard of it."""
 
@@ -54,6 +55,11 @@ def shell(settings: Settings, verb: str, *options: str) -> str:
     """Shell that runs the program on the host: `follow`, `verify`, `prune`."""
     command = shlex.join(["/usr/bin/python3", "-BEs", "-m", "weights", verb, job_path(settings), *options])
     return f"cd {shlex.quote(library(settings))} && exec {command}"
+
+
+def follow_shell(settings: Settings) -> str:
+    """Shell that follows the unit, and says last that it was not the connection that ended."""
+    return f"( {shell(settings, 'follow')} ); status=$?; echo {ENDED} >&2; exit $status"
 
 
 def job(settings: Settings, weights: Sequence[Weight], program: str, token: bool) -> str:
@@ -165,14 +171,12 @@ urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8188/free", wish
 def explain(errors: Sequence[str]) -> AtelierError:
     """Why following ended red, from what it printed on standard error."""
     reasons = [line for line in errors if line.strip()]
-    if f"{follow.FAILED}:" not in reasons:
+    if reasons[-1:] != [ENDED]:
         return AtelierError(
-            "the connection was lost while the host fetched its weights"
-            + "".join(f"\n    {line}" for line in reasons[-5:]),
-            f"the transfer goes on; the same command picks it up (on the host: journalctl -u {UNIT})",
+            "\n    ".join(["the connection was lost while the host fetched its weights", *reasons]),
+            f"the transfer goes on, and the same command picks it up; on the host, `systemctl stop {UNIT}` ends it",
         )
-    first = reasons.index(f"{follow.FAILED}:")
     return AtelierError(
-        "\n    ".join(reasons[first:]),
+        "\n    ".join(["not all weights are there:", *reasons[:-1]]),
         f"mend the cause and run the same command again; what is there is kept (on the host: journalctl -u {UNIT})",
     )

@@ -39,7 +39,7 @@ def _fetcher(deployment: Deployment) -> Iterator[StringCommand]:
 
 @operation()
 def _followed(deployment: Deployment) -> Iterator[StringCommand]:
-    yield Following(weights_unit.shell(deployment.settings, "follow"))
+    yield Following(weights_unit.follow_shell(deployment.settings))
 
 
 @deploy("Weights")
@@ -49,4 +49,4 @@ def weights(deployment: Deployment) -> None:
         _fetcher(name="Put in place what fetches the weights", deployment=deployment)
     if missing := deployment.missing_weights():
         size = sum(weight.bytes for weight in missing) / 1e9
-        _followed(name=f"Bring {len(missing)} weights, {size:.1f} GB", deployment=deployment)
+        _followed(name=f"Bring {len(missing)} of {len(deployment.weights)} files, {size:.1f} GB", deployment=deployment)

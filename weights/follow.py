@@ -25,8 +25,6 @@ PROGRESS = "::progress:: "
 """How a line begins that tells how far it is; the next one takes its place."""
 NOTE = "::note:: "
 """How a line begins that a person should see."""
-FAILED = "not all weights are there"
-"""How the reasons begin on standard error, where it is this program that says how it ended."""
 _PATIENCE = 10.0  # seconds in which a program that has just begun says what it works on
 _FIELDS = {
     "ActiveState": "active",
@@ -124,7 +122,7 @@ def follow(path: Path) -> int:
         raise FetchError(f"{path} describes no job to follow: {error}") from error
     ending = _follow(hashlib.sha256(text).hexdigest(), progress, result, lambda line: print(line, flush=True))
     if not ending.ready:
-        print("\n".join([f"{FAILED}:", *map(plain, ending.why)]), file=sys.stderr)
+        print("\n".join(map(plain, ending.why)), file=sys.stderr)
     return 0 if ending.ready else 1
 
 
@@ -133,6 +131,7 @@ def _follow(job: str, progress: Path, result: Path, say: Callable[[str], None]) 
         return Ending(False, (*refused, *_journal()))
     say(f"{NOTE}{UNIT} fetches them and goes on without us; on the host, `systemctl stop {UNIT}` ends it")
     runs: set[str] = set()
+    killed: set[str] = set()
     seen: dict[str, int] = {}
     while True:
         # First the unit, then what it told: what it tells last is there when it is over.
@@ -143,8 +142,11 @@ def _follow(job: str, progress: Path, result: Path, say: Callable[[str], None]) 
                 say(NOTE + plain(note))
         if unit.over:
             break
-        if unit.sub == "auto-restart":
-            say(f"{PROGRESS}the program was ended ({unit.result}); systemd starts it again")
+        if unit.sub.startswith("auto-restart"):
+            if unit.run not in killed:
+                say(f"{NOTE}the program on the host was killed ({unit.result}); systemd starts it again, and it continues")
+                killed.add(unit.run)
+            say(f"{PROGRESS}starting again")
         elif told and told.run == unit.run:
             say(PROGRESS + plain(line(told)))
         else:
