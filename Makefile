@@ -1,7 +1,8 @@
 # `make` lists the commands. Each is a thin wrapper over .venv/bin/atelier.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE
+VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
+	DEST SET MIRROR SEARCH PORT DEEP YES WRITE
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -14,10 +15,12 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(call given,$(2)),$(1) $(call quote,$(call given,$(2))))
 flag = $(if $(filter-out 0 1,$(call given,$(2))),$(error $(2) is 1 or 0, not $(value $(2))))$(if $(filter 1,$(call given,$(2))),$(1))
 target = $(call option,--host,HOST) $(call option,--limit,LIMIT)
+store = $(call option,--dest,DEST) $(call option,--set,SET)
 by_name = $(if $(call given,HOST)$(call given,LIMIT),$(error $@ takes NAME=, not HOST= or LIMIT=))
 atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
 .PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials outputs \
+	models-fetch models-verify models-prune models-serve models-adopt models-lock \
 	test bench lint lock docs sandbox-up sandbox-down
 
 help: ## this list
@@ -52,6 +55,18 @@ credentials: ## how to log in, with ready-to-paste examples
 	$(atelier) credentials $(target)
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
+models-fetch: ## the weights alone: on a host, or with DEST=DIR into a store here [SET=] [MIRROR=]
+	$(atelier) models fetch $(target) $(store) $(call option,--mirror,MIRROR) $(call option,--sources,SOURCES)
+models-verify: ## are all weights there and right? On a host, or in the store DEST=DIR [DEEP=1]
+	$(atelier) models verify $(target) $(store) $(call flag,--deep,DEEP)
+models-prune: ## files that no set needs, on a host or in the store DEST=DIR; YES=1 removes them
+	$(atelier) models prune $(target) $(store) $(call flag,--yes,YES)
+models-serve: ## offer the store DEST=DIR to hosts; to one through its SSH connection: HOST= [PORT=]
+	$(atelier) models serve $(target) $(call option,--dest,DEST) $(call option,--port,PORT)
+models-adopt: ## take weights that lie below SEARCH=DIR into the store DEST=DIR
+	$(atelier) models adopt $(store) $(call option,--search,SEARCH)
+models-lock: ## what the hub says of the files in locks/models.yml, as a diff; WRITE=1 writes it
+	$(atelier) models lock $(call flag,--write,WRITE)
 sandbox-up: ## the sandbox alone [NAME=]
 	$(by_name)$(atelier) sandbox up $(call option,--name,NAME)
 sandbox-down: ## remove the sandbox [NAME=]

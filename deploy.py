@@ -12,6 +12,13 @@ def driver(deployment: Deployment) -> None:
     gpu.driver(deployment)
 
 
+def weights(deployment: Deployment) -> None:
+    """The weights alone, with what fetching them needs."""
+    state.declare(deployment)
+    host.base(deployment)
+    models.weights(deployment)
+
+
 def deploy(deployment: Deployment) -> None:
     """Bring one host to what is declared."""
     driver(deployment)

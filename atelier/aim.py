@@ -10,8 +10,6 @@ from atelier.console import Narrator, fail
 from atelier.errors import AtelierError
 from atelier.target import Target, resolve
 
-INTERRUPTED = "interrupted; the same command continues where this one stopped"
-INTERRUPTED_STATUS = 130
 Host = Annotated[str, typer.Option("--host", help="user@address[:port], or `sandbox`; default: the sandbox.")]
 Limit = Annotated[str, typer.Option("--limit", help="Names of hosts.yml, separated by commas, or `all`.")]
 Sources = Annotated[
@@ -36,7 +34,4 @@ def for_each(
             except AtelierError as error:
                 fail(str(error))
                 statuses.append(1)
-            except KeyboardInterrupt:
-                fail(INTERRUPTED)
-                raise typer.Exit(INTERRUPTED_STATUS) from None
     raise typer.Exit(1 if 1 in statuses else max(statuses))

@@ -19,6 +19,8 @@ from atelier.reboot import reboot as reboot_host
 from atelier.settings import Settings
 from atelier.target import Target, default_settings
 
+INTERRUPTED = 130
+"""The status that typer makes of Ctrl-C."""
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """Wrong words on the command line; typer carries its own copy of click and names no other way to this class."""
 
@@ -36,9 +38,12 @@ Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gatew
 
 
 def main() -> None:
-    """Run the command; what a user can mend ends in one message and exit 1, never in a traceback."""
+    """Run the command; what a user can mend ends in one message and exit 1, Ctrl-C in 130, neither in a traceback."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        if status == INTERRUPTED:
+            fail("interrupted; the same command continues where this one stopped")
+        sys.exit(status)
     except USAGE_ERROR as error:
         fail(f"{error}\n  -> atelier --help, atelier COMMAND --help")
         sys.exit(1)

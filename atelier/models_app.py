@@ -1,11 +1,14 @@
-"""`atelier models ...`: a store of weights on this computer."""
+"""`atelier models ...`: the weights of a host, or a store of weights on this computer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atelier import models_lock, models_serve, paths
+from atelier import models_fetch, models_host, models_lock, models_serve, paths
+from atelier.aim import Host, Limit, Sources, for_each
+from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.models import Weight, read_lock
 from weights import adopt as taking
@@ -14,65 +17,148 @@ from weights import prune as pruning
 from weights import verify as verification
 from weights.store import File, Store, StoreError
 
-app = typer.Typer(help="A store of weights on this computer.", no_args_is_help=True)
+app = typer.Typer(
+    help="The weights alone: of a host (--host, --limit), or in a store on this computer (--dest).",
+    no_args_is_help=True,
+)
 
-Lock = Annotated[Path, typer.Option("--lock", help="The lock file that names every weight with its sha256.")]
-Dest = Annotated[Path, typer.Option("--dest", help="The store's directory.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="A set of the lock file; may be repeated. Default: all.")]
+HERE = "Only with --dest. "
 DEFAULT_LOCK = paths.PROJECT / "locks" / "models.yml"
+Dest = Annotated[Path | None, typer.Option("--dest", help="A store on this computer: its directory.")]
+Lock = Annotated[Path | None, typer.Option("--lock", help=f"{HERE}The lock file. Default: locks/models.yml.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help=f"{HERE}Sets of the lock file, separated by commas, or repeated. Default: all."),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option("--token-file", help="A file with a token for gated files. Default: $HF_TOKEN.")
+]
 
 
-def _wanted(lock: Path, sets: list[str] | None) -> tuple[Weight, ...]:
-    known = read_lock(lock)
-    return known.wanted(sets) if sets else tuple(known.files)
+def chosen_store(dest: Path | None, host: str, limit: str, only_here: Mapping[str, object]) -> Path | None:
+    """The store on this computer that is meant; None where hosts are. Raises AtelierError unless it is one of the two.
+
+    only_here: what was given for options that a host takes from its settings instead.
+    """
+    if dest and (host or limit):
+        raise AtelierError(
+            "DEST= and a host were both given", "DEST=DIR is a store on this computer; HOST= or LIMIT= a host's own"
+        )
+    if dest:
+        return dest
+    if not host and not limit:
+        raise AtelierError(
+            "neither a host nor a store was named",
+            "HOST=user@address, HOST=sandbox or LIMIT=name (--host, --limit) for a host's weights; "
+            "DEST=DIR (--dest) for a store on this computer",
+        )
+    given = [option for option, value in only_here.items() if value]
+    if given:
+        raise AtelierError(
+            f"{', '.join(given)}: only for a store on this computer (--dest)",
+            "a host's sets, mirrors and token are settings: models.* in docs/configuration.md",
+        )
+    return None
+
+
+def _wanted(lock: Path | None, sets: list[str] | None) -> tuple[Weight, ...]:
+    known = read_lock(lock or DEFAULT_LOCK)
+    names = [name for words in sets or [] for name in words.split(",") if name]
+    return known.wanted(names) if names else tuple(known.files)
 
 
 def _store(dest: Path) -> Store:
     return Store(dest, dest / ".state")
 
 
+def _existing(dest: Path) -> Store:
+    if not dest.is_dir():
+        raise AtelierError(f"{dest} is no directory", f"make models-fetch DEST={dest} makes a store there")
+    return _store(dest)
+
+
 @app.command()
 def fetch(
-    dest: Dest,
-    lock: Lock = DEFAULT_LOCK,
+    host: Host = "",
+    limit: Limit = "",
+    dest: Dest = None,
+    lock: Lock = None,
     sets: Sets = None,
-    mirror: Annotated[list[str] | None, typer.Option("--mirror", help="Base URL tried before the hub.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Files fetched at once.")] = 2,
-    token_file: Annotated[Path | None, typer.Option("--token-file", help="A token for gated files.")] = None,
+    mirror: Annotated[
+        list[str] | None, typer.Option("--mirror", help=f"{HERE}Base URL tried before the hub; may be repeated.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help=f"{HERE}Files fetched at once. Default: 2.")] = None,
+    token_file: TokenFile = None,
+    sources: Sources = "auto",
 ) -> None:
-    """Fetch what is missing: resumes, checks every sha256, publishes by rename. Exit 1 when a file could not be had."""
+    """Fetch what is missing, before a deploy or without one: resumes, checks every sha256.
+
+    On a host nothing but the weights and what they need is changed, and the transfer goes on there when this computer
+    is closed. Exit 0 all are there, 1 one could not be had, 130 interrupted: run it again.
+    """
+    only_here = {"--lock": lock, "--set": sets, "--mirror": mirror, "--jobs": jobs, "--token-file": token_file}
+    store = chosen_store(dest, host, limit, only_here)
+    if store is None:
+        for_each(host, limit, lambda target, narrator: models_host.fetch(target, narrator, sources))
     files = tuple(
         File(weight.store_path, weight.bytes, weight.sha256, tuple(weight.urls(mirror or [])))
         for weight in _wanted(lock, sets)
     )
-    try:
-        job = fetching.Job(files, dest, dest / ".state", jobs=jobs, token=models_lock.read_token(token_file))
-        result = fetching.run(job)
-    except (fetching.FetchError, StoreError) as error:
-        raise AtelierError(str(error)) from None
-    for file in result.files:
-        if not file.ready:
-            typer.echo(f"{file.name}: {file.why}", err=True)
-    raise typer.Exit(0 if result.ready else 1)
+    token = models_lock.read_token(token_file)
+    with Narrator() as narrator:
+        models_fetch.fetch_here(fetching.Job(files, store, store / ".state", jobs=jobs or 2, token=token), narrator)
 
 
 @app.command()
 def verify(
-    dest: Dest,
-    lock: Lock = DEFAULT_LOCK,
+    host: Host = "",
+    limit: Limit = "",
+    dest: Dest = None,
+    lock: Lock = None,
     sets: Sets = None,
     deep: Annotated[bool, typer.Option("--deep", help="Hash every byte, on all cores.")] = False,
 ) -> None:
-    """Check a store: from its records at once, or deep. Exit 1 when a file is missing or wrong."""
-    findings = verification.verify(_store(dest), models_serve.store_files(_wanted(lock, sets)), deep, say=typer.echo)
-    raise typer.Exit(0 if all(finding.status == "good" for finding in findings) else 1)
+    """Are all weights there and right? By what was recorded when they were hashed, at once; or deep, by every byte.
+
+    Exit 0 all are good, 1 one is missing or wrong.
+    """
+    where = chosen_store(dest, host, limit, {"--lock": lock, "--set": sets})
+    if where is None:
+        for_each(host, limit, lambda target, narrator: models_host.verify(target, narrator, deep))
+    store, wanted = _existing(where), models_serve.store_files(_wanted(lock, sets))
+    if not verification.verify_aloud(store, wanted, deep, typer.echo):
+        typer.echo(f"  -> make models-fetch DEST={where} brings what is missing and sets aside what is wrong")
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    host: Host = "",
+    limit: Limit = "",
+    dest: Dest = None,
+    lock: Lock = None,
+    sets: Sets = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+) -> None:
+    """List what lies in a store and no set needs; remove it only with --yes.
+
+    A host's sets are those of its last deploy or fetch.
+    """
+    where = chosen_store(dest, host, limit, {"--lock": lock, "--set": sets})
+    if where is None:
+        for_each(host, limit, lambda target, narrator: models_host.prune(target, narrator, yes))
+    try:
+        needed = models_serve.store_files(_wanted(lock, sets))
+        pruning.prune_aloud(_existing(where), needed, yes, typer.echo)
+    except StoreError as error:
+        raise AtelierError(str(error)) from None
 
 
 @app.command("lock")
 def refresh_lock(
-    lock: Lock = DEFAULT_LOCK,
+    lock: Annotated[Path, typer.Option("--lock", help="The lock file.")] = DEFAULT_LOCK,
     write: Annotated[bool, typer.Option("--write", help="Write the changes that are shown.")] = False,
-    token_file: Annotated[Path | None, typer.Option("--token-file", help="A token for gated files.")] = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Show what the hub says of revision, size and sha256 of every file of a lock, as a diff."""
     models_lock.lock_models(lock, write, token_file)
@@ -80,16 +166,22 @@ def refresh_lock(
 
 @app.command()
 def serve(
-    dest: Dest,
-    lock: Lock = DEFAULT_LOCK,
-    bind: Annotated[str, typer.Option("--bind", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = models_serve.PORT,
     host: Annotated[str, typer.Option("--host", help="The host that reaches it through its SSH connection.")] = "",
     limit: Annotated[str, typer.Option("--limit", help="The same, by its name in hosts.yml.")] = "",
+    dest: Dest = None,
+    lock: Annotated[Path, typer.Option("--lock", help="The lock file that says what is served.")] = DEFAULT_LOCK,
+    bind: Annotated[str, typer.Option("--bind", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = models_serve.PORT,
 ) -> None:
-    """Serve a store to other hosts, read-only, until Ctrl-C."""
+    """Offer a store on this computer to hosts, read-only, until Ctrl-C."""
     from atelier.target import resolve
 
+    if dest is None:
+        raise AtelierError(
+            "which store on this computer is to be served? DEST=DIR (--dest) names it",
+            "there is none yet? make models-fetch DEST=DIR makes one from the internet; "
+            "make models-adopt DEST=DIR SEARCH=DIR from files that are here",
+        )
     ssh = None
     if host or limit:
         (target,) = resolve(host, limit)
@@ -100,35 +192,20 @@ def serve(
 
 @app.command()
 def adopt(
-    dest: Dest,
+    dest: Annotated[Path, typer.Option("--dest", help="The store's directory.")],
     search: Annotated[list[Path], typer.Option("--search", help="Where files may lie already; may be repeated.")],
-    lock: Lock = DEFAULT_LOCK,
+    lock: Annotated[Path, typer.Option("--lock", help="The lock file.")] = DEFAULT_LOCK,
     sets: Sets = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy where a file cannot be linked or moved.")] = False,
 ) -> None:
-    """Take files that are on this computer already into a store, by their sha256, without copying where that works."""
-    store = _store(dest)
+    """Take files that are on this computer already into a store, by their sha256, without copying where that works.
+
+    A host's own files need no command: a deploy looks for them (setting models.search).
+    """
+    store, wanted = _store(dest), models_serve.store_files(_wanted(lock, sets))
     try:
         with store.lock(waiting=typer.echo):
-            taking.adopt(store, models_serve.store_files(_wanted(lock, sets)), search, copy=copy, say=typer.echo)
+            taking.adopt(store, wanted, search, copy=copy, say=typer.echo)
     except StoreError as error:
         raise AtelierError(str(error)) from None
-
-
-@app.command()
-def prune(
-    dest: Dest,
-    lock: Lock = DEFAULT_LOCK,
-    sets: Sets = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
-) -> None:
-    """List what lies in a store and no set needs; remove it only with --yes."""
-    store, needed = _store(dest), models_serve.store_files(_wanted(lock, sets))
-    with store.lock(waiting=typer.echo):
-        items = pruning.garbage(store, needed)
-        for item in items:
-            typer.echo(f"{item.path}: {item.bytes / 1e9:.2f} GB: {item.why}")
-        if yes:
-            pruning.remove(store, needed, items, say=typer.echo)
-        elif items:
-            typer.echo("nothing was removed: --yes does it")
+    typer.echo(verification.summary(verification.verify(store, wanted), 0.0, deep=False))

@@ -68,12 +68,12 @@ def require_up(target: Target, narrator: Narrator) -> None:
         narrator.say(sentence, style="yellow")
 
 
-def print_findings(findings: list[Finding], narrator: Narrator) -> None:
-    """The list of preflight, each with its remedy."""
+def print_findings(findings: list[Finding], narrator: Narrator, what: str = "this deploy") -> None:
+    """The list of preflight, each with its remedy. what: what would fail."""
     if not findings:
         narrator.say("  nothing stands in the way", style="green")
         return
-    narrator.say(f"  {len(findings)} reason(s) why this deploy would fail; nothing was changed:", style="red")
+    narrator.say(f"  {len(findings)} reason(s) why {what} would fail; nothing was changed:", style="red")
     for number, finding in enumerate(findings, 1):
         narrator.say(f"  {number}. {finding.problem}")
         narrator.say(f"     -> {finding.remedy}")

@@ -140,6 +140,18 @@ def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrato
         lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
 
 
+def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+    """The weights alone, with their line in the audit log. Raises AtelierError with what failed."""
+    lifecycle.keep_credentials(target, deployment)  # the host gets their instance
+    verdict, changed = "failed", list[str]()
+    try:
+        outcome = apply(ssh, deployment, narrator, changed, deploy.weights)
+        verdict = "weights fetched"
+        return outcome
+    finally:
+        lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
+
+
 def _require_driver(target: Target, plan: GpuPlan) -> None:
     if plan.refusals:
         problems = "; ".join(finding.problem for finding in plan.refusals)

@@ -88,24 +88,15 @@ def _run() -> str:
 
 
 def verify(path: Path, deep: bool) -> int:
-    """One line a file."""
+    """One line a file, and one that sums up."""
     job, _ = read_job(path)
-    findings = verification.verify(Store(job.store, job.state), job.files, deep, say=_say)
-    return 0 if all(finding.status == "good" for finding in findings) else 1
+    return 0 if verification.verify_aloud(Store(job.store, job.state), job.files, deep, _say) else 1
 
 
 def prune(path: Path, yes: bool) -> int:
     """One line for each file that the job does not need; they go when told to."""
     job, _ = read_job(path)
-    store = Store(job.store, job.state)
-    with store.lock(waiting=_say):
-        items = pruning.garbage(store, job.files)
-        for item in items:
-            _say(f"{item.path}: {item.bytes / 1e9:.2f} GB: {item.why}")
-        if yes:
-            pruning.remove(store, job.files, items, say=_say)
-        elif items:
-            _say("nothing was removed: --yes does it")
+    pruning.prune_aloud(Store(job.store, job.state), job.files, yes, _say)
     return 0
 
 

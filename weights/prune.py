@@ -50,6 +50,21 @@ def remove(
     return removed
 
 
+def prune_aloud(store: Store, needed: Sequence[File], yes: bool, say: Callable[[str], None]) -> None:
+    """Prune for a person: a line for each file that no set needs, and what became of them all."""
+    with store.lock(waiting=say):
+        items = garbage(store, needed)
+        if yes:
+            removed = remove(store, needed, items, say=say)
+            say(f"{removed / 1e9:.2f} GB removed; all that is needed stays")
+            return
+        for item in items:
+            say(f"{item.path}: {item.bytes / 1e9:.2f} GB: {item.why}")
+        size = sum(item.bytes for item in items) / 1e9
+        more = f"{size:.2f} GB, and nothing was removed: YES=1 (--yes) does it" if items else "nothing"
+        say(f"not needed: {more}")
+
+
 def _published(store: Store, needed: Sequence[File]) -> Iterator[Garbage]:
     kept = {_inode(store.path(file)) for file in needed} - {None}
     ways = {parent for file in needed for parent in store.path(file).parents}

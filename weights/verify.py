@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +73,14 @@ def verify(
             stop.set()
             workers.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def verify_aloud(store: Store, files: Sequence[File], deep: bool, say: Callable[[str], None]) -> bool:
+    """Verify for a person: a line for each file and one that sums up. Returns whether every file is good."""
+    started = time.monotonic()
+    findings = verify(store, files, deep, say=say)
+    say(summary(findings, time.monotonic() - started, deep))
+    return all(finding.status == "good" for finding in findings)
 
 
 def summary(findings: Sequence[Finding], seconds: float, deep: bool) -> str:

@@ -60,8 +60,44 @@ def test_the_list_names_every_command_that_the_readme_uses() -> None:
 
 def test_every_listed_command_is_one_of_the_command_line() -> None:
     command_line = typer.main.get_command(cli.app)
-    known = {*command_line.commands, *(f"sandbox-{name}" for name in command_line.commands["sandbox"].commands)}
-    assert listed() == known - {"sandbox", "explain-gpu", "models"} | {"help", "test", "bench"}
+    groups = {"sandbox", "models"}
+    known = {f"{group}-{name}" for group in groups for name in command_line.commands[group].commands}
+    assert listed() == known | set(command_line.commands) - groups - {"explain-gpu"} | {"help", "test", "bench"}
+
+
+@pytest.mark.parametrize(
+    "command,words",
+    [
+        (["models-fetch", "HOST=me@box"], ["models", "fetch", "--host", "me@box"]),
+        (
+            ["models-fetch", "HOST=sandbox", "SOURCES=double"],
+            ["models", "fetch", "--host", "sandbox", "--sources", "double"],
+        ),
+        (
+            ["models-fetch", "DEST=/a $5 folder", "SET=it's", "MIRROR=http://m/a b"],
+            ["models", "fetch", "--dest", "/a $5 folder", "--set", "it's", "--mirror", "http://m/a b"],
+        ),
+        (["models-verify", "LIMIT=all", "DEEP=1"], ["models", "verify", "--limit", "all", "--deep"]),
+        (["models-verify", "DEST=store", "DEEP=0"], ["models", "verify", "--dest", "store"]),
+        (["models-prune", "HOST=me@box"], ["models", "prune", "--host", "me@box"]),
+        (
+            ["models-prune", "DEST=store", "YES=1", "SET=x"],
+            ["models", "prune", "--dest", "store", "--set", "x", "--yes"],
+        ),
+        (
+            ["models-serve", "DEST=store", "PORT=80", "LIMIT=b"],
+            ["models", "serve", "--limit", "b", "--dest", "store", "--port", "80"],
+        ),
+        (["models-lock", "WRITE=1"], ["models", "lock", "--write"]),
+        (["models-adopt", "DEST=store", "SEARCH=/old"], ["models", "adopt", "--dest", "store", "--search", "/old"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_the_commands_of_the_weights_are_told(command: list[str], words: list[str]) -> None:
+    recipe = make("-n", *command).stdout
+    arguments = recipe.partition("exec .venv/bin/atelier")[2]
+    printed = subprocess.run(["sh", "-c", f"printf '%s\\n' {arguments}"], capture_output=True, text=True).stdout
+    assert printed.split("\n")[:-1] == words
 
 
 @pytest.mark.parametrize("value,given", [("1", True), ("0", False)])

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from atelier.models_app import app
+from atelier.errors import AtelierError
+from atelier.models_app import app, chosen_store
 
-pytestmark = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2 is not installed")
+needs_aria2 = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2 is not installed")
 CONTENT = {"vae/one.safetensors": b"1" * 1000, "loras/two.safetensors": b"2" * 2000}
 
 
@@ -34,8 +35,72 @@ def models(*arguments: str, mirror: Path) -> Result:
     return CliRunner().invoke(app, [*arguments, *lock])
 
 
+STORE = Path("store")
+
+
+@pytest.mark.parametrize(
+    ("dest", "host", "limit", "only_here", "chosen"),
+    [
+        (STORE, "", "", {"--set": ["x"], "--lock": Path("x")}, STORE),
+        (None, "me@box", "", {"--set": None, "--jobs": None}, None),
+        (None, "", "all", {}, None),
+        (STORE, "me@box", "", {}, "DEST= and a host were both given"),
+        (STORE, "", "all", {}, "DEST= and a host were both given"),
+        (None, "", "", {"--set": ["x"]}, "neither a host nor a store was named"),
+        (None, "me@box", "", {"--set": ["x"], "--jobs": 3, "--lock": None}, "--set, --jobs: only for a store"),
+    ],
+)
+def test_a_command_is_for_a_store_here_or_for_hosts(
+    dest: Path | None, host: str, limit: str, only_here: dict[str, object], chosen: Path | str | None
+) -> None:
+    if isinstance(chosen, str):
+        with pytest.raises(AtelierError) as error:
+            chosen_store(dest, host, limit, only_here)
+        assert chosen in error.value.message and error.value.hint
+    else:
+        assert chosen_store(dest, host, limit, only_here) == chosen
+
+
+@pytest.mark.parametrize("command", ["verify", "prune"])
+def test_a_store_that_is_not_there_is_named(command: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [command, "--dest", str(tmp_path / "typo")])
+    assert isinstance(done.exception, AtelierError)
+    assert str(done.exception).startswith(f"{tmp_path}/typo is no directory\n  -> make models-fetch DEST=")
+
+
+def test_serving_without_a_store_says_how_to_get_one() -> None:
+    done = CliRunner().invoke(app, ["serve", "--host", "me@nowhere.example"])
+    assert isinstance(done.exception, AtelierError)
+    assert "make models-fetch DEST=" in str(done.exception) and "make models-adopt DEST=" in str(done.exception)
+
+
+@pytest.mark.parametrize("words", [("--set", "vae,loras"), ("--set", "vae", "--set", "loras"), ()])
+def test_sets_by_commas_or_repeated(words: tuple[str, ...], mirror: Path) -> None:
+    (mirror.parent / "store").mkdir()
+    assert "0 of 2 files are good" in models("verify", *words, mirror=mirror).output
+    assert "0 of 1 files are good" in models("verify", "--set", "vae", mirror=mirror).output
+
+
+def test_a_verify_names_what_is_expected_and_what_is_found(mirror: Path) -> None:
+    store = mirror.parent / "store"
+    shutil.copytree(mirror, store)
+    (store / "vae/one.safetensors").write_bytes(b"2" * 1000)
+    found, expected = (hashlib.sha256(byte * 1000).hexdigest() for byte in (b"2", b"1"))
+    done = models("verify", "--deep", mirror=mirror)
+    assert done.exit_code == 1
+    assert f"vae/one.safetensors: wrong: sha256 {found}, expected {expected}" in done.output
+    assert "1 of 2 files are good; 0.0 GB hashed in " in done.output and " GB/s\n" in done.output
+    assert done.output.endswith(
+        f"-> make models-fetch DEST={store} brings what is missing and sets aside what is wrong\n"
+    )
+    (store / "vae/one.safetensors").write_bytes(b"2" * 999)
+    assert "vae/one.safetensors: wrong: 999 bytes, expected 1000" in models("verify", mirror=mirror).output
+
+
+@needs_aria2
 def test_a_store_from_nothing_to_pruned(mirror: Path) -> None:
     store = mirror.parent / "store"
+    store.mkdir()
     missing = models("verify", mirror=mirror)
     assert missing.exit_code == 1 and "one.safetensors: missing" in missing.output
     assert models("fetch", "--mirror", f"file://{mirror}", mirror=mirror).exit_code == 0
@@ -44,7 +109,8 @@ def test_a_store_from_nothing_to_pruned(mirror: Path) -> None:
     listed = models("prune", "--set", "vae", mirror=mirror)
     assert "two.safetensors" in listed.output and "nothing was removed" in listed.output
     assert (store / "loras/two.safetensors").exists()
-    models("prune", "--set", "vae", "--yes", mirror=mirror)
+    assert "0.00 GB removed" in models("prune", "--set", "vae", "--yes", mirror=mirror).output
+    assert "not needed: nothing" in models("prune", "--set", "vae", mirror=mirror).output
     assert (store / "vae/one.safetensors").exists() and not (store / "loras/two.safetensors").exists()
 
 

@@ -1,0 +1,72 @@
+"""`atelier models ... --host`: what runs on the host, run here by a shell, with the program itself."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from atelier import models_host
+from atelier.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+ZEROS = "30e14955ebf1352266dc2ff8067e68104607e750abb9d3b36582b8af909fcb58"  # of 1 MiB
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A host that was deployed: the program in its library, and a job of one file."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "weights").symlink_to(ROOT / "weights")
+    write_job(tmp_path, 1 << 20, ZEROS)
+    return Settings().model_copy(update={"config_root": str(tmp_path)})
+
+
+def write_job(root: Path, size: int, sha256: str) -> None:
+    job = {"files": [{"name": "vae/a", "bytes": size, "sha256": sha256}]}
+    (root / "weights.json").write_text(json.dumps({**job, "store": str(root / "store"), "state": str(root / "state")}))
+    (root / "store" / "vae").mkdir(parents=True, exist_ok=True)
+
+
+def shell(settings: Settings, *words: str) -> "subprocess.Popen[str]":
+    script = models_host.attended_script(settings, *words)
+    return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def outcome(settings: Settings, *words: str) -> tuple[int, str]:
+    with shell(settings, *words) as process:
+        assert process.stdout
+        return process.wait(20), process.stdout.read()
+
+
+def test_lines_and_status_are_those_of_the_program(settings: Settings, tmp_path: Path) -> None:
+    status, told = outcome(settings, "verify")
+    assert status == 1 and "vae/a: missing" in told and "0 of 1 files are good" in told
+    (tmp_path / "store/vae/a").write_bytes(bytes(1 << 20))
+    (tmp_path / "store/vae/b").write_bytes(b"b")
+    assert outcome(settings, "verify", "--deep")[0] == 0
+    status, told = outcome(settings, "prune")
+    assert status == 0 and "vae/b: 0.00 GB: no set needs it" in told and "nothing was removed" in told
+    status, told = outcome(settings, "prune", "--yes")
+    assert status == 0 and not (tmp_path / "store/vae/b").exists() and (tmp_path / "store/vae/a").exists()
+
+
+def test_a_host_that_was_never_deployed_says_so(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "weights.json").unlink()
+    assert outcome(settings, "verify") == (models_host.NEVER, "")
+
+
+def test_it_ends_on_the_host_when_nobody_listens_any_more(settings: Settings, tmp_path: Path) -> None:
+    size = 64 << 30
+    write_job(tmp_path, size, ZEROS)
+    with (tmp_path / "store/vae/a").open("wb") as file:
+        file.truncate(size)  # minutes to hash
+    with shell(settings, "verify", "--deep") as process:
+        time.sleep(1)
+        assert process.poll() is None and process.stdin
+        process.stdin.close()
+        assert process.wait(10) == 128 + 15
+    time.sleep(0.5)
+    running = subprocess.run(["pgrep", "-f", f"{tmp_path}/weights.json"], capture_output=True, text=True)
+    assert running.stdout == ""
