@@ -31,12 +31,15 @@ class Source:
 
 @dataclass(frozen=True)
 class WrongPiece:
-    """A source sent a piece that is not as listed. held: the sha256 of what was there before."""
+    """A source sent a piece that is not as listed.
+
+    as_before: all the wrong pieces came again just as they were, so what was hashed as a whole is its own file.
+    """
 
     index: int
     found: str
     expected: str
-    held: str
+    as_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,11 +241,11 @@ def _after_wrong_bytes(
 
 
 def _after_wrong_piece(transfer: Transfer, url: str, wrong: WrongPiece, now: float) -> tuple[Transfer, Action]:
-    """Drop who sent it, unless it is the list that is wrong: two sources agree against it, or the last differs from itself."""
+    """Drop who sent it, unless it is the list that is wrong: two sources agree against it, or the last one left is not proved wrong."""
     earlier = [gone.piece for gone in transfer.dropped if gone.piece]
     agreed = any((piece.index, piece.found) == (wrong.index, wrong.found) for piece in earlier)
     transfer = _drop(transfer, _told_wrong_piece(url, wrong))
-    if not agreed and (transfer.sources or wrong.found == wrong.held):
+    if not agreed and (transfer.sources or wrong.as_before):
         return _next(transfer, now)
     again = tuple(Source(gone.url) for gone in transfer.dropped if gone.piece)
     dropped = tuple(gone for gone in transfer.dropped if not gone.piece)

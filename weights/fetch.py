@@ -419,19 +419,24 @@ class _FileRun:
             return aria2.NoRanges()
         self.run_.progress.state(self.file.name, "fetching its wrong pieces again")
         sample = next(iter(self.wrong_pieces))
-        progressed = False
+        wrong_piece, as_before, progressed = None, True, False
         for index, held in list(self.wrong_pieces.items()):
             if action.url not in self.senders:
                 self.senders.append(action.url)
             wrong = self._piece(action.url, index, expected[index], self.part)
             if isinstance(wrong, WrongPiece):
-                return replace(wrong, held=held)
+                wrong_piece, as_before = wrong_piece or wrong, as_before and wrong.found == held
+                if len(self.transfer.sources) > 1:
+                    break
+                continue
             if isinstance(wrong, (aria2.Cut, aria2.TooSlow)):
                 return replace(wrong, progressed=progressed)
             if wrong:
                 return wrong
             del self.wrong_pieces[index]
             progressed = True
+        if wrong_piece:
+            return replace(wrong_piece, as_before=as_before and not progressed)
         asked = [(url, self._piece(url, sample, expected[sample], None)) for url in action.suspects]
         return Repaired(tuple((url, wrong) for url, wrong in asked if isinstance(wrong, WrongPiece)))
 
@@ -443,7 +448,7 @@ class _FileRun:
         )
         if not isinstance(found, str):
             return found
-        return None if found == expected else WrongPiece(index, found, expected, found)
+        return None if found == expected else WrongPiece(index, found, expected)
 
     def _copy(self, url: str) -> aria2.Outcome:
         origin = urllib.parse.unquote(urllib.parse.urlsplit(url).path)

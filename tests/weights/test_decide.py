@@ -1,8 +1,21 @@
 """The table of what to do next."""
 
+from dataclasses import replace
+
 import pytest
 
-from weights.aria2 import Cut, DiskFull, Fetched, Missing, NoRanges, Outcome, Refused, Stopped, Throttled, TooSlow
+from weights.aria2 import (
+    Cut,
+    DiskFull,
+    Fetched,
+    Missing,
+    NoRanges,
+    Refused,
+    Stopped,
+    Throttled,
+    TooSlow,
+    Unreachable,
+)
 from weights.decide import (
     Action,
     Check,
@@ -10,17 +23,27 @@ from weights.decide import (
     End,
     Fetch,
     GiveUp,
+    Happening,
     Patience,
     PauseForSpace,
+    Repair,
+    Repaired,
     Source,
     Transfer,
     WrongBytes,
+    WrongPiece,
+    choose,
     decide,
 )
 
 A, B = "http://a/f", "http://b/f?key=secret"
 BOTH, ONE = Transfer((Source(A), Source(B))), Transfer((Source(A),))
 PATIENCE = Patience(failures=3)
+LISTED = Transfer((Source(A, joins=True), Source(B, joins=True)), pieces="http://a/f.pieces.json")
+LISTED_ONE = replace(LISTED, sources=LISTED.sources[:1])
+WRONG = WrongBytes("1", "2", (A, B), (4,))
+REPAIRING, REPAIRING_ONE = replace(LISTED, wrong=WRONG), replace(LISTED_ONE, wrong=WRONG)
+PIECE = WrongPiece(4, "bad", "good", as_before=True)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +73,39 @@ PATIENCE = Patience(failures=3)
         (BOTH, WrongBytes("1", "2", (A, B)), Fetch(A, afresh=True)),
         (ONE, WrongBytes("1", "2", (A,)), GiveUp("http://a/f: sha256 1, expected 2")),
         (ONE, WrongBytes("1", "2", ("an earlier run", A)), Fetch(A, afresh=True)),
+        (ONE, Unreachable("no route", 59.0), Fetch(A, wait=1.0)),
+        (ONE, Unreachable("no route", 60.0), GiveUp("http://a/f: no route, for 60 s")),
+        (BOTH, Unreachable("no route", 60.0), Fetch(B)),
+        (Transfer((Source(A, failures=2),)), Unreachable("x"), GiveUp("http://a/f: x, 3 times in a row")),
         (ONE, DiskFull(), PauseForSpace(10.0)),
+        (LISTED, Cut("x", progressed=True), Fetch(A, beside=(B,))),
+        (LISTED, Cut("x"), Fetch(B)),
+        (LISTED, TooSlow(progressed=True), Fetch(B)),
+        (LISTED, NoRanges(), Fetch(B)),
+        (LISTED, WRONG, Repair(A, suspects=(B,))),
+        (LISTED, replace(WRONG, contributors=(A,)), Repair(A)),
+        (LISTED, replace(WRONG, pieces=()), Fetch(A, afresh=True)),
+        (LISTED, replace(WRONG, pieces=(), contributors=(A,)), Fetch(B, afresh=True)),
+        (replace(LISTED, repairs=3), WRONG, Fetch(A, afresh=True)),
+        (REPAIRING, Repaired(), Check()),
+        (REPAIRING, Repaired(((B, PIECE),)), Check()),
+        (REPAIRING, Cut("x"), Repair(B, suspects=(A,))),
+        (REPAIRING, Cut("x", progressed=True), Repair(A, suspects=(B,))),
+        (REPAIRING, Throttled(503, 7.0), Repair(B, suspects=(A,))),
+        (REPAIRING_ONE, Throttled(503, 7.0), Repair(A, wait=7.0)),
+        (REPAIRING_ONE, NoRanges(), Fetch(A, afresh=True)),
+        (REPAIRING_ONE, Missing("gone"), GiveUp("sha256 1, expected 2: http://a/f: gone")),
+        (REPAIRING, PIECE, Repair(B)),
+        (
+            REPAIRING_ONE,
+            PIECE,
+            GiveUp(f"sha256 1, expected 2: {A}: its piece 5 of 16 MiB has sha256 bad, expected good"),
+        ),
+        (REPAIRING_ONE, replace(PIECE, as_before=False), Fetch(A, afresh=True)),
         (Transfer((Source(A),), pauses=360), DiskFull(), GiveUp("no space on the disk")),
     ],
 )
-def test_action(transfer: Transfer, outcome: Outcome | WrongBytes, action: Action) -> None:
+def test_action(transfer: Transfer, outcome: Happening, action: Action) -> None:
     assert decide(transfer, A, outcome, 0.0, PATIENCE)[1] == action
 
 
@@ -76,3 +127,42 @@ def test_after_a_wrong_mixture_only_one_source_sends() -> None:
 def test_reasons_show_no_signature() -> None:
     _, action = decide(Transfer((Source(B),)), B, Missing("gone"), 0.0, PATIENCE)
     assert action == GiveUp("http://b/f: gone")
+
+
+def test_who_may_send_beside_others() -> None:
+    sources = (
+        Source(A, joins=True),
+        Source(B, joins=True),
+        Source("http://resting/f", joins=True, ready_at=9.0),
+        Source("http://slow/f", joins=True, slow=True),
+        Source("http://whole/f", joins=True, ranges=False),
+        Source("http://hub/f"),
+    )
+    assert choose(Transfer(sources, pieces="x"), 0.0) == Fetch(A, beside=(B,))
+    assert choose(Transfer(sources), 0.0) == Fetch(A)
+    assert choose(Transfer(sources, pieces="x", alone=A), 0.0) == Fetch(A)
+    assert choose(Transfer((*sources[-1:], *sources[:2]), pieces="x"), 0.0) == Fetch("http://hub/f")
+
+
+def test_who_sends_a_wrong_piece_is_dropped_and_told() -> None:
+    transfer, _ = decide(REPAIRING, A, PIECE, 0.0, PATIENCE)
+    assert transfer.dropped == (Dropped(A, "its piece 5 of 16 MiB has sha256 bad, expected good", piece=PIECE),)
+    transfer, _ = decide(REPAIRING, A, Repaired(((B, PIECE),)), 0.0, PATIENCE)
+    assert [gone.url for gone in transfer.dropped] == [B]
+    assert transfer.wrong is None
+
+
+def test_two_sources_that_agree_are_believed_rather_than_the_list() -> None:
+    transfer, action = decide(REPAIRING, A, PIECE, 0.0, PATIENCE)
+    assert action == Repair(B)
+    transfer, action = decide(transfer, B, replace(PIECE, as_before=False), 0.0, PATIENCE)
+    assert action == Fetch(A, afresh=True)
+    assert transfer == Transfer((Source(A), Source(B)), alone=A, repairs=transfer.repairs)
+
+
+def test_two_sources_that_send_each_its_own_wrong_piece_are_both_dropped() -> None:
+    transfer, _ = decide(REPAIRING, A, PIECE, 0.0, PATIENCE)
+    worse = WrongPiece(4, "worse", "good", as_before=True)
+    transfer, action = decide(transfer, B, worse, 0.0, PATIENCE)
+    assert isinstance(action, GiveUp)
+    assert [gone.url for gone in transfer.dropped] == [A, B]

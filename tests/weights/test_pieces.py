@@ -226,12 +226,15 @@ def test_a_list_that_lies_is_named_and_a_flipped_byte_found_all_the_same(
     assert one.url("a") not in {gone.url for gone in result.files[0].dropped}
 
 
-def test_the_only_mirror_offers_a_list_that_lies_and_a_byte_flips_once(tmp_path: Path, one: FaultServer) -> None:
+@pytest.mark.parametrize("at", [PIECE, 2 * PIECE])
+def test_the_only_mirror_offers_a_list_that_lies_and_a_byte_flips_once(
+    tmp_path: Path, one: FaultServer, at: int
+) -> None:
     one.content[LIST] = lying()
     job = job_of(tmp_path, one)
     part = Store(job.store, job.state).incoming(job.files[0])
     part.parent.mkdir(parents=True)
-    part.write_bytes(CONTENT[: PIECE + 5] + b"?" + CONTENT[PIECE + 6 :])
+    part.write_bytes(CONTENT[: at + 5] + b"?" + CONTENT[at + 6 :])
     assert run(job).ready
     assert_published(job)
 
