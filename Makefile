@@ -39,9 +39,9 @@ doctor: ## recognises known failures and says what to do [BUNDLE=1]
 	$(atelier) doctor $(target) $(call flag,--bundle,BUNDLE)
 generate: ## one image: PROMPT="..." [IMAGE=in.png] [SERVICE=forge]
 	$(atelier) generate $(target) $(call option,--prompt,PROMPT) $(call option,--image,IMAGE) $(call option,--service,SERVICE)
-status: ## what runs, which versions, disk, last deploy and verify [SERVICE=]
+status: ## what runs, which versions, a transfer of weights, disk, last change and verify [SERVICE=]
 	$(atelier) status $(target) $(call option,--service,SERVICE)
-logs: ## the services' logs [SERVICE=] [LINES=]
+logs: ## the services' logs; SERVICE=weights: that of their transfer [SERVICE=] [LINES=]
 	$(atelier) logs $(target) $(call option,--service,SERVICE) $(call option,--lines,LINES)
 stop: ## stop the services [SERVICE=]
 	$(atelier) stop $(target) $(call option,--service,SERVICE)

@@ -229,7 +229,7 @@ def generate(
 
 @app.command()
 def status(host: Host = "", limit: Limit = "", service: Service = "") -> None:
-    """What runs, which versions, disk, last deploy and last verify. Exit 1 when a service is not healthy."""
+    """What runs, which versions, a transfer of weights, disk, last change and last verify. Exit 1 when a service is not healthy."""
     for_each(host, limit, lambda target, narrator: operate.status(target, narrator, service))
 
 
@@ -237,10 +237,13 @@ def status(host: Host = "", limit: Limit = "", service: Service = "") -> None:
 def logs(
     host: Host = "",
     limit: Limit = "",
-    service: Service = "",
+    service: Annotated[
+        str,
+        typer.Option("--service", help="comfyui, forge, gateway, or weights: their transfer; default: the services."),
+    ] = "",
     lines: Annotated[int, typer.Option("--lines", help="How many lines of each.")] = 100,
 ) -> None:
-    """The services' logs."""
+    """The services' logs, or the transfer's of the weights."""
     for_each(host, limit, lambda target, narrator: operate.logs(target, narrator, service, lines))
 
 

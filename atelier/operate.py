@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atelier import credentials as store
-from atelier import paths
+from atelier import paths, transfer
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan
@@ -16,6 +16,7 @@ from atelier.report import stand_ins
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target, sandbox_target
+from weights.follow import UNIT
 
 Say = Callable[[str], None]
 
@@ -168,16 +169,17 @@ def show_credentials(target: Target, narrator: Narrator) -> int:
 
 
 def status(target: Target, narrator: Narrator, service: str = "") -> int:
-    """Containers, versions, disk, last deploy, last verify. 1 when a declared container is not healthy."""
+    """Containers, versions, a transfer of weights, disk, last change, last verify. 1 when a declared container is not healthy."""
     require_up(target, narrator)
     settings = target.settings
     state = settings.state_dir()
     script = (
         "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}' 2>/dev/null; echo ::; "
         f"df -h --output=avail,size,target {shlex.quote(settings.data_root)} 2>/dev/null | tail -n 1; echo ::; "
-        f"tail -n 1 {state}/audit.log 2>/dev/null; echo ::; cat {state}/deployed.json 2>/dev/null"
+        f"tail -n 1 {state}/audit.log 2>/dev/null; echo ::; cat {state}/deployed.json 2>/dev/null; echo ::; "
+        f"{transfer.SCRIPT}"
     )
-    containers, disk, audit, deployed = (part.strip() for part in target.ssh().run(script).stdout.split("::\n"))
+    containers, disk, audit, deployed, told = (part.strip() for part in target.ssh().run(script).stdout.split("::\n"))
     rows = {row[0]: row for row in (line.split("\t") for line in containers.splitlines()) if len(row) == 3}
     names = _containers(target, service)
     healthy = True
@@ -189,15 +191,30 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
     record = json.loads(deployed) if deployed else {}
     if record:
         narrator.say(f"  release          {record['release']}, sources: {record['sources']}")
+    _say_transfer(target, narrator, transfer.parse(told))
     narrator.say(f"  disk             {' '.join(disk.split()) or 'unknown'} (free, size, mount)")
     if audit:
         last = json.loads(audit.splitlines()[-1])
-        narrator.say(f"  last deploy      {last['time']} by {last['who']}, commit {last['commit']}, {last['result']}")
+        narrator.say(f"  last change      {last['time']} by {last['who']}, commit {last['commit']}, {last['result']}")
     latest = paths.reports_dir(target.name) / "latest" / "report.json"
     if latest.exists():
         report = json.loads(latest.read_text(encoding="utf-8"))
         narrator.say(f"  last verify      {report['finished']}: {report['verdict']} ({latest})")
     return 0 if healthy else 1
+
+
+def _say_transfer(target: Target, narrator: Narrator, found: transfer.Transfer) -> None:
+    if not found.text():
+        return
+    narrator.say(f"  weights          {found.text()}", style="red" if found.failed else "yellow")
+    fetch = target.command("models-fetch")
+    remedies = {
+        f"make room on the disk of {target.settings.data_root}; it goes on by itself": found.waiting,
+        f"mend that, then: {fetch}": found.failed,
+        f"{fetch} goes on with it": found.stopped,
+    }
+    for remedy in [remedy for remedy, wanted in remedies.items() if wanted]:
+        narrator.say(f"                   -> {remedy}")
 
 
 def _by_name(target: Target) -> dict[str, str]:
@@ -222,11 +239,16 @@ def _containers(target: Target, service: str) -> list[str]:
 
 
 def logs(target: Target, narrator: Narrator, service: str, lines: int) -> int:
-    """The last lines of each container's log."""
+    """The last lines of each container's log, or those of the unit that fetches the weights."""
     require_up(target, narrator)
-    for container in _containers(target, service):
-        narrator.say(f"--- {container}", style="bold")
-        result = target.ssh().run(f"docker logs --tail {lines} {container} 2>&1")
+    journal = f"journalctl -u {UNIT} -n {lines} -o short-iso --no-pager"
+    if service == "weights":
+        commands = {service: journal}
+    else:
+        commands = {name: f"docker logs --tail {lines} {name}" for name in _containers(target, service)}
+    for name, command in commands.items():
+        narrator.say(f"--- {name}", style="bold")
+        result = target.ssh().run(f"{command} 2>&1")
         narrator.say(result.stdout.rstrip())
         if result.status != 0:
             return 1

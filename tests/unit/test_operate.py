@@ -1,0 +1,85 @@
+"""Everyday commands: what status and logs tell of the transfer of weights."""
+
+import io
+
+import pytest
+from rich.console import Console
+from test_transfer import TOLD
+
+from atelier import operate
+from atelier.console import Narrator
+from atelier.errors import AtelierError
+from atelier.settings import Settings
+from atelier.ssh import Completed, Destination, Ssh
+from atelier.target import Target
+
+TARGET = Target("box", "host", Destination("box", "me"), Settings(profile="cpu"), "HOST=me@box")
+CONTAINERS = "".join(
+    f"{name}\tatelier/{name}:1\tUp 2 hours (healthy)\n" for name in ("comfyui-qwen", "forge-turbo", "gateway")
+)
+AUDIT = '{"time": "2026-11-22T01:02:03Z", "who": "me@desk", "commit": "abc", "result": "weights fetched"}\n'
+
+
+def said(monkeypatch: pytest.MonkeyPatch, command: object, *arguments: object, output: str) -> tuple[list[str], str]:
+    """What a command printed, and the script that it ran on the host."""
+    scripts: list[str] = []
+
+    def run(_: Ssh, script: str) -> Completed:
+        scripts.append(script)
+        return Completed(0, output, "")
+
+    monkeypatch.setattr(Ssh, "run", run)
+    log = io.StringIO()
+    assert command(TARGET, Narrator(Console(file=log, width=300)), *arguments) == 0
+    return log.getvalue().splitlines(), "".join(scripts)
+
+
+@pytest.mark.parametrize(
+    ("told", "lines"),
+    [
+        ("done", []),
+        ("half way", ["  weights          on the way: 1 of 2 files, 5.00 of 10.00 GB, 50.0 MB/s, 0:01:40 left"]),
+        (
+            "the disk is full",
+            [
+                "  weights          on the way: 0 of 1 files, 0.00 of 0.00 GB; loras/b: waiting for space",
+                "                   -> make room on the disk of /srv/atelier; it goes on by itself",
+            ],
+        ),
+        (
+            "it could not begin",
+            [
+                "  weights          not all are there: /srv: make room for 3.00 GB",
+                "                   -> mend that, then: make models-fetch HOST=me@box",
+            ],
+        ),
+        (
+            "stopped by somebody",
+            [
+                "  weights          the transfer was stopped before it was done",
+                "                   -> make models-fetch HOST=me@box goes on with it",
+            ],
+        ),
+    ],
+)
+def test_status_tells_of_a_transfer(told: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n::\n{TOLD[told][0]}"
+    printed, script = said(monkeypatch, operate.status, output=output)
+    at = next(number for number, line in enumerate(printed) if line.startswith("  disk"))
+    assert printed[3:at] == lines and printed[at].endswith("50G 99G /srv (free, size, mount)")
+    assert printed[at + 1] == "  last change      2026-11-22T01:02:03Z by me@desk, commit abc, weights fetched"
+    assert "atelier-weights.service" in script and "/run/atelier-weights/progress.json" in script
+
+
+def test_logs_of_the_weights_are_those_of_their_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, script = said(monkeypatch, operate.logs, "weights", 20, output="a line\n")
+    assert (
+        printed == ["--- weights", "a line"] and "journalctl -u atelier-weights.service" in script and " 20 " in script
+    )
+    assert "docker" not in script
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_the_weights_are_no_service_to_stop(verb: str) -> None:
+    with pytest.raises(AtelierError, match="no such service"):
+        operate.compose(TARGET, Narrator(Console(file=io.StringIO())), verb, "weights")
