@@ -273,9 +273,9 @@ def audit_line(changed: Sequence[str], verdict: str) -> str:
     )
 
 
-def append_audit(ssh: Ssh, deployment: Deployment, line: str) -> None:
+def append_audit(ssh: Ssh, settings: Settings, line: str) -> None:
     """Append to the audit log; a host that cannot be reached any more must not hide why."""
-    directory = shlex.quote(deployment.settings.state_dir())
+    directory = shlex.quote(settings.state_dir())
     with contextlib.suppress(AtelierError):
         ssh.run(f"[ -d {directory} ] && cat >>{directory}/audit.log", stdin=(line + "\n").encode())
 

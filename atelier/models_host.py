@@ -51,8 +51,12 @@ def prune(target: Target, narrator: Narrator, yes: bool) -> int:
     operate.require_up(target, narrator)
     if not yes:
         return min(_run(target, narrator, "prune"), 1)
-    with lifecycle.host_lock(target.ssh()):
-        return min(_run(target, narrator, "prune", "--yes"), 1)
+    ssh = target.ssh()
+    with lifecycle.host_lock(ssh):
+        status = _run(target, narrator, "prune", "--yes")
+        line = lifecycle.audit_line(["Weights: prune"], "failed" if status else "weights pruned")
+        lifecycle.append_audit(ssh, target.settings, line)
+    return min(status, 1)
 
 
 def _run(target: Target, narrator: Narrator, *words: str) -> int:

@@ -137,7 +137,7 @@ def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrato
         verdict = "deployed"
         return outcome
     finally:
-        lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
+        lifecycle.append_audit(ssh, deployment.settings, lifecycle.audit_line(changed, verdict))
 
 
 def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
@@ -149,7 +149,7 @@ def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Na
         verdict = "weights fetched"
         return outcome
     finally:
-        lifecycle.append_audit(ssh, deployment, lifecycle.audit_line(changed, verdict))
+        lifecycle.append_audit(ssh, deployment.settings, lifecycle.audit_line(changed, verdict))
 
 
 def _require_driver(target: Target, plan: GpuPlan) -> None:

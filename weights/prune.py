@@ -51,18 +51,28 @@ def remove(
 
 
 def prune_aloud(store: Store, needed: Sequence[File], yes: bool, say: Callable[[str], None]) -> None:
-    """Prune for a person: a line for each file that no set needs, and what became of them all."""
-    with store.lock(waiting=say):
+    """Prune for a person: a line for each file that no set needs, one for what is known of such files, and the sum."""
+    if not yes:
         items = garbage(store, needed)
-        if yes:
-            removed = remove(store, needed, items, say=say)
-            say(f"{removed / 1e9:.2f} GB removed; all that is needed stays")
-            return
-        for item in items:
-            say(f"{item.path}: {item.bytes / 1e9:.2f} GB: {item.why}")
+        _list(store, items, say)
         size = sum(item.bytes for item in items) / 1e9
         more = f"{size:.2f} GB, and nothing was removed: YES=1 (--yes) does it" if items else "nothing"
         say(f"not needed: {more}")
+        return
+    with store.lock(waiting=say):
+        items = garbage(store, needed)
+        _list(store, items, say)
+        removed = remove(store, needed, items)
+    say(f"removed: {removed / 1e9:.2f} GB; all that is needed stays")
+
+
+def _list(store: Store, items: Sequence[Garbage], say: Callable[[str], None]) -> None:
+    records = [item for item in items if store.state in item.path.parents]
+    for item in items:
+        if item not in records:
+            say(f"{item.path}: {item.bytes / 1e9:.2f} GB: {item.why}")
+    if records:
+        say(f"{store.state}: {len(records)} records of files that no set needs")
 
 
 def _published(store: Store, needed: Sequence[File]) -> Iterator[Garbage]:

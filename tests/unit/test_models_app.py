@@ -109,7 +109,7 @@ def test_a_store_from_nothing_to_pruned(mirror: Path) -> None:
     listed = models("prune", "--set", "vae", mirror=mirror)
     assert "two.safetensors" in listed.output and "nothing was removed" in listed.output
     assert (store / "loras/two.safetensors").exists()
-    assert "0.00 GB removed" in models("prune", "--set", "vae", "--yes", mirror=mirror).output
+    assert "removed: 0.00 GB" in models("prune", "--set", "vae", "--yes", mirror=mirror).output
     assert "not needed: nothing" in models("prune", "--set", "vae", mirror=mirror).output
     assert (store / "vae/one.safetensors").exists() and not (store / "loras/two.safetensors").exists()
 

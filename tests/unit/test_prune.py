@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from weights import prune as prune_module
-from weights.prune import Garbage, garbage, remove
+from weights.prune import Garbage, garbage, prune_aloud, remove
 from weights.store import File, Store, StoreError
 from weights.verify import verify
 
@@ -157,3 +157,26 @@ def test_a_directory_that_cannot_be_listed_is_named(store: Store, monkeypatch: p
 
 def test_a_store_that_does_not_exist_has_no_garbage(tmp_path: Path) -> None:
     assert garbage(Store(tmp_path / "no", tmp_path / "no"), [NEEDED]) == []
+
+
+def test_what_a_person_hears(store: Store) -> None:
+    aside = put(store.root / "vae/needed.wrong-20260101T000000Z", b"x")
+    records = sorted(store.state.glob("*.json"))
+    heard: list[str] = []
+    with store.lock():  # a list waits for nobody
+        prune_aloud(store, [NEEDED], False, heard.append)
+    dropped = store.path(DROPPED)
+    listed = [
+        f"{dropped}: 0.00 GB: no set needs it",
+        f"{aside}: 0.00 GB: set aside: had a wanted name and wrong bytes",
+        f"{store.state}: 2 records of files that no set needs",
+    ]
+    assert heard == [*listed, "not needed: 0.00 GB, and nothing was removed: YES=1 (--yes) does it"]
+    assert dropped.exists() and aside.exists() and sorted(store.state.glob("*.json")) == records
+    heard.clear()
+    prune_aloud(store, [NEEDED], True, heard.append)
+    assert heard == [*listed, "removed: 0.00 GB; all that is needed stays"]
+    assert not dropped.exists() and not aside.exists() and store.path(NEEDED).exists() and store.known_good(NEEDED)
+    heard.clear()
+    prune_aloud(store, [NEEDED], False, heard.append)
+    assert heard == ["not needed: nothing"]
