@@ -25,6 +25,7 @@ from typing import IO
 
 DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
 _BLOCK = 16 * 1024
+_UNREADABLE = (struct.error, IndexError, ZeroDivisionError)  # what reading aria2's notes ends in, where they are none
 # Bytes a second of one connection. Each holds 1 MiB that nobody else fetches: slower than this beside others, it would
 # keep a whole file waiting for longer than 20 s.
 _LOWEST_BESIDE_OTHERS = 50_000
@@ -300,8 +301,19 @@ def saved_bytes(part: Path) -> int:
         return _noted_bytes(control_path(part).read_bytes())
     except FileNotFoundError:
         return part.stat().st_size if part.exists() else 0
-    except (struct.error, IndexError):
+    except _UNREADABLE:
         return 0
+
+
+def is_lost(part: Path) -> bool:
+    """Whether nobody knows what a part has: notes that a full disk or a power cut spoiled, aria2c refuses for ever."""
+    try:
+        _noted_bytes(control_path(part).read_bytes())
+    except FileNotFoundError:
+        return False
+    except _UNREADABLE:
+        return True
+    return False
 
 
 def _noted_bytes(control: bytes) -> int:

@@ -365,7 +365,8 @@ class _FileRun:
 
     def _attempt(self, action: Fetch) -> aria2.Outcome:
         name = self.file.name
-        if action.afresh or (self.part.exists() and self.part.stat().st_size > self.file.bytes):
+        too_long = self.part.exists() and self.part.stat().st_size > self.file.bytes
+        if action.afresh or too_long or aria2.is_lost(self.part):
             self._drop_part()
         self.run_.progress.state(name, "fetching")
         if action.url.startswith("file://"):
