@@ -1,0 +1,57 @@
+"""What a run tells while it is under way."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from fault_server import FaultServer
+from fetching import CONTENT, MIB, in_background, job_for
+
+from weights.progress import NOTES, FileProgress, Progress, Snapshot, line, read_snapshot
+
+
+def test_a_steady_transfer_is_told_while_it_runs_and_not_taken_for_a_slow_one(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    server.faults.rate = 4 * MIB
+    job = replace(job_for(tmp_path, server.url("a")), progress=tmp_path / "run" / "progress.json")
+    thread, results = in_background(job)
+    heard = set()
+    while thread.is_alive():
+        if job.progress.exists():
+            snapshot = read_snapshot(json.loads(job.progress.read_text()))
+            heard.add(snapshot.done)
+            assert snapshot.rate < 10 * MIB
+        time.sleep(0.2)
+    assert results[0].ready
+    assert len([done for done in heard if 0 < done < len(CONTENT)]) >= 3
+    assert server.asked["a"] <= 8, "aria2 was not ended and started again, which is five requests each time"
+
+
+def test_notes_are_counted_and_the_last_ones_kept() -> None:
+    progress = Progress("job", "run")
+    for number in range(NOTES + 2):
+        progress.note(f"note {number}")
+    notes = progress.snapshot(0.0).notes
+    assert (len(notes), notes[0].number, notes[0].text, notes[-1].number) == (NOTES, 3, "note 2", NOTES + 2)
+
+
+def test_what_is_written_is_read_again() -> None:
+    progress = Progress("job", "run")
+    progress.add("vae/a", 10)
+    progress.note("a note")
+    snapshot = progress.snapshot(0.0)
+    assert read_snapshot(json.loads(json.dumps(asdict(snapshot)))) == snapshot
+    assert (snapshot.job, snapshot.run, snapshot.notes[0].text) == ("job", "run", "a note")
+
+
+def test_a_line_for_people() -> None:
+    files = (
+        FileProgress("vae/a", 2_000_000_000, 2_000_000_000, "ready"),
+        FileProgress("vae/b", 5_000_000_000, 10, "waiting for space"),
+        FileProgress("vae/c", 5_000_000_000, 0, "fetching"),
+    )
+    told = Snapshot(files, 2_000_000_010, 12_000_000_000, 3_000_000.0, 3723.4)
+    assert line(told) == ("1 of 3 files, 2.00 of 12.00 GB, 3.0 MB/s, 1:02:03 left; vae/b: waiting for space")
+    assert line(replace(told, rate=0.0, left=None)) == "1 of 3 files, 2.00 of 12.00 GB; vae/b: waiting for space"
