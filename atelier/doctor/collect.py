@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from atelier import transfer
 from atelier.gpu import upkeep
 from atelier.settings import Settings
 from atelier.ssh import Ssh
@@ -184,6 +185,7 @@ def queries(settings: Settings) -> tuple[Query, ...]:
             quiet_failure=True,
         ),
         *((Query("boot", "state", "now", _boot(), quiet_failure=True),) if settings.profile != "cpu" else ()),
+        Query("weights", "state", "the transfer of weights, now or last", transfer.SCRIPT, quiet_failure=True),
         Query("manifest", "state", "everything that deploys created", f"cat {state}/manifest.json", quiet_failure=True),
         Query("deployed", "state", "the last deploy", f"cat {state}/deployed.json", quiet_failure=True),
         Query("audit", "state", "the last 20 deploys", f"tail -n 20 {state}/audit.log", quiet_failure=True),

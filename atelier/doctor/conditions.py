@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from atelier import transfer
 from atelier.gpu import devices, routes, toolkit
 from atelier.gpu.cards import version
 from atelier.gpu.facts import GpuFacts
@@ -17,6 +18,7 @@ FULL = 1 << 30  # a file system with less room than this, and 98 % of it used, c
 def conditions(text: Mapping[str, str], now: float, local_time: float, facts: HostFacts | None) -> list[str]:
     """The lines. text: what each source brought, by its name. facts: None for a host without a GPU, or where they are not known."""
     found = [*_clock(now, local_time), *_full_disks(text.get("disks", ""))]
+    found += [f"weights: {complaint}" for complaint in transfer.complaints(text.get("weights", ""))]
     if facts is None:
         return found
     found += _driver(facts.gpu)

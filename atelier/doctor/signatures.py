@@ -25,7 +25,8 @@ class Step:
 
 
 MAKE = re.compile(
-    r"\bmake (?:deploy|plan|preflight|verify|doctor|generate|status|logs|start|stop|restart|outputs)\b(?: [A-Z]+=[^\s`;,]+)*"
+    r"\bmake (?:deploy|plan|preflight|verify|doctor|generate|status|logs|start|stop|restart|outputs|models-fetch|models-verify"
+    r"|models-prune)\b(?: [A-Z]+=[^\s`;,]+)*"
 )
 
 
@@ -692,6 +693,57 @@ HOST = (
     ),
 )
 
+SPACE = r"(waiting for space$|no space on the disk|make room for \d)"
+WRONG_BYTES = r"sha256 [0-9a-f]{8,}, expected "
+REFUSED = r"it answers 40[13]\b"
+FETCH = here("make models-fetch")
+
+WEIGHTS = (
+    Signature(
+        "weights-space",
+        "The weights do not fit on the disk",
+        "A transfer in the middle waits and goes on by itself when there is room; one that had not begun has to be told again.",
+        (
+            host("df -h {data_root}; sudo du -xh -d2 {data_root} | sort -h | tail -n 20"),
+            here("make models-prune   # weights that no set needs; YES=1 removes them"),
+            FETCH,
+        ),
+        ("state",),
+        (rf"^weights: .*{SPACE}",),
+        "weights/fetch.py",
+    ),
+    Signature(
+        "weights-wrong-bytes",
+        "A source of weights sends other bytes than the lock file names",
+        "Its file was damaged, or replaced by another version. Nothing of it was used, and no other source had the right one.",
+        (
+            here("make models-fetch   # once that mirror's file is mended, or the mirror taken out of models.mirrors"),
+            here("make models-lock   # where it is the hub: has the file been replaced there?"),
+        ),
+        ("state",),
+        (rf"^weights: .*{WRONG_BYTES}",),
+        "weights/decide.py",
+    ),
+    Signature(
+        "weights-refused",
+        "A source of weights refuses a file",
+        "The repository is gated, or the token is not valid, has expired, or is of an account that has not accepted the licence.",
+        (here("make models-fetch   # after accepting the licence on its page, with models.token_file set"),),
+        ("state",),
+        (rf"^weights: .*{REFUSED}",),
+        "weights/decide.py; huggingface.co: 401 and 403 with X-Error-Code GatedRepo",
+    ),
+    Signature(
+        "weights-not-fetched",
+        "Weights could not be fetched",
+        "No source that is known for them delivered: not reachable, without the file, or broken off again and again.",
+        (here("make preflight   # which sources the host cannot reach"), here("make logs SERVICE=weights"), FETCH),
+        ("state",),
+        (rf"^weights: (?!.*({SPACE}|{WRONG_BYTES}|{REFUSED}|No space left on device))",),
+        "weights/follow.py",
+    ),
+)
+
 SERVICES = (
     Signature(
         "gateway-configuration",
@@ -865,5 +917,15 @@ SERVICES = (
     ),
 )
 
-TABLE: tuple[Signature, ...] = (*ACCESS, GPU_FALLEN, *DRIVER, *DOCKER, *HOST, *map(_xid, XIDS), OTHER_XID, *SERVICES)
+TABLE: tuple[Signature, ...] = (
+    *ACCESS,
+    GPU_FALLEN,
+    *DRIVER,
+    *DOCKER,
+    *HOST,
+    *WEIGHTS,
+    *map(_xid, XIDS),
+    OTHER_XID,
+    *SERVICES,
+)
 """Every signature, the most important first."""

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -30,6 +30,7 @@ from atelier.hostfacts import HostFacts
 from atelier.settings import Settings, TlsSettings
 from atelier.ssh import Destination
 from atelier.target import Target
+from weights.progress import FileProgress, Snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((Path(__file__).parent / "doctor_samples").glob("*.txt"))
@@ -257,6 +258,36 @@ DF = "Filesystem 1-blocks Used Available Capacity Mounted on\n{}\ninodes\nFilesy
     ],
 )
 def test_states_are_judged(source: Source, expected: list[str]) -> None:
+    assert ids(examine(containers(), source).present) == expected
+
+
+FULL_DISK = FileProgress("vae/a", 10, 5, "waiting for space")
+BYTES = "http://m/b: sha256 " + "f" * 64 + ", expected " + "e" * 64
+
+
+def transferred(state: str, ready: bool, **files: str) -> Source:
+    """What the unit of the weights told last; files: why each could not be had."""
+    result = {"job": "j", "run": "r", "ready": ready, "error": "", "ended": False}
+    result["files"] = [{"name": name, "ready": False, "why": why, "dropped": []} for name, why in files.items()]
+    progress = asdict(Snapshot((FULL_DISK,), 5, 10, 0.0, None, run="r"))
+    told = f"ActiveState={state}\nInvocationID=r\n{json.dumps(progress)}\n{json.dumps(result)}\n"
+    return Source("weights", "state", "", told)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (transferred("inactive", True), []),
+        (transferred("active", True), ["weights-space"]),
+        (transferred("failed", False, a=BYTES), ["weights-wrong-bytes"]),
+        (
+            transferred("failed", False, a="http://m/a: it answers 403", b=BYTES, c="http://m/c: no route"),
+            ["weights-wrong-bytes", "weights-refused", "weights-not-fetched"],
+        ),
+        (Source("weights", "state", ""), []),
+    ],
+)
+def test_a_transfer_of_weights_is_judged(source: Source, expected: list[str]) -> None:
     assert ids(examine(containers(), source).present) == expected
 
 
