@@ -22,6 +22,7 @@ RUN = "/run/atelier-weights"
 IN_PLACE = "atelier-weights:"
 """How the word begins that the host prints for what it has of all this."""
 ENDED = "::ended::"
+"""What following prints last on standard error, which a lost connection does not."""
 CHANGED = "weights-changed"
 """The word that the host prints where a file was published and ComfyUI has not heard of it."""
 
@@ -178,5 +179,5 @@ def explain(errors: Sequence[str]) -> AtelierError:
         )
     return AtelierError(
         "\n    ".join(["not all weights are there:", *reasons[:-1]]),
-        f"mend the cause and run the same command again; what is there is kept (on the host: journalctl -u {UNIT})",
+        f"mend the cause and run the same command again; it continues (on the host: journalctl -u {UNIT})",
     )

@@ -25,6 +25,7 @@ PROGRESS = "::progress:: "
 """How a line begins that tells how far it is; the next one takes its place."""
 NOTE = "::note:: "
 """How a line begins that a person should see."""
+PAUSE = 1.0  # seconds between two looks
 _PATIENCE = 10.0  # seconds in which a program that has just begun says what it works on
 _FIELDS = {
     "ActiveState": "active",
@@ -81,8 +82,7 @@ def conclude(unit: Unit, result: dict[str, Any] | None, job: str, runs: set[str]
     if result is not None and fresh and not result["ended"]:
         return Ending(True) if result["ready"] else Ending(False, tuple(reasons(result)))
     if unit.result == "success":
-        stopped = f"{UNIT} was stopped before it was done; what is there is kept, and the next run continues with it"
-        return Ending(False, (stopped,))
+        return Ending(False, (f"{UNIT} was stopped before it was done",))
     return None
 
 
@@ -144,14 +144,16 @@ def _follow(job: str, progress: Path, result: Path, say: Callable[[str], None]) 
             break
         if unit.sub.startswith("auto-restart"):
             if unit.run not in killed:
-                say(f"{NOTE}the program on the host was killed ({unit.result}); systemd starts it again, and it continues")
+                say(
+                    f"{NOTE}the program on the host was killed ({unit.result}); systemd starts it again, and it continues"
+                )
                 killed.add(unit.run)
             say(f"{PROGRESS}starting again")
-        elif told and told.run == unit.run:
+        elif told and told.run == unit.run and told.files:
             say(PROGRESS + plain(line(told)))
         else:
             say(f"{PROGRESS}starting")
-        time.sleep(1.0)
+        time.sleep(PAUSE)
     return conclude(unit, _read(result), job, runs) or Ending(
         False, (f"{UNIT} ended without a word ({unit.result}, status {unit.status}); its journal:", *_journal())
     )
