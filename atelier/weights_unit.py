@@ -18,6 +18,8 @@ GB = 1_000_000_000
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 STARTED_AT_BOOT = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
 """The link that `systemctl enable` makes."""
+BOOT_LINK = "l 644 root:root -"
+"""It, as tree.probe_script prints it."""
 RUN = "/run/atelier-weights"
 IN_PLACE = "atelier-weights:"
 """How the word begins that the host prints for what it has of all this."""
@@ -135,7 +137,7 @@ def in_place_script(settings: Settings, declared: Iterable[Entry]) -> str:
 def in_place(settings: Settings, declared: Sequence[Entry]) -> str:
     """The word that a host prints that has everything as it must be."""
     signatures = {entry.path: entry.signature() for entry in declared}
-    signatures[STARTED_AT_BOOT] = "l 644 root:root -"
+    signatures[STARTED_AT_BOOT] = BOOT_LINK
     rows = [f"{signatures[path]} {path}\n" for path in probed(settings, declared) if path in signatures]
     return IN_PLACE + hashlib.sha256("".join(rows).encode()).hexdigest()
 

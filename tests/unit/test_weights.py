@@ -1,16 +1,22 @@
 """What a deploy takes a host's weights for, and what it puts there to fetch them."""
 
+import getpass
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from atelier import hostfacts, weights_unit
+from atelier import hostfacts, paths, weights_unit
 from atelier.models import Weight
-from atelier.settings import build_settings
+from atelier.settings import Settings, build_settings
+from atelier.tree import Directory, Entry
+from atelier.tree import File as HostFile
+from weights.job import read_job
 from weights.store import File, Store
 
 GOOD = b"the right bytes" * 1000
@@ -145,3 +151,196 @@ def test_the_deploy_and_the_program_know_the_same_files_as_good(host: Host, case
     plant, expected = CASES[case]
     plant(host)
     assert (FILE.sha256 in host.present(), host.store.known_good(FILE)) == (expected, expected)
+
+
+def settings(**models: object) -> Settings:
+    return build_settings([("test", {"profile": "cpu", "proxy": "http://user:word@proxy:1", "models": models})])
+
+
+def entry(entries: tuple[Entry, ...], path: str) -> HostFile:
+    (found,) = (entry for entry in entries if entry.path == path)
+    assert isinstance(found, HostFile)
+    return found
+
+
+def test_the_job_carries_every_setting_to_the_program(tmp_path: Path) -> None:
+    chosen = settings(
+        mirrors=["http://mirror/x/"], search=[f"{tmp_path}/*"], reserve_gb=1.5, parallel_files=3, connections=5
+    )
+    (tmp_path / "there").mkdir()
+    entries = weights_unit.entries(chosen, (WEIGHT,), "hf_token")
+    written = json.loads(entry(entries, "/opt/atelier/weights.json").content)
+    token = tmp_path / "token"
+    token.write_bytes(entry(entries, written["token_file"]).content)
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps({**written, "token_file": str(token)}))
+    job, result = read_job(path)
+    hub = "https://huggingface.co/a/b/resolve/main/split/model.safetensors"
+    assert job.files == (replace(FILE, urls=(f"http://mirror/x/{FILE.name}", hub)),)
+    assert (job.store, job.state) == (Path("/srv/atelier/models"), Path("/srv/atelier/state/weights"))
+    assert (job.search, job.reserve, job.jobs) == ((tmp_path / "there",), 1_500_000_000, 3)
+    assert (job.limits.connections, job.limits.proxy, job.token) == (5, "http://user:word@proxy:1", "hf_token")
+    assert (job.progress, result) == (
+        Path("/run/atelier-weights/progress.json"),
+        Path("/run/atelier-weights/result.json"),
+    )
+
+
+def test_the_hub_is_asked_last_or_not_at_all() -> None:
+    def sources(**models: object) -> list[str]:
+        entries = weights_unit.entries(settings(mirrors=["http://m"], **models), (WEIGHT,), None)
+        return json.loads(entry(entries, "/opt/atelier/weights.json").content)["files"][0]["urls"]
+
+    assert [url.partition("/vae")[0] for url in sources(hub=False)] == ["http://m"]
+    assert "huggingface.co" in sources()[-1] and len(sources()) == 2
+
+
+def test_what_may_hold_a_secret_is_root_s_alone_and_the_unit_names_none() -> None:
+    entries = weights_unit.entries(settings(), (WEIGHT,), "hf_token")
+    holders = {file.path for file in entries if isinstance(file, HostFile) and file.mode & 0o077 == 0}
+    assert holders == {"/opt/atelier/weights.json", "/opt/atelier/weights.token"}
+    others = [file.content for file in entries if isinstance(file, HostFile) and file.path not in holders]
+    assert not any(b"hf_token" in content or b"user:word" in content for content in others)
+    assert b"hf_token" not in entry(entries, "/opt/atelier/weights.json").content
+
+
+@pytest.mark.parametrize("change", ["token", "program", "setting", "weights"])
+def test_another_token_program_setting_or_weight_makes_another_job(
+    change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def job(chosen: Settings, weights: tuple[Weight, ...], token: str) -> bytes:
+        return entry(weights_unit.entries(chosen, weights, token), "/opt/atelier/weights.json").content
+
+    before = job(settings(), (WEIGHT,), "one")
+    assert before == job(settings(), (WEIGHT,), "one")
+    if change == "program":
+        (tmp_path / "weights").mkdir()
+        (tmp_path / "weights" / "__main__.py").write_text("pass")
+        (tmp_path / "templates").symlink_to(paths.PROJECT / "templates")
+        monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    after = job(
+        settings(reserve_gb=3) if change == "setting" else settings(),
+        () if change == "weights" else (WEIGHT,),
+        "two" if change == "token" else "one",
+    )
+    assert after != before
+
+
+def test_the_program_on_the_host_is_the_whole_package() -> None:
+    copied = {Path(entry.path).name for entry in weights_unit.entries(settings(), (), None) if "/lib/" in entry.path}
+    assert copied == {path.name for path in (paths.PROJECT / "weights").glob("*.py")} | {"weights"}
+
+
+def test_the_unit_is_one_that_systemd_takes() -> None:
+    unit = weights_unit.unit(settings()).content.decode()
+    assert "ExecStart=/usr/bin/python3 -BEs -m weights fetch /opt/atelier/weights.json\n" in unit
+    assert "RequiresMountsFor=/srv/atelier/models /srv/atelier/state/weights\n" in unit
+    for hinders_adoption in ("ReadWritePaths", "ReadOnlyPaths", "ProtectHome=", "ProtectSystem=strict", "PrivateTmp="):
+        assert f"\n{hinders_adoption}" not in unit
+
+
+class Place:
+    """What the host has of all this, in a folder: a program, a job, and the link that starts the unit at boot."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.link, self.token = root / "wants" / "unit", root / "weights.token"
+        monkeypatch.setattr(weights_unit, "STARTED_AT_BOOT", str(self.link))
+        monkeypatch.setattr(weights_unit, "token_path", lambda settings: str(self.token))
+        monkeypatch.setattr(weights_unit, "BOOT_LINK", f"l 644 {OWNER}:{OWNER} -")
+        self.unit = HostFile(str(root / "unit"), b"[Unit]", owner=OWNER)
+        self.declared = (Directory(str(root / "wants"), owner=OWNER), self.unit)
+        for entry in self.declared:
+            content = entry.content if isinstance(entry, HostFile) else b""
+            subprocess.run(["sh", "-c", entry.install_script()], input=content, check=True)
+        self.link.symlink_to(self.unit.path)
+
+    def in_place(self) -> bool:
+        script = weights_unit.in_place_script(settings(), self.declared)
+        word = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        assert len(word) == 1
+        return word == [weights_unit.in_place(settings(), self.declared)]
+
+
+OWNER = getpass.getuser()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda place: None, True),
+        (lambda place: Path(place.unit.path).write_bytes(b"[unit]"), False),
+        (lambda place: Path(place.unit.path).chmod(0o600), False),
+        (lambda place: Path(place.unit.path).unlink(), False),
+        (lambda place: place.link.unlink(), False),
+        (lambda place: place.token.write_text("an old one"), False),
+    ],
+    ids=["nothing", "content", "mode", "gone", "not started at boot", "a token that is not wanted"],
+)
+def test_whatever_differs_on_the_host_is_put_in_place(
+    spoil: Callable[[Place], object], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, monkeypatch)
+    spoil(place)
+    assert place.in_place() is expected
+
+
+class Docker:
+    """A docker that knows when ComfyUI started, and writes down what it is asked to run."""
+
+    def __init__(self, root: Path, started: str, fails: bool = False) -> None:
+        self.root = root
+        self.settings = settings().model_copy(update={"data_root": str(root)})
+        self.mark = Path(weights_unit.state(self.settings)) / "changed"
+        self.mark.parent.mkdir(parents=True)
+        (root / "bin").mkdir()
+        program = root / "bin" / "docker"
+        program.write_text(
+            f'#!/bin/sh\ncase $1 in inspect) echo {started};; *) echo "$@" >>{root}/asked; cat >>{root}/told; exit {int(fails)};; esac\n'
+        )
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    def forget(self) -> int:
+        environment = {**os.environ, "PATH": f"{self.root}/bin:{os.environ['PATH']}"}
+        script = weights_unit.forget_script(self.settings)
+        return subprocess.run(["sh", "-c", script], env=environment, input=weights_unit.FORGET).returncode
+
+    def asked(self) -> str:
+        return (self.root / "asked").read_text() if (self.root / "asked").exists() else ""
+
+    def waits(self) -> bool:
+        ran = subprocess.run(["sh", "-c", weights_unit.changed_script(self.settings)], capture_output=True, text=True)
+        return ran.stdout.split() == [weights_unit.CHANGED]
+
+
+def test_comfyui_hears_of_a_weight_that_changed_under_it_once(tmp_path: Path) -> None:
+    docker = Docker(tmp_path, "2001-01-01T00:00:00.123456789Z")
+    assert not docker.waits() and docker.forget() == 0 and docker.asked() == ""
+    docker.mark.touch()
+    assert docker.waits() and docker.forget() == 0
+    assert docker.asked() == "exec -i comfyui-qwen python -P -\n"
+    assert (tmp_path / "told").read_bytes() == weights_unit.FORGET
+    assert not docker.waits() and docker.forget() == 0 and docker.asked().count("\n") == 1
+
+
+def test_a_comfyui_that_started_since_is_not_asked(tmp_path: Path) -> None:
+    docker = Docker(tmp_path, "2100-01-01T00:00:00Z")
+    docker.mark.touch()
+    assert docker.forget() == 0 and docker.asked() == "" and not docker.waits()
+
+
+def test_what_comfyui_did_not_hear_is_told_again(tmp_path: Path) -> None:
+    docker = Docker(tmp_path, "2001-01-01T00:00:00Z", fails=True)
+    docker.mark.touch()
+    assert docker.forget() == 1 and docker.waits()
+    assert docker.forget() == 1 and docker.asked().count("\n") == 2
+
+
+def test_a_lost_connection_is_no_failed_transfer() -> None:
+    lost = str(weights_unit.explain(["client_loop: send disconnect: Broken pipe"]))
+    assert "connection was lost" in lost and "Broken pipe" in lost and "the transfer goes on" in lost
+    failed = str(weights_unit.explain(["vae/a: http://m/vae/a: sha256 ff, expected aa", "", weights_unit.ENDED]))
+    assert failed.splitlines()[:2] == [
+        "not all weights are there:",
+        "    vae/a: http://m/vae/a: sha256 ff, expected aa",
+    ]
+    assert weights_unit.ENDED not in failed
