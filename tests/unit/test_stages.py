@@ -18,15 +18,17 @@ from pyinfra.connectors.fake import FakeConnector
 from test_openpgp import FINGERPRINT, KEY
 
 from atelier import credentials as store
-from atelier import openpgp
+from atelier import openpgp, weights_unit
 from atelier.apt import Repository
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.gpu.plan import Driver, GpuPlan
 from atelier.hostfacts import HostFacts
+from atelier.images import ImageBuild
+from atelier.models import Weight
 from atelier.settings import build_settings
 from atelier.tree import File
-from stages import docker, gpu, operations
+from stages import docker, gpu, models, operations, services
 
 KEYRING = "/usr/share/keyrings/atelier-x.gpg"
 SOURCE = File("/etc/apt/sources.list.d/atelier-x.list", b"deb [signed-by=...] https://mirror/x /\n")
@@ -246,3 +248,95 @@ def test_docker_s_key_is_compared_with_the_lock_before_the_host_trusts_it(told: 
         told.run(lambda state: add_deploy(state, docker.engine, deployment))
     assert any("download-file https://download.docker.com/linux/debian/gpg " in command for command in told.commands)
     assert installs(told.commands) == []
+
+
+WEIGHT = Weight(
+    repository="a/b",
+    revision="main",
+    path="a.safetensors",
+    bytes=5_000_000_000,
+    sha256="ab" * 32,
+    directory="vae",
+    sets=["s"],
+    used_by=[],
+    licence="none",
+)
+OTHER = WEIGHT.model_copy(update={"path": "b.safetensors", "sha256": "cd" * 32})
+PLAIN = Deployment(build_settings([]), HostFacts(), CREDENTIALS, (), (WEIGHT, OTHER), "double")
+IN_PLACE = weights_unit.in_place(PLAIN.settings, PLAIN.fetcher())
+ALL = frozenset({IN_PLACE, WEIGHT.sha256, OTHER.sha256})
+UNIT_GOES_ON = (
+    f"systemctl daemon-reload && systemctl enable -q {weights_unit.UNIT} && systemctl try-restart {weights_unit.UNIT}"
+)
+
+
+def bring(told: Told, present: frozenset[str], **changes: object) -> list[str]:
+    deployment = replace(PLAIN, present=present, **changes)
+    return [name.split(" | ")[1] for name in told.run(lambda state: add_deploy(state, models.weights, deployment))]
+
+
+def test_weights_that_are_known_good_cost_no_command_at_all(told: Told) -> None:
+    assert bring(told, ALL) == [] and told.commands == []
+
+
+def test_a_bare_host_gets_what_fetches_and_is_followed(told: Told) -> None:
+    assert bring(told, frozenset()) == ["Put in place what fetches the weights", "Bring 2 of 2 files, 10.0 GB"]
+    written = installs(told.commands)
+    assert written[-2:] == ["/opt/atelier/weights.json", f"/etc/systemd/system/{weights_unit.UNIT}"]
+    assert UNIT_GOES_ON in told.commands[-2]
+    assert "-m weights follow /opt/atelier/weights.json" in told.commands[-1]
+
+
+def test_one_file_that_is_missing_is_brought_by_what_is_there(told: Told) -> None:
+    assert bring(told, ALL - {OTHER.sha256}) == ["Bring 1 of 2 files, 5.0 GB"]
+    assert len(told.commands) == 1
+
+
+def test_another_job_concerns_a_transfer_that_is_under_way_and_starts_none(told: Told) -> None:
+    told.answers = {"sha256sum": [f"{entry.signature()} {entry.path}" for entry in PLAIN.fetcher()]}
+    assert bring(told, ALL, settings=build_settings([("t", {"models": {"connections": 2}})])) == [
+        "Put in place what fetches the weights"
+    ]
+    assert installs(told.commands) == ["/opt/atelier/weights.json"]
+    assert UNIT_GOES_ON in told.commands[-1]
+
+
+def test_a_token_that_nothing_needs_any_more_goes(told: Told) -> None:
+    told.answers = {"sha256sum": ["f 600 root:root ab /opt/atelier/weights.token"]}
+    bring(told, ALL - {IN_PLACE})
+    assert any("rm -f /opt/atelier/weights.token" in command for command in told.commands)
+    told.commands.clear()
+    bring(told, ALL, token="hf_token")
+    assert not any("rm -f /opt/atelier/weights.token" in command for command in told.commands)
+    assert "/opt/atelier/weights.token" in installs(told.commands)
+    assert not any("hf_token" in command for command in told.commands) and b"hf_token\n" in told.sent
+
+
+def test_files_that_could_not_be_had_are_the_message(told: Told) -> None:
+    why = "vae/a.safetensors: http://m/vae/a.safetensors: sha256 ff, expected abab"
+    told.answers = {"weights follow": {"success": False, "stderr": [why, weights_unit.ENDED]}}
+    with pytest.raises(AtelierError, match=f"not all weights are there:\n    {re.escape(why)}"):
+        bring(told, frozenset({IN_PLACE}))
+
+
+@pytest.mark.parametrize(
+    ("present", "only", "told_comfyui"),
+    [
+        (ALL, "", False),
+        (ALL | {weights_unit.CHANGED}, "", True),
+        (ALL | {weights_unit.CHANGED}, "comfyui", True),
+        (ALL | {weights_unit.CHANGED}, "forge", False),
+        (ALL - {WEIGHT.sha256}, "", True),
+    ],
+)
+def test_comfyui_hears_of_changed_weights_once_it_is_up(
+    told: Told, present: frozenset[str], only: str, told_comfyui: bool
+) -> None:
+    builds = tuple(ImageBuild(name, f"atelier/{name}:1", (), ()) for name in ("comfyui", "forge", "gateway"))
+    deployment = replace(PLAIN, builds=builds, present=present, only=only)
+    ran = told.run(lambda state: add_deploy(state, services.running, deployment))
+    changed = [name.split(" | ")[1] for name in ran]
+    assert ("Have ComfyUI read the weights that changed anew" in changed) is told_comfyui
+    if told_comfyui:
+        assert changed.index("Have ComfyUI read the weights that changed anew") == 2
+        assert weights_unit.FORGET in told.sent
