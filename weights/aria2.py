@@ -4,6 +4,7 @@ Each source is asked first, from its first hop: aria2 does not tell a Retry-Afte
 wherever a redirect leads. aria2 then gets the last hops, on its standard input, so that neither shows in a process list.
 """
 
+import errno
 import ipaddress
 import re
 import shutil
@@ -23,6 +24,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
 _BLOCK = 16 * 1024
 _UNREADABLE = (struct.error, IndexError, ZeroDivisionError)  # what reading aria2's notes ends in, where they are none
@@ -154,15 +156,15 @@ def judge_size(headers: Message, status: int, expected: int) -> Missing | None:
     return None
 
 
-def judge_exit(code: int, progressed: bool, slow: bool, stopped: bool) -> Outcome:
-    """What aria2c's exit status means; the statuses are those of its manual."""
+def judge_exit(code: int, progressed: bool, slow: bool, stopped: bool, full: bool) -> Outcome:
+    """What aria2c's exit status means; the statuses are those of its manual. A disk without any room gives a 1."""
     if code == 0:
         return Fetched()
     if stopped:
         return Stopped()
     if slow or code == 5:
         return TooSlow(progressed)
-    if code in DISK_FULL:
+    if code in DISK_FULL or full:
         return DiskFull()
     return Cut(f"aria2c ended with status {code}", progressed)
 
@@ -200,12 +202,13 @@ def opened(url: str, token: str | None, span: tuple[int, int] | None, limits: Li
     handlers: list[urllib.request.BaseHandler] = [_SameHostToken()]
     if limits.proxy:
         handlers.append(_Proxy({"http": limits.proxy, "https": limits.proxy}))
-    request = urllib.request.Request(url, headers={"User-Agent": "atelier"})  # noqa: S310
+    headers = {"User-Agent": "atelier"}
     if span:
-        request.add_header("Range", f"bytes={span[0]}-{span[1]}")
+        headers["Range"] = f"bytes={span[0]}-{span[1]}"
     if token:
-        request.add_header("Authorization", f"Bearer {token}")
+        headers["Authorization"] = f"Bearer {token}"
     try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310
         response: HTTPResponse = urllib.request.build_opener(*handlers).open(request, timeout=limits.patience)
         return response
     except urllib.error.HTTPError as error:
@@ -216,6 +219,8 @@ def opened(url: str, token: str | None, span: tuple[int, int] | None, limits: Li
         return Unreachable(str(error.reason))
     except (OSError, HTTPException) as error:
         return Unreachable(str(error) or type(error).__name__)
+    except ValueError as error:
+        return Missing(f"it is no address: {error}")
 
 
 def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | Outcome:
@@ -295,6 +300,40 @@ def control_path(part: Path) -> Path:
     return part.with_name(part.name + ".aria2")
 
 
+def _kept_path(part: Path) -> Path:
+    return part.with_name(part.name + ".kept")
+
+
+def drop(part: Path) -> None:
+    """Begin again from nothing."""
+    for path in (control_path(part), _kept_path(part), part):
+        path.unlink(missing_ok=True)
+
+
+def mend(part: Path) -> bool:
+    """Whether aria2 can begin; where its notes are lost, the last ones that were whole take over."""
+    if not is_lost(part):
+        return True
+    if not _readable(_kept_path(part)):
+        return False
+    _kept_path(part).replace(control_path(part))
+    return True
+
+
+def _keep(part: Path) -> None:
+    """Remember aria2's notes while they are whole: it empties them on a full disk, and its transfer goes on."""
+    kept = _kept_path(part)
+    beside = kept.with_name(kept.name + ".tmp")
+    with suppress(OSError):
+        notes = control_path(part).read_bytes()
+        if kept.exists() and kept.read_bytes() == notes:
+            return
+        beside.write_bytes(notes)
+        if _readable(beside):
+            beside.replace(kept)
+    beside.unlink(missing_ok=True)
+
+
 def saved_bytes(part: Path) -> int:
     """How much of a part is there: by aria2's control file; without one, all of it."""
     try:
@@ -307,13 +346,15 @@ def saved_bytes(part: Path) -> int:
 
 def is_lost(part: Path) -> bool:
     """Whether nobody knows what a part has: notes that a full disk or a power cut spoiled, aria2c refuses for ever."""
+    return control_path(part).exists() and not _readable(control_path(part))
+
+
+def _readable(control: Path) -> bool:
     try:
-        _noted_bytes(control_path(part).read_bytes())
-    except FileNotFoundError:
+        _noted_bytes(control.read_bytes())
+    except (FileNotFoundError, *_UNREADABLE):
         return False
-    except _UNREADABLE:
-        return True
-    return False
+    return True
 
 
 def _noted_bytes(control: bytes) -> int:
@@ -380,12 +421,27 @@ def run(
         pace = Pace(limits, before)
         while process.poll() is None and not stop.is_set() and not slow:
             reader.join(0.2)
+            _keep(part)
             slow = pace.too_slow(done)
     finally:
         _end(process)
         reader.join(5)
     progressed = saved_bytes(part) > before
-    return judge_exit(process.returncode, progressed, slow, stop.is_set())
+    if process.returncode == 0:
+        _kept_path(part).unlink(missing_ok=True)
+    return judge_exit(process.returncode, progressed, slow, stop.is_set(), is_full(part))
+
+
+def is_full(part: Path) -> bool:
+    """Whether not even a note can be written beside a part."""
+    note = part.with_name(part.name + ".room")
+    try:
+        note.write_bytes(bytes(_BLOCK))
+    except OSError as error:
+        return error.errno in NO_ROOM
+    finally:
+        note.unlink(missing_ok=True)
+    return False
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -1,6 +1,5 @@
 """Fetches files into a store: asks, lets aria2 transfer, hashes, publishes. What to do next, weights/decide.py decides."""
 
-import errno
 import math
 import os
 import shutil
@@ -327,7 +326,7 @@ class _FileRun:
                     return aria2.Stopped()
             return self._repair(action) if isinstance(action, Repair) else self._attempt(action)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in aria2.NO_ROOM:
                 raise
             return aria2.DiskFull()
 
@@ -366,7 +365,7 @@ class _FileRun:
     def _attempt(self, action: Fetch) -> aria2.Outcome:
         name = self.file.name
         too_long = self.part.exists() and self.part.stat().st_size > self.file.bytes
-        if action.afresh or too_long or aria2.is_lost(self.part):
+        if action.afresh or too_long or not aria2.mend(self.part):
             self._drop_part()
         self.run_.progress.state(name, "fetching")
         if action.url.startswith("file://"):
@@ -452,22 +451,27 @@ class _FileRun:
         return None if found == expected else WrongPiece(index, found, expected)
 
     def _copy(self, url: str) -> aria2.Outcome:
-        origin = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
-        if not Path(origin).is_file():
+        origin = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+        if not origin.is_file():
             return aria2.Missing(f"there is no file {origin}")
+        if origin.stat().st_size != self.file.bytes:
+            return aria2.Missing(f"its file has {origin.stat().st_size} bytes, expected {self.file.bytes}")
         self._drop_part()
         self.senders.append(url)
-        copied = subprocess.run(  # holes stay holes
-            ["cp", "--sparse=always", "--", origin, str(self.part)], capture_output=True, text=True, errors="replace"
-        )
-        if copied.returncode == 0:
+        command = ["cp", "--sparse=always", "--", str(origin), str(self.part)]  # holes stay holes
+        held = (self.run_.held,)  # what a killed run leaves behind keeps the store locked
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=held) as copying:
+            while copying.poll() is None:
+                if self.stop.wait(0.05):
+                    copying.kill()
+                    return aria2.Stopped()
+            told = copying.stderr.read().strip() if copying.stderr else ""
+        if copying.returncode == 0:
             return aria2.Fetched()
-        full = shutil.disk_usage(self.job.store).free < 1_000_000
-        return aria2.DiskFull() if full else aria2.Cut(copied.stderr.strip())
+        return aria2.DiskFull() if aria2.is_full(self.part) else aria2.Cut(told)
 
     def _drop_part(self) -> None:
-        self.part.unlink(missing_ok=True)
-        aria2.control_path(self.part).unlink(missing_ok=True)
+        aria2.drop(self.part)
         self.senders = []
         self.wrong_pieces = {}
 
