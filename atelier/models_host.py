@@ -73,7 +73,7 @@ def _run(target: Target, narrator: Narrator, *words: str) -> int:
         process.wait()
     if status == NEVER:
         raise AtelierError(
-            f"{target.name}: no deploy ever brought weights there", f"{target.command('models-fetch')} brings them"
+            f"{target.name} was never told which weights it needs", f"{target.command('models-fetch')} brings them"
         )
     if status == 255:
         raise connection_error(ssh.destination, "")
