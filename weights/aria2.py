@@ -27,9 +27,11 @@ from typing import IO
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
 _BLOCK = 16 * 1024
+# Requests are sent ahead: else each piece would cost a round trip.
+_IN_ORDER = ("--stream-piece-selector=inorder", "--enable-http-pipelining=true")
 _UNREADABLE = (struct.error, IndexError, ZeroDivisionError)  # what reading aria2's notes ends in, where they are none
-# Bytes a second of one connection. Each holds 1 MiB that nobody else fetches: slower than this beside others, it would
-# keep a whole file waiting for longer than 20 s.
+# Bytes a second of one connection. Each holds 2 MiB that nobody else fetches: slower than this beside others, it would
+# keep a whole file waiting for longer than 40 s.
 _LOWEST_BESIDE_OTHERS = 50_000
 _READOUT = re.compile(r"\[#[0-9a-f]+ (\d+)B/(\d+)B")
 _REFUSING_TIMES = {403, 404, 410}  # what a signed URL answers once it has expired
@@ -110,6 +112,7 @@ class Limits:
     connections: int = 8
     lowest_speed: int = 20_000  # bytes a second
     patience: float = 30.0  # seconds
+    in_order: bool = False  # from the front to the end, for who reads along; a server must bear requests sent ahead
     proxy: str | None = None
 
 
@@ -254,6 +257,9 @@ def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int
         "--auto-file-renaming=false",
         "--file-allocation=falloc",
         "--auto-save-interval=1",
+        "--piece-length=2M",  # whoever holds one is waited for at the end, and smaller ones are more requests
+        "--min-split-size=2M",
+        "--allow-piece-length-change=true",
         "--max-tries=5",
         "--retry-wait=0",
         "--connect-timeout=20",
@@ -261,7 +267,6 @@ def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int
         f"--lowest-speed-limit={lowest}",
         f"--split={connections * len(answers)}",
         f"--max-connection-per-server={connections}",
-        "--min-split-size=1M",
         "--follow-metalink=false",
         "--follow-torrent=false",
         "--human-readable=false",
@@ -270,6 +275,7 @@ def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int
         "--console-log-level=error",
         "--download-result=hide",
         f"--stop-with-process={parent}",
+        *(_IN_ORDER if limits.in_order and answers[0].ranges else ()),
     ]
     lines = ["\t".join(answer.url for answer in answers), f" dir={part.parent}", f" out={part.name}"]
     lines += [f" header={header}" for header in answers[0].headers]
@@ -377,6 +383,15 @@ def _noted_bytes(control: bytes) -> int:
         done += sum(bin(byte).count("1") for byte in control[at : at + field]) * _BLOCK
         at += field
     return int(min(done, total))
+
+
+def noted_front(control: bytes) -> int:
+    """How many bytes from the front on are done, by the text of a control file."""
+    (length,) = struct.unpack_from(">I", control, 6)
+    piece, total = struct.unpack_from(">IQ", control, 10 + length)
+    first, pieces = 34 + length, -(-total // piece)
+    whole = next((at for at in range(pieces) if not control[first + at // 8] & (0x80 >> at % 8)), pieces)
+    return int(min(whole * piece, total))
 
 
 def run(

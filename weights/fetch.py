@@ -9,6 +9,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +36,7 @@ from weights.decide import (
     decide,
     without_query,
 )
+from weights.hashing import PartHash
 from weights.progress import Progress, write_every_second
 from weights.store import PIECE, File, Store, StoreError, sha256_of
 
@@ -275,6 +277,7 @@ class _FileRun:
     def __init__(self, run: _Run, file: File) -> None:
         self.run_, self.job, self.stop, self.file = run, run.job, run.stop, file
         self.part = run.store.incoming(file)
+        self.hashed: PartHash | None = None  # of what was fetched last, until it is checked
         # Who sent to the part. What an earlier run began, nobody alone is blamed for.
         self.senders = ["an earlier run", "unknown"] if self.part.exists() else []
         self.transfer = Transfer(tuple(Source(url, joins=run.is_mirror(url)) for url in dict.fromkeys(file.urls)))
@@ -379,17 +382,23 @@ class _FileRun:
                 return aria2.NoRanges()
             self._drop_part()
         together = {action.url: answer, **others} if answer.ranges else {action.url: answer}
+        # Who is asked again had trouble, perhaps with requests sent ahead. Of several, a slow one would hold up the rest.
+        in_order = len(together) == 1 and action.url not in self.senders
         self.senders += together
         self.run_.progress.begin(name, have)
-        return aria2.run(
-            self.part,
-            list(together.values()),
-            self.job.limits,
-            os.getpid(),
-            self.stop,
-            lambda done: self.run_.progress.heard(name, done),
-            (self.run_.held,),
-        )
+        hashed = PartHash(self.part, self.file.bytes)
+        with hashed.following() if answer.ranges else nullcontext():  # without ranges it may begin again at any time
+            outcome = aria2.run(
+                self.part,
+                list(together.values()),
+                replace(self.job.limits, in_order=in_order),
+                os.getpid(),
+                self.stop,
+                lambda done: self.run_.progress.heard(name, done),
+                (self.run_.held,),
+            )
+        self.hashed = hashed if isinstance(outcome, aria2.Fetched) else None
+        return outcome
 
     def _answers(self, action: Fetch) -> tuple[aria2.Answer | aria2.Outcome, dict[str, aria2.Answer]]:
         """What the source answers, and who of the others can send beside it."""
@@ -477,7 +486,8 @@ class _FileRun:
 
     def _check(self) -> WrongBytes | None:
         self.run_.progress.state(self.file.name, "checking its sha256")
-        found = sha256_of(self.part, self.run_.heed)
+        hashed, self.hashed = self.hashed, None
+        found = hashed.sha256(self.file.sha256, self.run_.heed) if hashed else sha256_of(self.part, self.run_.heed)
         if found == self.file.sha256:
             self.run_.store.publish(self.part, self.file)
             return None
