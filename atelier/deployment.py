@@ -83,6 +83,19 @@ class Deployment:
         """The weights that are not known good on the host."""
         return tuple(weight for weight in self.weights if weight.sha256 not in self.present)
 
+    def bytes_to_fetch(self) -> int:
+        """The space that missing weights will take: less what is begun, and without what may be linked on the host."""
+        begun = dict(word.split(":")[1:] for word in self.present if word.startswith("begun:"))
+        return sum(
+            max(0, weight.bytes - int(begun.get(weight.sha256, 0)))
+            for weight in self.missing_weights()
+            if not self.may_lie_there(weight)
+        )
+
+    def may_lie_there(self, weight: Weight) -> bool:
+        """Whether the host has a file of that size where weights are looked for."""
+        return f"here:{weight.bytes}" in self.present
+
     def fetcher(self) -> tuple[Entry, ...]:
         """What brings the weights: the program, its job, its unit."""
         return weights_unit.entries(self.settings, self.weights, self.token)

@@ -14,6 +14,7 @@ from atelier.models import Weight
 from atelier.settings import Settings
 from atelier.tree import Entry
 from weights.aria2 import is_near
+from weights.store import INCOMING
 
 SECTION = "::atelier::"
 
@@ -110,19 +111,31 @@ def presence_script(settings: Settings, weights: Iterable[Weight], fetcher: Sequ
     """Prints what need not be brought: image tags, image archives, what fetches weights, and the sha256 of each known good.
 
     Known good: size, time and inode are those recorded when its bytes were hashed, as weights.store.Store.known_good has it.
+    Of what is not: `begun:<sha256>:<bytes>` that its part takes, and `here:<size>` of files that may be it.
     """
     store, state = weights_unit.store(settings), weights_unit.state(settings)
     lines = ["docker image ls --filter 'reference=atelier/*' --format '{{.Repository}}:{{.Tag}}' 2>/dev/null"]
     if settings.images.archive_dir:
         lines.append(f"ls {shlex.quote(settings.images.archive_dir)} 2>/dev/null")
     lines += [weights_unit.in_place_script(settings, fetcher), _KNOWN_GOOD]
-    lines += [
-        f"known_good {shlex.quote(f'{store}/{weight.store_path}')} {shlex.quote(f'{state}/{weight.sha256}')} "
-        f"{weight.bytes} {weight.sha256}"
-        for weight in weights
-    ]
+    weights = list(weights)
+    for weight in weights:
+        file, record = shlex.quote(f"{store}/{weight.store_path}"), shlex.quote(f"{state}/{weight.sha256}")
+        part = shlex.quote(f"{store}/{INCOMING}/{weight.sha256}.part")
+        lines.append(
+            f"known_good {file} {record} {weight.bytes} {weight.sha256} || {{ missing=1; begun {part} {weight.sha256}; }}"
+        )
+    if weights:
+        sizes = " -o ".join(f"-size {size}c" for size in dict.fromkeys(weight.bytes for weight in weights))
+        places = " ".join(map(_glob, [store, *settings.models.search]))
+        lines.append(_LIES_HERE.format(store=shlex.quote(store), places=places, sizes=sizes))
     lines.append(weights_unit.changed_script(settings))
     return "\n".join([*lines, ":"])
+
+
+def _glob(pattern: str) -> str:
+    """A pattern for the shell, in which nothing but `*` is special."""
+    return "*".join(shlex.quote(part) if part else "" for part in pattern.split("*"))
 
 
 _KNOWN_GOOD = r"""
@@ -137,7 +150,14 @@ known_good() {
   elif [ -e "$2" ]; then
     [ "$(cat "$2")" = "$5 $8 $7" ] && echo "$4"
   fi
-} 2>/dev/null"""
+} 2>/dev/null
+begun() { [ ! -f "$1" ] || echo "begun:$2:$(($(stat -c '%b * %B' "$1")))"; }"""
+
+_LIES_HERE = r"""if [ -n "${{missing:-}}" ]; then
+  p={store}; while [ ! -d "$p" ]; do p=$(dirname "$p"); done
+  find {places} -xdev -type f \( {sizes} \) -printf 'here:%s:%D\n' 2>/dev/null | sed -n "s/:$(stat -c %d "$p")\$//p" | sort -u
+fi"""
+"""Sizes of wanted files on the store's own file system: they may be linked, and then take no space."""
 
 
 def _route(url: str, proxy: str | None) -> str:

@@ -16,6 +16,7 @@ from atelier.settings import Settings
 from sandbox import sources as apt_sources
 
 GIB = 1 << 30
+GB = 1_000_000_000
 SUPPORTED = {
     ("debian", "bookworm"): "Debian 12",
     ("debian", "trixie"): "Debian 13",
@@ -50,7 +51,7 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
         *_network(facts, settings),
         *_docker(facts, settings),
         *(deployment.gpu.refusals if deployment.gpu.action != "none" else host_refusals(facts)),
-        *_sources(unreachable),
+        *_sources(essential(deployment, unreachable)),
     ]
 
 
@@ -61,7 +62,7 @@ def weights_findings(deployment: Deployment, now: float, unreachable: Mapping[st
         *_packages(deployment.facts),
         *_users(deployment.facts, deployment.settings),
         *_space(replace(deployment, builds=())),
-        *_sources(unreachable),
+        *_sources(essential(deployment, unreachable)),
     ]
 
 
@@ -154,8 +155,10 @@ def _users(facts: HostFacts, settings: Settings) -> list[Finding]:
 def _space(deployment: Deployment) -> list[Finding]:
     """What is missing, added up by file system; before a first deploy also the lower bound of the settings."""
     facts, settings = deployment.facts, deployment.settings
+    fetched = deployment.bytes_to_fetch()
     needs = (
-        (settings.data_root, "weights", sum(weight.bytes for weight in deployment.missing_weights())),
+        (settings.data_root, "weights", fetched),
+        (settings.data_root, "models.reserve_gb", round(settings.models.reserve_gb * GB) if fetched else 0),
         (image_directory(facts), "images", image_bytes(deployment)),
         ("/var/lib/docker", "a reserve", RESERVE_GB * GIB),
     )
@@ -299,6 +302,17 @@ def _docker(facts: HostFacts, settings: Settings) -> list[Finding]:
             )
         )
     return found
+
+
+def essential(deployment: Deployment, unreachable: Mapping[str, str]) -> dict[str, str]:
+    """Without the sources of weights that have another one, or that may lie on the host."""
+    models = deployment.settings.models
+    spare, needed = set[str](), set[str]()
+    for weight in deployment.missing_weights():
+        sources = set(weight.probe_urls(models.mirrors, models.hub))
+        stands_in_the_way = sources <= unreachable.keys() and not deployment.may_lie_there(weight)
+        (needed if stands_in_the_way else spare).update(sources)
+    return {url: reason for url, reason in unreachable.items() if url not in spare - needed}
 
 
 UNRESOLVED = re.compile(r"resolv(?:e|ing) (?:host )?'?([A-Za-z0-9.-]+)")

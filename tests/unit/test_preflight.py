@@ -76,7 +76,7 @@ def builds(variant: str) -> tuple[ImageBuild, ...]:
 def deployment(
     facts: dict[str, object] | None = None, settings: dict[str, object] | None = None, **further: object
 ) -> Deployment:
-    chosen = build_settings([("test", {"profile": "cpu", **(settings or {})})])
+    chosen = build_settings([("test", {"profile": "cpu", "models": {"reserve_gb": 0}, **(settings or {})})])
     given = {"builds": builds("cu130"), "weights": (weight("a", 20), weight("b", 17)), "sources": "upstream", **further}
     return Deployment(chosen, replace(FACTS, **(facts or {})), CREDENTIALS, **given)
 
@@ -172,7 +172,44 @@ def test_what_stands_in_the_way_of_the_weights_alone(facts: dict[str, object], e
 
 
 def test_a_source_of_weights_that_cannot_be_reached_stands_in_their_way() -> None:
-    expect(preflight.weights_findings(deployment(), 1000, {"http://m/": "refused"}), ["cannot reach http://m/ (refused)"])
+    expect(
+        preflight.weights_findings(deployment(), 1000, {"http://m/": "refused"}), ["cannot reach http://m/ (refused)"]
+    )
+
+
+def test_the_reserve_counts_while_weights_are_missing() -> None:
+    settings = {"minimum_disk_gb": 1, "models": {"reserve_gb": 10}}
+    expect(findings(disks(data=54), settings), ["9.3 GB for models.reserve_gb"])
+    assert findings(disks(data=17), settings, present=frozenset({"a" * 64, "b" * 64})) == []
+
+
+MIRRORS = {"models": {"mirrors": ["http://m1", "http://m2"], "reserve_gb": 0}}
+NO_HUB = {"models": {**MIRRORS["models"], "hub": False}}
+UNREACHABLE: dict[str, tuple[dict[str, object], list[str], list[str], list[str]]] = {
+    "one of two mirrors": (NO_HUB, ["http://m1/"], [], []),
+    "both mirrors, and the hub answers": (MIRRORS, ["http://m1/", "http://m2/"], [], []),
+    "every source": (NO_HUB, ["http://m1/", "http://m2/"], [], ["http://m1/", "http://m2/"]),
+    "every source of weights that may be linked": (
+        NO_HUB,
+        ["http://m1/", "http://m2/"],
+        [f"here:{20 * GIB}", f"here:{17 * GIB}"],
+        [],
+    ),
+    "every source of one that may not": (
+        NO_HUB,
+        ["http://m1/", "http://m2/"],
+        [f"here:{20 * GIB}"],
+        ["http://m1/", "http://m2/"],
+    ),
+    "something else beside a mirror": (NO_HUB, ["http://m1/", "http://pypi/"], [], ["http://pypi/"]),
+}
+
+
+@pytest.mark.parametrize("case", UNREACHABLE)
+def test_weights_need_one_source(case: str) -> None:
+    settings, unreachable, present, expected = UNREACHABLE[case]
+    given = deployment({}, settings, present=IMAGES | set(present))
+    assert list(preflight.essential(given, dict.fromkeys(unreachable, "refused"))) == expected
 
 
 def expect(found: list[Finding], parts: list[str]) -> None:
@@ -194,6 +231,16 @@ SPACE: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
     "no CUDA": (disks(data=47), {"builds": builds("cpu")}, []),
     "weights are there": (disks(data=17), {"present": frozenset({"a" * 64, "b" * 64})}, []),
     "images are there": (disks(data=43), {"present": IMAGES}, []),
+    "what is begun counts less": (
+        {**disks(data=1), "deployed": True},
+        {"present": IMAGES | {"a" * 64, f"begun:{'b' * 64}:{7 * GIB}", f"begun:{'c' * 64}:{7 * GIB}"}},
+        ["this deploy needs 15 GB there: 10.0 GB for weights"],
+    ),
+    "what may be linked takes nothing": (
+        {**disks(data=1), "deployed": True},
+        {"present": IMAGES | {"a" * 64, f"here:{17 * GIB}"}},
+        [],
+    ),
     "an image's ancestors count when its archive is loaded": (
         disks(data=43),
         {"present": frozenset({"a" * 64, "b" * 64, "atelier-comfyui-1.tar", "atelier/forge:1", "atelier/gateway:1"})},

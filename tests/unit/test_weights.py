@@ -38,7 +38,7 @@ class Host:
     """A host's store and state in a folder, with a file that was hashed and found right."""
 
     def __init__(self, root: Path) -> None:
-        values = {"profile": "cpu"}
+        values = {"profile": "cpu", "models": {"search": [f"{root}/home/*/it's here"]}}
         self.settings = build_settings([("test", values)]).model_copy(update={"data_root": str(root)})
         self.store = Store(Path(weights_unit.store(self.settings)), Path(weights_unit.state(self.settings)))
         self.final = self.store.path(FILE)
@@ -151,6 +151,35 @@ def test_the_deploy_and_the_program_know_the_same_files_as_good(host: Host, case
     plant, expected = CASES[case]
     plant(host)
     assert (FILE.sha256 in host.present(), host.store.known_good(FILE)) == (expected, expected)
+
+
+def test_what_is_begun_and_what_may_lie_there_is_told_of_missing_weights_alone(host: Host) -> None:
+    elsewhere = host.store.root.parent / "home" / "a b" / "it's here" / "deeper" / "x.bin"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(b"?" * len(GOOD))
+    elsewhere.with_name("y.bin").write_bytes(b"of another size")
+    host.store.incoming(FILE).write_bytes(GOOD[:9000])
+    assert [word for word in host.present() if ":" in word and "atelier" not in word] == []
+    host.final.unlink()
+    allocated = host.store.incoming(FILE).stat().st_blocks * 512
+    assert {f"begun:{FILE.sha256}:{allocated}", f"here:{len(GOOD)}"} <= set(host.present())
+    elsewhere.unlink()
+    assert not any(word.startswith("here:") for word in host.present())
+
+
+def test_a_file_on_another_disk_cannot_be_linked(host: Host, tmp_path: Path) -> None:
+    other = Path("/dev/shm") / f"atelier-test-{os.getpid()}"
+    if not other.parent.is_dir() or other.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this computer has one file system")
+    host.final.unlink()
+    host.settings = settings(search=[str(other)]).model_copy(update={"data_root": str(tmp_path)})
+    try:
+        other.mkdir()
+        (other / "x.bin").write_bytes(GOOD)
+        assert not any(word.startswith("here:") for word in host.present())
+    finally:
+        (other / "x.bin").unlink()
+        other.rmdir()
 
 
 def settings(**models: object) -> Settings:
