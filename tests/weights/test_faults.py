@@ -228,6 +228,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_a_file_system_that_cannot_take_room_beforehand(tmp_path: Path, server: FaultServer) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(80 * MIB)
+    subprocess.run(["/sbin/mkfs.ext3", "-q", str(image)], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no image can be mounted: {mounted.stderr.decode()}")
+    try:
+        job = replace(job_for(tmp_path, server.url("a")), store=disk / "store")
+        assert run(job).ready
+        assert_published(job)
+        assert server.sent < len(CONTENT) + MIB
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def fill(path: Path) -> None:
     """Take the last byte of the disk."""
     with path.open("wb", buffering=0) as file, suppress(OSError):

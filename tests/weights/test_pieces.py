@@ -318,7 +318,7 @@ def test_a_mirror_that_takes_long_to_offer_a_list(tmp_path: Path, one: FaultServ
     job = job_of(tmp_path, one, two)
     begun = time.monotonic()
     assert run(job).ready
-    assert time.monotonic() - begun < pieces.WAIT + 3
+    assert time.monotonic() - begun < 8
     assert_published(job)
 
 
@@ -331,7 +331,7 @@ def test_a_server_that_keeps_silent_costs_one_wait_a_run(tmp_path: Path, one: Fa
     begun = time.monotonic()
     assert not run(replace(job, files=(*job.files, *others), jobs=1)).ready
     assert one.asked[LIST] == 1
-    assert time.monotonic() - begun < pieces.WAIT + 10
+    assert time.monotonic() - begun < 15
 
 
 def test_a_list_from_the_second_mirror_is_used_at_once(tmp_path: Path, one: FaultServer, two: FaultServer) -> None:
