@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -56,6 +57,38 @@ def test_the_list_names_every_command_that_the_readme_uses() -> None:
     blocks = "\n".join(re.findall(r"```.*?```", (ROOT / "README.md").read_text(), re.S))
     used = set(re.findall(r"^(?:\$ |\w+=\w+ |.*: +)?make ([a-z-]+)", blocks, re.M))
     assert len(used) > 8 and used <= listed()
+
+
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("gpu", "operations", "report", "tested", "troubleshooting"))]
+
+
+def typed(page: str, program: str) -> list[list[str]]:
+    """The command lines of a page that begin with a program, as a shell takes them apart."""
+    blocks = re.findall(r"```.*?```", (ROOT / page).read_text(), re.S)
+    lines = re.findall(rf"^(?:\$ |[A-Z_]+=\w+ )?{re.escape(program)} (.*)$", "\n".join(blocks), re.M)
+    return [shlex.split(line.partition(" && ")[0], comments=True) for line in lines]
+
+
+def test_the_pages_are_taken_apart() -> None:
+    assert ["models-fetch", "HOST=user@gpu-host"] in typed("docs/operations.md", "make")
+    assert all(typed(page, "make") for page in PAGES if page not in ("docs/gpu.md", "docs/report.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_takes_what_the_pages_type(page: str) -> None:
+    for words in typed(page, "make"):
+        done = make("-n", *words)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+
+
+def test_the_command_line_takes_what_the_pages_type() -> None:
+    commands = [words for page in PAGES for words in typed(page, ".venv/bin/atelier")]
+    assert commands
+    for words in commands:
+        command = typer.main.get_command(cli.app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context(command.name, words)  # raises where it knows no such option, or misses one
 
 
 def test_every_listed_command_is_one_of_the_command_line() -> None:
