@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from weights import verify as verification
 from weights.fetch import EndedError, FetchError, Job, Result, run
 from weights.follow import follow
 from weights.job import read_job
-from weights.progress import Progress, write_whole
+from weights.progress import Progress, write, write_whole
 from weights.store import Store, StoreError
 
 
@@ -59,8 +58,7 @@ def fetch(path: Path) -> int:
         signal.signal(number, end)
     try:
         job, result_path = read_job(path)
-        if job.progress:
-            write_whole(job.progress, asdict(Progress(job.id, _run()).snapshot(time.monotonic())))
+        write(Progress(job.id, _run()), job.progress)
         result, error = _fetched(job, stop)
     except EndedError:
         return 143

@@ -37,7 +37,7 @@ from weights.decide import (
     without_query,
 )
 from weights.hashing import PartHash
-from weights.progress import Progress, write_every_second
+from weights.progress import Progress, write, write_every_second
 from weights.store import PIECE, File, Store, StoreError, sha256_of
 
 GB = 1_000_000_000
@@ -105,8 +105,16 @@ def run(job: Job, stop: threading.Event | None = None) -> Result:
         return Result(tuple(FileResult(file.name, True) for file in wanted))
     if not shutil.which("aria2c"):
         raise FetchError("aria2c is missing; install the package aria2")
-    with store.lock(waiting=_say if job.say else None) as held:
-        return _Run(job, store, stop, held).of(wanted)
+    progress = Progress(job.id, os.environ.get("INVOCATION_ID", ""))
+
+    def waiting(text: str) -> None:
+        progress.note(text)
+        write(progress, job.progress)
+        if job.say:
+            _say(text)
+
+    with store.lock(waiting) as held:
+        return _Run(job, store, stop, held, progress).of(wanted)
 
 
 def _say(text: str) -> None:
@@ -147,9 +155,9 @@ def _allocated(part: Path) -> int:
 
 
 class _Run:
-    def __init__(self, job: Job, store: Store, stop: threading.Event, held: int) -> None:
+    def __init__(self, job: Job, store: Store, stop: threading.Event, held: int, progress: Progress) -> None:
         self.job, self.store, self.stop, self.held = job, store, stop, held
-        self.progress = Progress(job.id, os.environ.get("INVOCATION_ID", ""))
+        self.progress = progress
         # By server: when it was asked first, infinity once it has answered.
         self._asked: dict[str, float] = {}
         self._silent: set[str] = set()  # servers that kept us waiting
@@ -427,27 +435,35 @@ class _FileRun:
         if not expected or action.url.startswith("file://"):
             return aria2.NoRanges()
         self.run_.progress.state(self.file.name, "fetching its wrong pieces again")
-        sample = next(iter(self.wrong_pieces))
+        if action.url not in self.senders:
+            self.senders.append(action.url)
+        sample, held = next(iter(self.wrong_pieces)), dict(self.wrong_pieces)
         wrong_piece, as_before, progressed = None, True, False
-        for index, held in list(self.wrong_pieces.items()):
-            if action.url not in self.senders:
-                self.senders.append(action.url)
-            wrong = self._piece(action.url, index, expected[index], self.part)
-            if isinstance(wrong, WrongPiece):
-                wrong_piece, as_before = wrong_piece or wrong, as_before and wrong.found == held
-                if len(self.transfer.sources) > 1:
+        with ThreadPoolExecutor(self.job.limits.connections) as pool:
+            for batch in self._batches():
+                came = pool.map(lambda index: self._piece(action.url, index, expected[index], self.part), batch)
+                outcomes = dict(zip(batch, came, strict=True))
+                for index in [index for index, outcome in outcomes.items() if outcome is None]:
+                    del self.wrong_pieces[index]
+                    progressed = True
+                for index, outcome in outcomes.items():
+                    if isinstance(outcome, WrongPiece):
+                        wrong_piece, as_before = wrong_piece or outcome, as_before and outcome.found == held[index]
+                    elif isinstance(outcome, (aria2.Cut, aria2.TooSlow)):
+                        return replace(outcome, progressed=progressed)
+                    elif outcome:
+                        return outcome
+                if wrong_piece and len(self.transfer.sources) > 1:
                     break
-                continue
-            if isinstance(wrong, (aria2.Cut, aria2.TooSlow)):
-                return replace(wrong, progressed=progressed)
-            if wrong:
-                return wrong
-            del self.wrong_pieces[index]
-            progressed = True
         if wrong_piece:
             return replace(wrong_piece, as_before=as_before and not progressed)
         asked = [(url, self._piece(url, sample, expected[sample], None)) for url in action.suspects]
         return Repaired(tuple((url, wrong) for url, wrong in asked if isinstance(wrong, WrongPiece)))
+
+    def _batches(self) -> list[list[int]]:
+        """The wrong pieces: one first, which shows who sends wrong ones, then as many at once as connections are allowed."""
+        (first, *others), many = self.wrong_pieces, self.job.limits.connections
+        return [[first], *(others[at : at + many] for at in range(0, len(others), many))]
 
     def _piece(self, url: str, index: int, expected: str, into: Path | None) -> WrongPiece | aria2.Outcome | None:
         """What is wrong with a piece as this source sends it; None: nothing."""

@@ -131,14 +131,20 @@ def write_whole(path: Path, value: object) -> None:
     beside.replace(path)
 
 
+def write(progress: Progress, path: Path | None) -> Snapshot:
+    """Write how far a run is at this moment, where there is a file for it."""
+    snapshot = progress.snapshot(time.monotonic())
+    if path:
+        write_whole(path, asdict(snapshot))
+    return snapshot
+
+
 def write_every_second(progress: Progress, path: Path | None, ended: threading.Event, say: bool) -> None:
     """Until ended: the state of the run into a file, and a line for people every ten seconds."""
     count = 0
     while True:
         last = ended.wait(1.0)
-        snapshot = progress.snapshot(time.monotonic())
-        if path:
-            write_whole(path, asdict(snapshot))
+        snapshot = write(progress, path)
         if say and (last or count % 10 == 0):
             print(line(snapshot), flush=True)
         count += 1

@@ -9,6 +9,7 @@ from fault_server import FaultServer
 from fetching import CONTENT, MIB, in_background, job_for
 
 from weights.progress import NOTES, FileProgress, Progress, Snapshot, line, read_snapshot
+from weights.store import Store
 
 
 def test_a_steady_transfer_is_told_while_it_runs_and_not_taken_for_a_slow_one(
@@ -55,3 +56,17 @@ def test_a_line_for_people() -> None:
     told = Snapshot(files, 2_000_000_010, 12_000_000_000, 3_000_000.0, 3723.4)
     assert line(told) == ("1 of 3 files, 2.00 of 12.00 GB, 3.0 MB/s, 1:02:03 left; vae/b: waiting for space")
     assert line(replace(told, rate=0.0, left=None)) == "1 of 3 files, 2.00 of 12.00 GB; vae/b: waiting for space"
+
+
+def test_whom_a_run_waits_for_is_told_before_it_begins(tmp_path: Path, server: FaultServer) -> None:
+    job = replace(job_for(tmp_path, server.url("a")), progress=tmp_path / "progress.json")
+    with Store(job.store, job.state).lock():
+        thread, results = in_background(job)
+        until = time.monotonic() + 10
+        while not job.progress.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        (note,) = read_snapshot(json.loads(job.progress.read_text())).notes
+        assert "is in use by process" in note.text and results == []
+    thread.join()
+    assert results[0].ready
+    assert read_snapshot(json.loads(job.progress.read_text())).notes == (note,), "it is kept, and told once"
