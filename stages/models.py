@@ -32,9 +32,12 @@ def _fetcher(deployment: Deployment) -> Iterator[StringCommand]:
     token = weights_unit.token_path(deployment.settings)
     if token in present and deployment.token is None:
         yield StringCommand(f"rm -f {shlex.quote(token)}")
-    # A transfer that is under way goes on with what it is told now.
+    # A transfer that is under way goes on with what it is told now, and a failure of an earlier job is no more.
     unit = weights_unit.UNIT
-    yield StringCommand(f"systemctl daemon-reload && systemctl enable -q {unit} && systemctl try-restart {unit}")
+    yield StringCommand(
+        f"systemctl daemon-reload && systemctl enable -q {unit} && systemctl try-restart {unit} "
+        f"&& {{ ! systemctl -q is-failed {unit} || systemctl start {unit}; }}"
+    )
 
 
 @operation()

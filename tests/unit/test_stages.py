@@ -266,7 +266,8 @@ PLAIN = Deployment(build_settings([]), HostFacts(), CREDENTIALS, (), (WEIGHT, OT
 IN_PLACE = weights_unit.in_place(PLAIN.settings, PLAIN.fetcher())
 ALL = frozenset({IN_PLACE, WEIGHT.sha256, OTHER.sha256})
 UNIT_GOES_ON = (
-    f"systemctl daemon-reload && systemctl enable -q {weights_unit.UNIT} && systemctl try-restart {weights_unit.UNIT}"
+    f"systemctl daemon-reload && systemctl enable -q {weights_unit.UNIT} && systemctl try-restart {weights_unit.UNIT} "
+    f"&& {{ ! systemctl -q is-failed {weights_unit.UNIT} || systemctl start {weights_unit.UNIT}; }}"
 )
 
 
@@ -292,7 +293,7 @@ def test_one_file_that_is_missing_is_brought_by_what_is_there(told: Told) -> Non
     assert len(told.commands) == 1
 
 
-def test_another_job_concerns_a_transfer_that_is_under_way_and_starts_none(told: Told) -> None:
+def test_another_job_concerns_a_transfer_that_is_under_way_or_has_failed_and_starts_no_other(told: Told) -> None:
     told.answers = {"sha256sum": [f"{entry.signature()} {entry.path}" for entry in PLAIN.fetcher()]}
     assert bring(told, ALL, settings=build_settings([("t", {"models": {"connections": 2}})])) == [
         "Put in place what fetches the weights"
