@@ -111,8 +111,10 @@ class ModelsSettings(_Model):
         description="Which sets of the lock file this host needs; files that the lock keeps for GPUs are "
         "left out under profile cpu.",
     )
-    mirrors: list[Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]] = Field(
-        [], description="Base URLs tried before the hub, each laid out as the store is: `<mirror>/<directory>/<file>`."
+    mirrors: list[Annotated[str, Field(pattern=r"^(https?://[^/@?#\s]+|file://)(/[^?#\s]*)?$")]] = Field(
+        [],
+        description="Base URLs tried before the hub, without user or query, each laid out as the store is: "
+        "`<mirror>/<directory>/<file>`.",
     )
     hub: bool = Field(
         True, description="Whether the hub is asked for what no mirror has; false for a host without internet."

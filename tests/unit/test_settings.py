@@ -43,6 +43,8 @@ BAD = {
     "base without digest": ({"images": {"base": "debian:12"}}, ["images.base", "sha256"]),
     "certificate without mode": ({"tls": {"certificate": "/etc/ssl/a.pem"}}, ["tls", "mode `files`"]),
     "mirror": ({"models": {"mirrors": ["ftp://x"]}}, ["models.mirrors"]),
+    "mirror with a password": ({"models": {"mirrors": ["http://me:word@x/"]}}, ["models.mirrors"]),
+    "mirror with a query": ({"models": {"mirrors": ["http://x/?a"]}}, ["models.mirrors"]),
 }
 
 
