@@ -278,6 +278,25 @@ def test_disk_fills_before_the_first_byte_and_is_cleared(
     assert server.sent < len(CONTENT) + ALLOWED
 
 
+def test_no_room_for_what_is_known_of_a_file(
+    tmp_path: Path, small_disk: Path, server: FaultServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = replace(job_for(tmp_path, server.url("a")), state=small_disk / "state")
+    fill(other := small_disk / "other")
+    thread, results = in_background(job)
+    until, told = time.monotonic() + 20, ""
+    while "the disk is full" not in told and time.monotonic() < until:
+        time.sleep(0.1)
+        told += capfd.readouterr().out
+    assert "the disk is full" in told
+    assert not (job.store / NAME).exists()
+    other.unlink()
+    thread.join()
+    assert results[0].ready
+    assert_published(job)
+    assert server.sent < len(CONTENT) + MIB
+
+
 def test_disk_fills_in_the_middle_and_is_cleared(
     tmp_path: Path, small_disk: Path, server: FaultServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,9 +351,11 @@ def test_kill_9_at_twenty_random_moments(tmp_path: Path, server: FaultServer) ->
     job = job_for(tmp_path, server.url("a"))
     draw = random.Random(3)
     command = command_for(job, tmp_path / "job.json")
-    for _ in range(20):
+    for count in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
         time.sleep(draw.uniform(0.2, 2.0))
+        for transfer in aria2c_of(process.pid) if count % 2 else []:  # as when the machine is switched off
+            os.kill(transfer, signal.SIGKILL)
         process.kill()
         process.wait()
         assert not (job.store / NAME).exists()
@@ -545,13 +566,20 @@ def test_a_sparse_file_from_a_folder_stays_sparse(tmp_path: Path, folder: Path) 
 
 
 def test_sigterm_ends_the_copying_from_a_folder(tmp_path: Path, folder: Path) -> None:
-    with (folder / "a").open("wb") as file:
-        file.truncate(30 * 10**9)
-    job = replace(job_for(tmp_path), files=(File(NAME, 30 * 10**9, "0" * 64, ((folder / "a").as_uri(),)),))
-    process = subprocess.Popen(command_for(job, tmp_path / "job.json"), cwd=ROOT, stdout=subprocess.DEVNULL)
-    time.sleep(1)
+    (folder / "a").write_bytes(CONTENT)
+    job = job_for(tmp_path, (folder / "a").as_uri())
+    cp = tmp_path / "bin" / "cp"  # of a file that takes a minute
+    cp.parent.mkdir()
+    cp.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; exec sleep 60\n")
+    cp.chmod(0o755)
+    command, path = command_for(job, tmp_path / "job.json"), f"{cp.parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": path})
+    until = time.monotonic() + 10
+    while not (tmp_path / "pid").exists() and time.monotonic() < until:
+        time.sleep(0.05)
     process.terminate()
     assert process.wait(3) == 143
+    assert not lives(int((tmp_path / "pid").read_text()))
 
 
 def refused_address() -> str:

@@ -258,8 +258,9 @@ def test_all_is_as_listed_and_the_whole_is_wrong(
     assert [gone.url for gone in result.files[0].dropped] == [one.url("a")]
 
 
-def test_a_slow_mirror_beside_a_fast_one(tmp_path: Path, one: FaultServer, two: FaultServer) -> None:
-    one.faults.rate, two.faults.rate = 5000, 6e6
+@pytest.mark.parametrize("rate", [5e3, 1e5])
+def test_a_slow_mirror_beside_a_fast_one(tmp_path: Path, one: FaultServer, two: FaultServer, rate: float) -> None:
+    one.faults.rate, two.faults.rate = rate, 6e6
     job = job_of(tmp_path, one, two)
     begun = time.monotonic()
     assert run(job).ready
@@ -372,7 +373,7 @@ def test_stopping_in_the_middle_of_a_repair_leaves_what_the_next_run_takes(tmp_p
     part = Store(job.store, job.state).incoming(job.files[0])
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(3 * PIECE) + CONTENT[3 * PIECE :])
-    one.faults.rate = 16e6
+    one.faults.rate = 4e6
     thread = threading.Thread(target=run, args=(job, stop))
     thread.start()
     wait_until_sent(one, PIECE + PIECE // 2)
