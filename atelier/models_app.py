@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from atelier import models_fetch, models_host, models_lock, models_serve, paths
-from atelier.aim import Host, Limit, Sources, for_each
+from atelier.aim import Sources, for_each
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.models import Weight, read_lock
@@ -24,6 +24,8 @@ app = typer.Typer(
 
 HERE = "Only with --dest. "
 DEFAULT_LOCK = paths.PROJECT / "locks" / "models.yml"
+Host = Annotated[str, typer.Option("--host", help="A host's own: user@address[:port], or `sandbox`.")]
+Limit = Annotated[str, typer.Option("--limit", help="The same, by names of hosts.yml, with commas, or `all`.")]
 Dest = Annotated[Path | None, typer.Option("--dest", help="A store on this computer: its directory.")]
 Lock = Annotated[Path | None, typer.Option("--lock", help=f"{HERE}The lock file. Default: locks/models.yml.")]
 Sets = Annotated[
@@ -91,10 +93,10 @@ def fetch(
     token_file: TokenFile = None,
     sources: Sources = "auto",
 ) -> None:
-    """Fetch what is missing, before a deploy or without one: resumes, checks every sha256.
+    """Fetch the weights that are missing.
 
-    On a host nothing but the weights and what they need is changed, and the transfer goes on there when this computer
-    is closed. Exit 0 all are there, 1 one could not be had, 130 interrupted: run it again.
+    Goes on where it stopped, and uses no file whose sha256 is not the lock's. On a host nothing but the weights and
+    what they need is changed, and the transfer goes on there when this computer is closed. Exit 0 all are there, 1 one could not be had, 130 interrupted: run it again.
     """
     only_here = {"--lock": lock, "--set": sets, "--mirror": mirror, "--jobs": jobs, "--token-file": token_file}
     store = chosen_store(dest, host, limit, only_here)
@@ -118,9 +120,9 @@ def verify(
     sets: Sets = None,
     deep: Annotated[bool, typer.Option("--deep", help="Hash every byte, on all cores.")] = False,
 ) -> None:
-    """Are all weights there and right? By what was recorded when they were hashed, at once; or deep, by every byte.
+    """Say whether all weights are there and right.
 
-    Exit 0 all are good, 1 one is missing or wrong.
+    At once, by what was recorded when they were hashed; or deep, by every byte. Changes nothing. Exit 0 all are good, 1 one is missing or wrong.
     """
     where = chosen_store(dest, host, limit, {"--lock": lock, "--set": sets})
     if where is None:
@@ -140,9 +142,9 @@ def prune(
     sets: Sets = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
 ) -> None:
-    """List what lies in a store and no set needs; remove it only with --yes.
+    """List what no set needs; remove it with --yes.
 
-    A host's sets are those of its last deploy or fetch.
+    Files of former sets, files that were set aside, parts that no transfer waits for. A host's sets are those of its last deploy or fetch.
     """
     where = chosen_store(dest, host, limit, {"--lock": lock, "--set": sets})
     if where is None:
@@ -160,7 +162,10 @@ def refresh_lock(
     write: Annotated[bool, typer.Option("--write", help="Write the changes that are shown.")] = False,
     token_file: TokenFile = None,
 ) -> None:
-    """Show what the hub says of revision, size and sha256 of every file of a lock, as a diff."""
+    """Ask the hub for the lock's values, as a diff.
+
+    Revision, size and sha256 of every entry; nothing is downloaded, and nothing written without --write.
+    """
     models_lock.lock_models(lock, write, token_file)
 
 
@@ -173,7 +178,11 @@ def serve(
     bind: Annotated[str, typer.Option("--bind", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = models_serve.PORT,
 ) -> None:
-    """Offer a store on this computer to hosts, read-only, until Ctrl-C."""
+    """Offer a store on this computer to hosts, until Ctrl-C.
+
+    Read-only, and only files that were hashed and are in the lock. With --host the host reaches it at its own
+    127.0.0.1, through the SSH connection.
+    """
     from atelier.target import resolve
 
     if dest is None:
@@ -198,9 +207,9 @@ def adopt(
     sets: Sets = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy where a file cannot be linked or moved.")] = False,
 ) -> None:
-    """Take files that are on this computer already into a store, by their sha256, without copying where that works.
+    """Take files that are on this computer into a store.
 
-    A host's own files need no command: a deploy looks for them (setting models.search).
+    By their sha256, linked where the file system can; the originals stay. A host's own files need no command: a deploy looks for them (setting models.search).
     """
     store, wanted = _store(dest), models_serve.store_files(_wanted(lock, sets))
     try:
