@@ -96,7 +96,9 @@ def fetch(
     """Fetch the weights that are missing.
 
     Goes on where it stopped, and uses no file whose sha256 is not the lock's. On a host nothing but the weights and
-    what they need is changed, and the transfer goes on there when this computer is closed. Exit 0 all are there, 1 one could not be had, 130 interrupted: run it again.
+    what they need is changed, and the transfer goes on there when this computer is closed.
+
+    Exit 0 all are there, 1 one could not be had, 130 interrupted: run it again.
     """
     only_here = {"--lock": lock, "--set": sets, "--mirror": mirror, "--jobs": jobs, "--token-file": token_file}
     store = chosen_store(dest, host, limit, only_here)
@@ -122,7 +124,9 @@ def verify(
 ) -> None:
     """Say whether all weights are there and right.
 
-    At once, by what was recorded when they were hashed; or deep, by every byte. Changes nothing. Exit 0 all are good, 1 one is missing or wrong.
+    At once, by what was recorded when they were hashed; or deep, by every byte. Changes nothing.
+
+    Exit 0 all are good, 1 one is missing or wrong.
     """
     where = chosen_store(dest, host, limit, {"--lock": lock, "--set": sets})
     if where is None:
@@ -209,7 +213,9 @@ def adopt(
 ) -> None:
     """Take files that are on this computer into a store.
 
-    By their sha256, linked where the file system can; the originals stay. A host's own files need no command: a deploy looks for them (setting models.search).
+    By their sha256, linked where the file system can; the originals stay.
+
+    A host's own files need no command: a deploy looks for them (setting models.search).
     """
     store, wanted = _store(dest), models_serve.store_files(_wanted(lock, sets))
     try:
