@@ -124,6 +124,24 @@ def test_everyday_commands() -> None:
     assert "no such service" in atelier("stop", "--service", "nonsense", expect=1)
 
 
+def test_the_weights_of_a_host_are_checked_mended_and_pruned_from_here() -> None:
+    assert "4 of 4 files are good; " in atelier("models", "verify", "--deep")
+    weight = "/srv/atelier/models/vae/qwen_image_vae.safetensors"
+    ssh(
+        f't=$(stat -c %y {weight}); printf x | dd of={weight} bs=1 seek=99 conv=notrunc status=none; touch -d "$t" {weight}'
+    )
+    assert "4 of 4 files are good, by their records" in atelier("models", "verify"), "nobody looked at the bytes"
+    output = atelier("models", "verify", "--deep", expect=1)
+    assert re.search(r"vae/\S+: wrong: sha256 [0-9a-f]{64}, expected [0-9a-f]{64}\n", output)
+    assert f"make models-fetch HOST={NAME}" in output
+    atelier("models", "fetch", "--sources", "double")
+    assert "4 of 4 files are good" in atelier("models", "verify")
+    assert f"{weight}.wrong-" in atelier("models", "prune") and ssh(f"ls {weight}.wrong-*")
+    atelier("models", "prune", "--yes")
+    assert "not needed: nothing" in atelier("models", "prune")
+    assert "weights pruned" in atelier("status") and "atelier-weights" in atelier("logs", "--service", "weights")
+
+
 def test_tunnel_brings_the_services_here_until_interrupted() -> None:
     with SANDBOX.started("tunnel") as process:
         lines = iter(process.stdout.readline, "")

@@ -1,6 +1,7 @@
 """`atelier models fetch --dest`: what a person sees with and without a terminal, and Ctrl-C."""
 
 import hashlib
+import io
 import os
 import pty
 import random
@@ -17,6 +18,14 @@ from pathlib import Path
 import pytest
 import yaml
 from fault_server import FaultServer
+from rich.console import Console
+
+from atelier import console
+from atelier.console import Narrator
+from atelier.errors import AtelierError
+from atelier.models_fetch import fetch_here
+from weights.fetch import Job
+from weights.store import File
 
 pytestmark = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
 
@@ -56,14 +65,21 @@ def on_a_terminal(command: list[str]) -> str:
     return told.decode()
 
 
-def test_without_a_terminal_it_tells_plain_lines(command: list[str], server: FaultServer, tmp_path: Path) -> None:
-    server.faults.rate = 0.7e6
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert re.fullmatch(r"    \.\.\. 0 of 1 files, 0\.01 of 0\.01 GB, \d\.\d MB/s, 0:00:\d\d left", lines[1]), lines
-    assert re.fullmatch(rf"1 of 1 files, 0\.0 GB, are in {tmp_path}/store \(\d+\.\d s\)", lines[-1])
-    assert lines[0] == "Weights" and len(lines) == 3 and "\x1b" not in done.stdout and "\r" not in done.stdout
+def test_without_a_terminal_it_tells_plain_lines(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PROGRESS_EVERY", 2)
+    server.faults.rate = 2e6
+    log = io.StringIO()
+    file = File(NAME, len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), (server.url(NAME),))
+    with Narrator(Console(file=log, width=300)) as narrator:
+        fetch_here(Job((file,), tmp_path / "store", tmp_path / "state", reserve=0), narrator)
+    first, *moving, last = log.getvalue().splitlines()
+    assert first == "Weights" and moving and "\x1b" not in log.getvalue() and "\r" not in log.getvalue()
+    for line in moving:
+        assert re.fullmatch(r"    \.\.\. 0 of 1 files, 0\.0\d of 0\.01 GB(, \d\.\d MB/s, 0:00:\d\d left)?", line)
+    assert any(" MB/s, " in line for line in moving)
+    assert re.fullmatch(rf"1 of 1 files, 0\.0 GB, are in {tmp_path}/store \(\d+\.\d s\)", last)
 
 
 def test_a_terminal_shows_one_line_that_moves(command: list[str], server: FaultServer, tmp_path: Path) -> None:
@@ -93,6 +109,20 @@ def test_ctrl_c_ends_it_with_one_message_and_the_next_run_goes_on(
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert (tmp_path / "store" / NAME).read_bytes() == CONTENT
     assert server.sent < len(CONTENT) + 4 * MIB
+
+
+def test_a_file_that_cannot_be_had_is_named_with_what_each_source_sent(server: FaultServer, tmp_path: Path) -> None:
+    server.faults.rate, server.faults.flip = 200e6, 5
+    wanted, url = hashlib.sha256(CONTENT).hexdigest(), server.url(NAME)
+    files = (File(NAME, len(CONTENT), wanted, (url,)), File("vae/b", 3, "b" * 64, (server.url("nothing"),)))
+    log = io.StringIO()
+    with pytest.raises(AtelierError) as error:
+        fetch_here(Job(files, tmp_path / "store", tmp_path / "state"), Narrator(Console(file=log, width=300)))
+    head, *lines = error.value.message.splitlines()
+    assert head == "2 of 2 files could not be had:" and "the same command" in error.value.hint
+    assert re.fullmatch(rf"    {NAME}: {url}: sha256 [0-9a-f]{{64}}, expected {wanted}", lines[0])
+    assert lines[1].startswith(f"    vae/b: {server.url('nothing')}: ") and "404" in lines[1]
+    assert "is not asked again" in log.getvalue(), "it was told as it came"
 
 
 def test_a_second_one_tells_whom_it_waits_for(command: list[str], server: FaultServer) -> None:
