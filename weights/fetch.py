@@ -235,7 +235,8 @@ class _Run:
             result = FileResult(file.name, False, str(error))
         self.progress.state(file.name, "ready" if result.ready else "failed")
         if not result.ready and not self.stop.is_set():
-            self._tell(f"{file.name}: {result.why}")
+            # What each source did was told as it came; the result tells it again.
+            self._tell(f"{file.name}: {'could not be had from any source' if result.dropped else result.why}")
         return result
 
     def heed(self, _: int) -> None:
