@@ -42,12 +42,18 @@ class _StoppedError(Exception):
 
 
 def verify(
-    store: Store, files: Sequence[File], deep: bool = False, jobs: int = 0, say: Callable[[str], None] | None = None
+    store: Store,
+    files: Sequence[File],
+    deep: bool = False,
+    jobs: int = 0,
+    say: Callable[[str], None] | None = None,
+    pieces: bool = True,
 ) -> list[Finding]:
     """One finding for each file, in the order given. Moves and removes nothing.
 
     Deep: what proves right is recorded, with its pieces; what proves wrong is known good no longer, so that the next
-    fetch sets it aside. jobs is how many files are hashed at once, 0 for one a core.
+    fetch sets it aside. jobs is how many files are hashed at once, 0 for one a core. Pieces cost as much as the rest,
+    once; a store that nobody serves can do without.
     """
     if not deep:
         findings = [shallow(store, file) for file in files]
@@ -58,7 +64,7 @@ def verify(
     stop = threading.Event()
 
     def check(file: File) -> Finding:
-        finding = _deep(store, file, stop)
+        finding = _deep(store, file, stop, pieces)
         if say:
             say(finding.text)
         return finding
@@ -75,10 +81,12 @@ def verify(
             raise
 
 
-def verify_aloud(store: Store, files: Sequence[File], deep: bool, say: Callable[[str], None]) -> bool:
+def verify_aloud(
+    store: Store, files: Sequence[File], deep: bool, say: Callable[[str], None], pieces: bool = True
+) -> bool:
     """Verify for a person: a line for each file and one that sums up. Returns whether every file is good."""
     started = time.monotonic()
-    findings = verify(store, files, deep, say=say)
+    findings = verify(store, files, deep, say=say, pieces=pieces)
     say(summary(findings, time.monotonic() - started, deep))
     return all(finding.status == "good" for finding in findings)
 
@@ -111,7 +119,7 @@ def shallow(store: Store, file: File) -> Finding:
     return Finding(file, "unchecked", found.st_size)
 
 
-def _deep(store: Store, file: File, stop: threading.Event) -> Finding:
+def _deep(store: Store, file: File, stop: threading.Event, with_pieces: bool) -> Finding:
     first = shallow(store, file)
     if first.status not in ("good", "unchecked"):
         return first
@@ -124,7 +132,7 @@ def _deep(store: Store, file: File, stop: threading.Event) -> Finding:
     pieces: list[str] | None = None
     try:
         before = identity(path.lstat())
-        if recorded_pieces(store, file):
+        if not with_pieces or recorded_pieces(store, file):
             sha256 = sha256_of(path, go_on)
         else:
             sha256, pieces = sha256_and_pieces(path, go_on)

@@ -126,6 +126,15 @@ def test_pieces_are_recorded_once_and_fit_the_file(store: Store, monkeypatch: py
     assert verify(store, [file], deep=True)[0].status == "good"
 
 
+def test_a_store_that_nobody_serves_is_hashed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_of(GOOD)
+    place(store, file, GOOD)
+    monkeypatch.setattr(verify_module, "sha256_and_pieces", lambda *_: pytest.fail("pieces hashed"))
+    assert verify(store, [file], deep=True, pieces=False)[0].status == "good"
+    assert store.known_good(file)
+    assert recorded_pieces(store, file) is None
+
+
 @pytest.mark.parametrize(
     "change", [{"sha256": "0" * 64}, {"bytes": 1}, {"piece": 1}, {"pieces": []}, {"pieces": ["a", "b"]}, {"pieces": 7}]
 )
