@@ -2,8 +2,9 @@
 
 import subprocess
 
-from benchmarks import deploy_times, noop_deploy
+from benchmarks import deploy_times, noop_deploy, weights
 
 deploy_times.main()
 subprocess.run([deploy_times.ATELIER, "deploy", "--host", "sandbox"], check=True, capture_output=True)
 noop_deploy.main()
+weights.main()

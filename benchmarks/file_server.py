@@ -23,6 +23,7 @@ class FileServer:
     """Serves the file at root/<name> and at root/bench/weights/resolve/<revision>/<name>; sent counts the bytes."""
 
     def __init__(self, file: Path, sha256: str, delay: float = 0.0, cap: float | None = None) -> None:
+        self.name, self.size = file.name, file.stat().st_size
         self._sent = multiprocessing.Value("Q", 0)
         ours, theirs = multiprocessing.Pipe()
         arguments = (file, sha256, delay, cap, self._sent, theirs)
