@@ -18,6 +18,7 @@ from pyinfra.connectors.fake import FakeConnector
 from test_openpgp import FINGERPRINT, KEY
 
 from atelier import credentials as store
+from atelier import deployment as decide
 from atelier import openpgp, weights_unit
 from atelier.apt import Repository
 from atelier.deployment import Deployment
@@ -341,3 +342,19 @@ def test_comfyui_hears_of_changed_weights_once_it_is_up(
     if told_comfyui:
         assert changed.index("Have ComfyUI read the weights that changed anew") == 2
         assert weights_unit.FORGET in told.sent
+
+
+def test_the_manifest_names_what_fetches_the_weights_and_what_it_remembers() -> None:
+    builds = tuple(ImageBuild(name, f"atelier/{name}:1", (), ()) for name in ("comfyui", "forge", "gateway"))
+    created = decide.declared(replace(PLAIN, builds=builds))
+    assert weights_unit.UNIT in created["units"] and {"aria2", "python3"} <= set(decide.host_packages(HostFacts()))
+    assert set(created["files"]) >= {
+        "/opt/atelier/weights.json",
+        "/opt/atelier/lib/weights/__main__.py",
+        f"/etc/systemd/system/{weights_unit.UNIT}",
+        f"/etc/systemd/system/multi-user.target.wants/{weights_unit.UNIT}",
+        f"/srv/atelier/state/weights/{WEIGHT.sha256}.json",
+    }
+    assert "/opt/atelier/weights.token" not in created["files"]
+    assert {"/opt/atelier/lib", "/opt/atelier/lib/weights", "/srv/atelier/state/weights"} <= set(created["directories"])
+    assert "/opt/atelier/weights.token" in decide.declared(replace(PLAIN, builds=builds, token="t"))["files"]
