@@ -110,7 +110,7 @@ def prepare(
 def models_token(settings: Settings) -> str | None:
     """The token that the settings name, for gated repositories of weights."""
     path = settings.models.token_file
-    return models_lock.read_token(paths.PROJECT / path) if path else None
+    return models_lock.read_token(paths.PROJECT / Path(path).expanduser()) if path else None
 
 
 def torch_variant(settings: Settings, plan: GpuPlan) -> Torch:
