@@ -4,17 +4,20 @@ The tests share one deployed sandbox and run in their order; each leaves the wei
 computer's end of the guest's link, so that it is there while the guest is not.
 """
 
+import asyncio
 import hashlib
 import json
 import os
 import random
 import re
 import signal
+import socket
+import ssl
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from harness import ROOT, UNCHANGED, Sandbox, copy_checkout
 from atelier import credentials
 from atelier.comfyui import ComfyUI
 from sandbox.doubles.weights import TENSORS
+from sandbox.proxy import Proxy, in_background
 from weights.store import File, Store
 from weights.verify import verify
 
@@ -311,7 +315,7 @@ set -e
 cd {STORE}
 hub=/root/.cache/huggingface/hub/models--atelier--test; sum=$(sha256sum {BIG} | cut -d' ' -f1)
 mkdir -p $hub/blobs $hub/snapshots/0123/split_files /opt/former/models/Stable-diffusion
-mv {BIG} $hub/blobs/$sum; ln -s ../../../blobs/$sum $hub/snapshots/0123/split_files/${{BIG##*/}}
+mv {BIG} $hub/blobs/$sum; ln -s ../../../blobs/$sum $hub/snapshots/0123/split_files/{Path(BIG).name}
 mv {SDXL} /opt/former/models/Stable-diffusion/
 stat -c %i $hub/blobs/$sum /opt/former/models/Stable-diffusion/*
 size=$(stat -c %s {VAE}); rm {VAE}; head -c $size /dev/zero >{VAE}
@@ -320,7 +324,7 @@ rm -f {STATE}/*
 
 
 def test_what_lies_on_the_host_is_linked_and_a_wrong_file_is_set_aside_and_named(host: Host) -> None:
-    inodes = root(ADOPT.replace("${BIG##*/}", BIG.rpartition("/")[2]))
+    inodes = root(ADOPT)
     host.lose(rate=FAST)
     said = host.deploy()
     host.assert_sent_once(VAE)
@@ -362,33 +366,83 @@ def test_a_file_that_changed_under_comfyui_makes_it_forget_and_no_other_deploy_d
     assert root("docker inspect -f '{{.State.StartedAt}}' comfyui-qwen") == started
 
 
-def test_a_gated_file_is_named_with_its_licence_and_the_rest_comes(host: Host, tmp_path: Path) -> None:
-    token = "hf_" + "s3cr3t" * 6
+HUB = "huggingface.co"
+CERTIFICATE = f"""
+cd $(mktemp -d)
+openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={HUB} -addext subjectAltName=DNS:{HUB} \\
+  -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,digitalSignature,keyCertSign \\
+  -keyout key -out /usr/local/share/ca-certificates/hub.crt 2>/dev/null
+update-ca-certificates >/dev/null
+cat key /usr/local/share/ca-certificates/hub.crt
+"""
+
+
+class WayToTheHub(Proxy):
+    """The host's proxy, where the hub's name leads to another server."""
+
+    def __init__(self, folder: Path, hub: FaultServer) -> None:
+        super().__init__(frozenset({HUB}), folder, print)
+        self.hub = hub
+
+    async def _connect(
+        self, scheme: str, host: str, port: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bool]:
+        return *await asyncio.open_connection(self.hub.address, self.hub.port), False
+
+
+@contextmanager
+def a_hub(host: Host, folder: Path, content: dict[str, bytes]) -> Iterator[FaultServer]:
+    """A server that the guest takes for the hub, and that its proxy leads to."""
+    (folder / "pem").write_text(root(CERTIFICATE))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(folder / "pem")
+    hub = FaultServer(content, SANDBOX.gate(), tls)
+    listener = socket.create_server((SANDBOX.gate(), 0))
+    settings = host.settings
+    host.settings += f"\nproxy = 'http://{SANDBOX.gate()}:{listener.getsockname()[1]}'\n"
+    try:
+        with in_background(WayToTheHub(folder / "cache", hub), listener):
+            yield hub
+    finally:
+        host.settings = settings
+        host.declare()
+        hub.stop()
+        root("rm /usr/local/share/ca-certificates/hub.crt; update-ca-certificates >/dev/null")
+
+
+def test_a_gated_file_keeps_nothing_else_back_and_its_token_reaches_the_hub_alone(host: Host, tmp_path: Path) -> None:
+    gated, token = "loras/gated.safetensors", "hf_" + "s3cr3t" * 6
     (tmp_path / "token").write_text(f"{token}\n")
     (tmp_path / "token").chmod(0o600)
-    host.content["loras/gated.safetensors"] = host.mirror.content["loras/gated.safetensors"] = model("lora", MIB)
-    host.mirror.faults.status["loras/gated.safetensors"] = 401
-    host.lose(TEXT, rate=STEADY / 4)
-    host.declare(token_file=str(tmp_path / "token"))
-    seen = ""
-    with host.sandbox.started("models", "fetch", "--sources", "double") as process:
-        while process.poll() is None:
-            with suppress(Exception):
+    host.content[gated] = model("lora", 4 * MIB)
+    of_the_hub = f"atelier/test/resolve/main/{Path(gated).name}"
+    with a_hub(host, tmp_path, {of_the_hub: host.content[gated]}) as hub:
+        hub.faults.wanted_token = token
+        host.lose(TEXT)
+        host.declare(hub=True)
+        said = host.fetch(expect=1)
+        assert gated in said and f"Accept the licence at https://{HUB}/atelier/test" in said, said
+        assert root(f"sha256sum <{STORE}/{TEXT}").split()[0] == sha256(host.content[TEXT])
+        host.mirror.forget()
+
+        hub.faults.rate = STEADY / 4
+        host.declare(hub=True, token_file=str(tmp_path / "token"))
+        seen = ""
+        with host.sandbox.started("models", "fetch", "--sources", "double") as process:
+            while process.poll() is None:
                 seen += root("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '; true")
-            time.sleep(0.3)
-        said = process.stdout.read()
-        assert process.returncode == 1, said
-    assert "loras/gated.safetensors" in said and "licence" in said, said
-    assert root(f"cd {STORE}; sha256sum <{TEXT}").split()[0] == sha256(host.content[TEXT])
-    assert "aria2c" in seen and token not in seen and token not in said
-    holders = root(
-        f"grep -rlF {token[:20]} /opt/atelier /srv/atelier/state /run /etc /var/log 2>/dev/null || true"
-    ).split()
-    assert len(holders) == 1 and root(f"stat -c '%U %a' {holders[0]}") == "root 600"
-    assert token not in root(f"journalctl -o cat --no-pager | grep -F {token[:3]} || true")
-    assert host.mirror.credentials == set()
-    del host.content["loras/gated.safetensors"], host.mirror.content["loras/gated.safetensors"]
-    host.declare()
+                time.sleep(0.2)
+            said = process.stdout.read()
+        assert process.returncode == 0, said
+        host.assert_published()
+        assert hub.credentials == {f"Bearer {token}"} and host.mirror.credentials == set()
+        assert "aria2c" in seen and token not in seen + said
+        holders = root(f"grep -rlF {token} /opt /srv /run /etc /var/log 2>/dev/null || true").split()
+        assert len(holders) == 1 and root(f"stat -c '%U %a' {holders[0]}") == "root 600"
+        assert root(f"journalctl -o cat --no-pager | grep -cF {token} || true") == "0"
+        del host.content[gated]
+    host.fetch()
+    assert root(f"[ -e {holders[0]} ] || echo gone") == "gone"
 
 
 def test_a_host_without_another_way_is_fed_through_its_ssh_connection(host: Host, tmp_path: Path) -> None:

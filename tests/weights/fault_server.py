@@ -1,6 +1,7 @@
 """A real HTTP server with the faults that real ones have. Counts the bytes it sends, at a capped rate."""
 
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -35,8 +36,10 @@ class Faults:
 class FaultServer:
     """On loopback, or on another address of this computer, which need not be there yet."""
 
-    def __init__(self, content: dict[str, bytes], address: str = "127.0.0.1") -> None:
-        self.content, self.faults, self.address = content, Faults(), address
+    def __init__(
+        self, content: dict[str, bytes], address: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.content, self.faults, self.address, self.tls = content, Faults(), address, tls
         self.sent, self.requests, self.tokens_at_store = 0, 0, 0
         self.sent_of: Counter[str] = Counter()  # bytes by path
         self.asked: Counter[str] = Counter()  # requests by path
@@ -53,6 +56,10 @@ class FaultServer:
 
     def start(self) -> None:
         self._server = _Server((self.address, self.port), self._handler())
+        if self.tls:
+            self._server.socket = self.tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
