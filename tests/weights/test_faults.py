@@ -414,6 +414,19 @@ def test_sigterm_ends_and_leaves_no_aria2c(tmp_path: Path, server: FaultServer) 
     assert server.sent < len(CONTENT) + ALLOWED
 
 
+def test_switched_off_in_the_middle_costs_two_seconds_of_transfer(tmp_path: Path, server: FaultServer) -> None:
+    server.faults.rate = 4e6
+    job = job_for(tmp_path, server.url("a"))
+    process = subprocess.Popen(command_for(job, tmp_path / "job.json"), stdout=subprocess.DEVNULL, cwd=ROOT)
+    wait_until_sent(server, 14 * MIB)
+    for pid in (*aria2c_of(process.pid), process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert run(job).ready
+    assert_published(job)
+    assert server.sent < len(CONTENT) + 2 * server.faults.rate
+
+
 def aria2c_of(pid: int) -> list[int]:
     """The transfers that a process began."""
     begun = [

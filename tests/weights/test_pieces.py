@@ -138,6 +138,7 @@ def test_one_of_two_flips_a_byte(tmp_path: Path, one: FaultServer, two: FaultSer
     assert_published(job)
     (gone,) = result.files[0].dropped
     assert gone.url == servers[liar].url("a")
+    assert servers[liar].sent_of["a"] < SIZE  # its share, and a piece that showed it
     index = int(gone.why.split()[2]) - 1
     assert f"expected {HASHES[index]}" in gone.why
     assert hashlib.sha256(content[index * PIECE : (index + 1) * PIECE]).hexdigest() in gone.why
