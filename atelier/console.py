@@ -98,11 +98,17 @@ class Narrator:
             if not step:
                 continue
             if self._live:
-                room = max(self.console.width - len(step) - 20, 0)
-                self._live.update(Text(f"{step} ({now - self._started:.0f} s) {self._output[:room]}"))
+                self._live.update(Text(self._moving(step, f"({now - self._started:.0f} s)")))
             elif now - self._silent_since >= (PROGRESS_EVERY if self._progress else HEARTBEAT):
                 self._silent_since = now
                 self.say(f"    ... {self._progress or f'{step}: {now - self._started:.0f} s so far'}", style="dim")
+
+    def _moving(self, step: str, seconds: str) -> str:
+        """What a terminal shows of the step, in one line."""
+        room = self.console.width - len(seconds) - 4
+        if self._progress:
+            return f"{self._progress[:room]} {seconds}"
+        return f"{step} {seconds} {self._output[: max(room - len(step), 0)]}"
 
 
 def fail(message: str) -> None:

@@ -62,3 +62,18 @@ def test_a_note_is_a_line_of_its_own_with_and_without_a_terminal() -> None:
             "Weights",
             "    vae/a.safetensors: linked from [bold]/home/x/a.safetensors",
         ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_shows_how_far_a_step_is_in_one_line(width: int) -> None:
+    narrator = Narrator(Console(file=io.StringIO(), width=width, force_terminal=True))
+    narrator.begin("Weights", "Bring 4 of 4 files, 37.0 GB")
+    narrator.output("what it printed " * 20)
+    assert narrator._moving(narrator._step, "(12 s)").startswith("Bring 4 of 4 files, 37.0 GB (12 s) what it")
+    narrator.output(
+        f"{console.PROGRESS}1 of 4 files, 0.25 of 37.01 GB, 105.0 MB/s, 0:05:50 left; vae/a: checking its sha256"
+    )
+    moving = narrator._moving(narrator._step, "(12 s)")
+    assert moving.startswith("1 of 4 files, 0.25 of 37.01 GB, 105.0 MB/s") and moving.endswith(" (12 s)")
+    assert len(moving) + len("⠋ ") <= width
+    assert width < 80 or "0:05:50 left" in moving

@@ -89,7 +89,7 @@ def test_a_terminal_shows_one_line_that_moves(command: list[str], server: FaultS
     server.faults.rate = 2e6
     told = on_a_terminal(command)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told).replace("\r", "\n").split("\n")
-    moving = [line for line in lines if re.search(r"Fetch \(\d+ s\) 0 of 1 files, .* MB/s", line)]
+    moving = [line for line in lines if re.search(r"^\S+ 0 of 1 files, .* MB/s, .* left \(\d+ s\)", line)]
     assert len({re.sub(r"^\S* ", "", line) for line in moving}) > 1, told
     assert sum("another file had this name" in line for line in lines) == 1, "a note is told once"
     assert any(line.startswith("1 of 1 files") for line in lines) and (tmp_path / "store" / NAME).exists()
