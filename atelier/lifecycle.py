@@ -5,15 +5,17 @@ import datetime
 import getpass
 import json
 import os
+import secrets
 import shlex
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from atelier import credentials as store
 from atelier import hostfacts, images, models_lock, paths, preflight, render, sources, weights_unit
@@ -30,7 +32,10 @@ from atelier.target import Target
 from sandbox import shared
 
 LOCK_DIRECTORY = "/run/atelier"
-BUSY = f"{LOCK_DIRECTORY}/busy"
+HOLDER = secrets.token_hex(8)
+"""This process, as the host's lock knows it."""
+BEAT, SILENCE = 20.0, 90
+"""Seconds between the signs of life that keep the lock, and without one after which the host takes it back."""
 
 
 def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[str, str]) -> Credentials:
@@ -229,16 +234,18 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
     """Hold the host's lock for as long as this process lives; a second deploy learns who holds it.
 
     The lock is a flock of a shell whose standard input is ours, so it ends with us however we end. What a killed deploy
-    left running on the host holds BUSY, and is waited for.
+    left running on the host holds a second one, and is waited for.
     """
     now = datetime.datetime.now(datetime.timezone.utc)
     who = f"{getpass.getuser()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M} UTC"
     script = (
         f"mkdir -p -m 0700 {LOCK_DIRECTORY} && cd {LOCK_DIRECTORY} && exec 9<>lock 8<>busy; "
-        f"flock -n 9 || {{ echo \"held by $(cat owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} >owner; "
-        "flock -n 8 || { echo waiting; flock 8; }; flock -u 8; echo locked; cat >/dev/null"
+        f"flock -n 9 || {{ echo \"held by $(head -n 1 owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} {HOLDER} >owner; "
+        "flock -n 8 || { echo waiting; flock 8; }; flock -u 8; echo locked; "
+        # A closed laptop leaves a connection that the host takes for alive, for a quarter of an hour or longer.
+        f'while [ -n "$(timeout {SILENCE} head -c 1)" ]; do :; done'
     )
-    process = ssh.popen(script)
+    process, ended = ssh.popen(script), threading.Event()
     assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
     try:
         answer = process.stdout.readline().decode(errors="replace").strip()
@@ -248,16 +255,33 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
         if answer != "locked":
             raise AtelierError(
                 f"another deploy of {ssh.destination.host} is running: {answer or 'no answer from the lock'}",
-                "wait until it is done; its lock ends with it, at the latest a few minutes after its network went away",
+                f"wait until it is done; its lock ends with it, and {SILENCE} s after its network went away",
             )
+        threading.Thread(target=_beat, args=(process.stdin, ended), daemon=True).start()
         yield
     finally:
+        ended.set()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _beat(lock: IO[bytes], ended: threading.Event) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the lock is gone: the next command on the host says so
+        while not ended.wait(BEAT):
+            lock.write(b".")
+            lock.flush()
+
+
+def guard() -> str:
+    """Shell before each command of a deploy: others wait for what outlives us, and we do nothing without the lock."""
+    return (
+        f"exec 8<>{LOCK_DIRECTORY}/busy && flock -s 8; grep -qx {HOLDER} {LOCK_DIRECTORY}/owner "
+        "|| { echo 'another deploy has begun on this host while this one was out of reach' >&2; exit 1; }; "
+    )
 
 
 def audit_line(changed: Sequence[str], verdict: str) -> str:

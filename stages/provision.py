@@ -21,7 +21,6 @@ from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.gpu.plan import GpuPlan
-from atelier.lifecycle import BUSY
 from atelier.ssh import Ssh
 from atelier.target import Target
 from stages.connector import OpenSSHConnector
@@ -97,8 +96,7 @@ def apply(
     """
     before = OpenSSHConnector.commands
     OpenSSHConnector.watch = narrator.output
-    # Each command on the host holds this, so that the next deploy waits for what outlives a killed one.
-    OpenSSHConnector.prelude = f"exec 8<>{BUSY} && flock -s 8; "
+    OpenSSHConnector.prelude = lifecycle.guard()
     try:
         with _failures_named(), _state(ssh, deployment, stages, check_for_changes=False) as state:
             host = next(iter(state.inventory))
