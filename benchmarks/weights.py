@@ -1,10 +1,11 @@
 """Fetching and checking weights beside curl, aria2c by hand, hf download and sha256sum: `make bench`.
 
 `.venv/bin/python -m benchmarks.weights [SECTION ...]` runs these sections, or all: loopback, capped, memory, kill,
-nothing, verify. It needs aria2c, curl, openssl, 8 GB of disk, and a package index for huggingface_hub, which gets a
+nothing, verify. It needs aria2c, curl, openssl, 10 GB of disk, and a package index for huggingface_hub, which gets a
 virtual environment of its own. Xet is switched off for hf (HF_HUB_DISABLE_XET=1): a server of that protocol is beyond a
 benchmark. Ours checks the sha256 and brings the file to the disk before it gives it its name; the others do neither, so
-each is shown as it is, then followed by `sync FILE` and by `sha256sum -c`.
+each is shown as it is, then followed by `sync FILE`, and then by a check: `openssl dgst`, which is as fast as Debian
+13's sha256sum, or this machine's `sha256sum -c`.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,48 +114,44 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f} of {len(os.sched_getaffinity(0))} cores"
 
 
-def median_of(times: Iterable[float]) -> float:
-    """The median, in seconds."""
-    return statistics.median(times)
-
-
 def side_by_side(bench: Bench, server: FileServer, sha256: str, once: tuple[str, ...] = ()) -> None:
     """All fetch the same file in turn. once: those that one run is enough for, as the cap alone decides."""
     commands = {**bench.peers(server), "ours": bench.ours(server, sha256)}
-    plain: dict[str, list[float]] = {label: [] for label in commands}
-    durable: dict[str, list[float]] = {label: [] for label in commands}
-    checked: dict[str, list[float]] = {label: [] for label in commands}
-    sums = bench.root / "sums"
-    sums.write_text(f"{sha256}  {bench.out / server.name}\n")
+    stages = ("as they are", "and on the disk", "and by openssl", "and by sha256sum")
+    times: dict[str, dict[str, list[float]]] = {stage: {label: [] for label in commands} for stage in stages}
+    fetched, sums = bench.out / server.name, bench.root / "sums"
+    sums.write_text(f"{sha256}  {fetched}\n")
+    openssl = sha256sum = 0.0  # the same for whatever fetched the file
     for turn in range(RUNS):
         for label, command in commands.items():
             if turn and label in once:
                 continue
             bench.afresh()
-            seconds = bench.timed(command)
-            plain[label].append(seconds)
+            seconds = [bench.timed(command)] * len(stages)
             if label == "ours":
                 assert (bench.out / "store" / NAME).stat().st_size == server.size
-                seconds_durable = seconds_checked = seconds
             else:
-                seconds_durable = seconds + bench.timed(["sync", str(bench.out / server.name)])
-                seconds_checked = seconds_durable + bench.timed(["sha256sum", "-c", "--quiet", str(sums)])
-            durable[label].append(seconds_durable)
-            checked[label].append(seconds_checked)
-    print(f"{server.size / 1e9:.2f} GB, medians of {RUNS} (once: {', '.join(once) or 'nobody'}), {load()}")
-    for label in commands:
-        shown = (median_of(times[label]) for times in (plain, durable, checked))
-        print("  {:15} {:6.2f} s, and on the disk {:6.2f} s, and checked {:6.2f} s".format(label, *shown))
-    ours = median_of(plain["ours"])
-    for title, times in (("as they are", plain), ("and on the disk", durable), ("and checked", checked)):
-        each = {label: median_of(times[label]) / ours for label in commands if label != "ours"}
-        print(f"  their time / ours, {title}: " + ", ".join(f"{label} {ratio:.2f}" for label, ratio in each.items()))
+                durable = seconds[0] + bench.timed(["sync", str(fetched)])
+                if not turn:
+                    openssl = openssl or bench.timed(["openssl", "dgst", "-sha256", str(fetched)])
+                    sha256sum = sha256sum or bench.timed(["sha256sum", "-c", "--quiet", str(sums)])
+                seconds[1:] = durable, durable + openssl, durable + sha256sum
+            for stage, value in zip(stages, seconds, strict=True):
+                times[stage][label].append(value)
+    ours = statistics.median(times[stages[0]]["ours"])
+    print(
+        f"{server.size / 1e9:.2f} GB, medians of {RUNS} (once: {', '.join(once) or 'none'}); {load()}; ours {ours:.2f} s"
+    )
+    for stage in stages:
+        medians = {label: statistics.median(times[stage][label]) for label in commands if label != "ours"}
+        shown = (f"{label} {seconds:.2f} s ({seconds / ours:.2f})" for label, seconds in medians.items())
+        print(f"  {stage:18} (time / ours): " + ", ".join(shown))
     print(flush=True)
 
 
 def loopback(bench: Bench) -> None:
     """One server on loopback, as fast as it goes."""
-    path, sha256 = bench.file(1024 * MIB)
+    path, sha256 = bench.file(2048 * MIB)
     with FileServer(path, sha256) as server:
         print("== loopback, no cap")
         side_by_side(bench, server, sha256)
@@ -246,7 +243,9 @@ def nothing(bench: Bench) -> None:
         read = int(Path(f"/proc/{process.pid}/io").read_text().split()[1])
         assert process.wait() == 0
     gigabytes = sum(file.bytes for file in files) / 1e9
-    print(f"== nothing to do for {gigabytes:.1f} GB (sparse): {median_of(times):.3f} s, the whole process; {load()}")
+    print(
+        f"== nothing to do for {gigabytes:.1f} GB (sparse): {statistics.median(times):.3f} s, the whole process; {load()}"
+    )
     print(f"  read, its own program included: {read / 1e6:.1f} MB\n", flush=True)
 
 
@@ -279,7 +278,7 @@ def verify(bench: Bench) -> None:
             for file in files:
                 store.pieces_path(file).unlink(missing_ok=True)
             times[label].append(bench.timed(command))
-    medians = {label: median_of(values) for label, values in times.items()}
+    medians = {label: statistics.median(values) for label, values in times.items()}
     print(
         f"== deep verify of {cores} files of 1.07 GB, {cores} at once; sha256sum of Debian 13 is made of openssl; {load()}"
     )
