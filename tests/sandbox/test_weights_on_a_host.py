@@ -104,7 +104,7 @@ class Host:
     def lose(self, *names: str, rate: float = FAST) -> None:
         """These files are not on the host any more; the mirror counts from here, at this rate."""
         if names:
-            root(f"cd {STORE}; rm " + " ".join(names))
+            root(f"cd {STORE}; rm -f " + " ".join(names))
         self.mirror.forget()
         self.mirror.faults.rate = rate
 
@@ -259,7 +259,7 @@ def test_a_mirror_with_one_wrong_byte_is_named_and_nothing_of_it_is_published(ho
         assert all(text in said for text in (*named, sha256(host.content[SDXL]))), said
         assert root(f"ls {STORE}/{SDXL} || true") == ""
         host.declare(bad.url(""), host.mirror.url(""))
-        said = host.deploy()
+        said = host.fetch()
         assert all(text in said for text in named), said
     host.assert_sent_once(SDXL)
     host.assert_published()
@@ -296,7 +296,7 @@ def test_a_disk_that_fills_up_is_waited_for(host: Host) -> None:
     host.lose(rate=STEADY)
     host.declare(parallel_files=1, reserve_gb=0)
     with a_small_empty_store(64):
-        with host.sandbox.started("deploy", "--sources", "double") as process:
+        with host.sandbox.started("models", "fetch", "--sources", "double") as process:
             host.wait_until_sent(BIG, 20 * MIB)  # the longest comes first; its room was taken when it began
             root(f"fallocate -l $(df --output=avail -B1 {STORE} | tail -n 1) {STORE}/filler")
             said = next(line for line in process.stdout if "disk is full" in line)
@@ -326,7 +326,7 @@ rm -f {STATE}/*
 def test_what_lies_on_the_host_is_linked_and_a_wrong_file_is_set_aside_and_named(host: Host) -> None:
     inodes = root(ADOPT)
     host.lose(rate=FAST)
-    said = host.deploy()
+    said = host.fetch()
     host.assert_sent_once(VAE)
     host.assert_published()
     assert root(f"cd {STORE}; stat -c %i {BIG} {SDXL}") == inodes
@@ -452,13 +452,13 @@ def test_a_host_without_another_way_is_fed_through_its_ssh_connection(host: Host
         store.path(file).parent.mkdir(parents=True, exist_ok=True)
         store.path(file).write_bytes(host.content[file.name])
     verify(store, files, deep=True)
-    port = 18765
     host.lose(BIG, VAE)
-    host.declare(f"http://127.0.0.1:{port}")
-    arguments = ("--dest", str(tmp_path), "--lock", str(host.lock), "--port", str(port))
+    arguments = ("--dest", str(tmp_path), "--lock", str(host.lock), "--port", "0")
     with host.sandbox.started("models", "serve", *arguments, stderr=subprocess.STDOUT) as serving:
+        url = next(found[0] for line in serving.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
         next(line for line in serving.stdout if "Ctrl-C ends it" in line)
-        host.deploy()
+        host.declare(url)
+        host.fetch()
         serving.send_signal(signal.SIGINT)
         assert serving.wait() == 0
     assert host.mirror.requests == 0
