@@ -161,6 +161,7 @@ def serve_models(
         say(f"{len(good)} of {len(files)} files of {lock.name} at http://{bind}:{taken}/")
         for line in usage(bind, taken, ssh.destination.host if ssh else None):
             say(line)
+        say("Beside it, `hub: false` for a host without internet.")
         say("Ctrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
             while alive():

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def write(progress: Progress, path: Path | None) -> Snapshot:
     """Write how far a run is at this moment, where there is a file for it."""
     snapshot = progress.snapshot(time.monotonic())
     if path:
-        write_whole(path, asdict(snapshot))
+        with suppress(OSError):  # such as a full disk, where the transfer waits for room
+            write_whole(path, asdict(snapshot))
     return snapshot
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fault_server import FaultServer
 from fetching import CONTENT, MIB, in_background, job_for
 
-from weights.progress import NOTES, FileProgress, Progress, Snapshot, line, read_snapshot
+from weights.progress import NOTES, FileProgress, Progress, Snapshot, line, read_snapshot, write
 from weights.store import Store
 
 
@@ -70,3 +70,9 @@ def test_whom_a_run_waits_for_is_told_before_it_begins(tmp_path: Path, server: F
     thread.join()
     assert results[0].ready
     assert read_snapshot(json.loads(job.progress.read_text())).notes == (note,), "it is kept, and told once"
+
+
+def test_a_disk_that_takes_no_progress_does_not_end_the_telling(tmp_path: Path) -> None:
+    progress = Progress("job", "run")
+    (tmp_path / "progress.json.tmp").mkdir()
+    assert write(progress, tmp_path / "progress.json").job == "job"
