@@ -26,7 +26,7 @@ atelier = @./bootstrap.sh && exec .venv/bin/atelier
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
 	@printf '%s\n' '' 'Target: HOST=user@address[:port], or LIMIT=name of hosts.yml; neither: the sandbox.' \
-		'models-*: a host is named, or a store on this computer: DEST=DIR.'
+		'models-*: the weights of that target, or with DEST=DIR those of a store on this computer.'
 
 deploy: ## everything: preflight, host, driver, Docker, weights, images, services, quick verify [SERVICE=] [REBOOT=1]
 	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES) $(call flag,--reboot,REBOOT)

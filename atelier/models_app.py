@@ -24,7 +24,7 @@ app = typer.Typer(
 
 HERE = "Only with --dest. "
 DEFAULT_LOCK = paths.PROJECT / "locks" / "models.yml"
-Host = Annotated[str, typer.Option("--host", help="A host's own: user@address[:port], or `sandbox`.")]
+Host = Annotated[str, typer.Option("--host", help="A host's own: user@address[:port], or `sandbox`, the default.")]
 Limit = Annotated[str, typer.Option("--limit", help="The same, by names of hosts.yml, with commas, or `all`.")]
 Dest = Annotated[Path | None, typer.Option("--dest", help="A store on this computer: its directory.")]
 Lock = Annotated[Path | None, typer.Option("--lock", help=f"{HERE}The lock file. Default: locks/models.yml.")]
@@ -38,7 +38,7 @@ TokenFile = Annotated[
 
 
 def chosen_store(dest: Path | None, host: str, limit: str, only_here: Mapping[str, object]) -> Path | None:
-    """The store on this computer that is meant; None where hosts are. Raises AtelierError unless it is one of the two.
+    """The store on this computer that is meant; None where hosts are, the sandbox among them. Raises AtelierError for both.
 
     only_here: what was given for options that a host takes from its settings instead.
     """
@@ -48,12 +48,6 @@ def chosen_store(dest: Path | None, host: str, limit: str, only_here: Mapping[st
         )
     if dest:
         return dest
-    if not host and not limit:
-        raise AtelierError(
-            "neither a host nor a store was named",
-            "HOST=user@address, HOST=sandbox or LIMIT=name (--host, --limit) for a host's weights; "
-            "DEST=DIR (--dest) for a store on this computer",
-        )
     given = [option for option, value in only_here.items() if value]
     if given:
         raise AtelierError(
@@ -124,7 +118,7 @@ def verify(
 ) -> None:
     """Say whether all weights are there and right.
 
-    At once, by what was recorded when they were hashed; or deep, by every byte. Changes nothing.
+    At once, by what was recorded when they were hashed; or deep, by every byte. Moves and removes no weight.
 
     Exit 0 all are good, 1 one is missing or wrong.
     """

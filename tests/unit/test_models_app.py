@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
+from atelier import models_app
 from atelier.errors import AtelierError
 from atelier.models_app import app, chosen_store
 
@@ -46,7 +48,8 @@ STORE = Path("store")
         (None, "", "all", {}, None),
         (STORE, "me@box", "", {}, "DEST= and a host were both given"),
         (STORE, "", "all", {}, "DEST= and a host were both given"),
-        (None, "", "", {"--set": ["x"]}, "neither a host nor a store was named"),
+        (None, "", "", {}, None),
+        (None, "", "", {"--set": ["x"]}, "--set: only for a store"),
         (None, "me@box", "", {"--set": ["x"], "--jobs": 3, "--lock": None}, "--set, --jobs: only for a store"),
     ],
 )
@@ -59,6 +62,19 @@ def test_a_command_is_for_a_store_here_or_for_hosts(
         assert chosen in error.value.message and error.value.hint
     else:
         assert chosen_store(dest, host, limit, only_here) == chosen
+
+
+@pytest.mark.parametrize("command", ["fetch", "verify", "prune"])
+def test_without_a_word_it_is_aimed_like_every_other_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    aimed: list[tuple[str, str]] = []
+
+    def for_each(host: str, limit: str, _: object) -> None:
+        aimed.append((host, limit))
+        raise typer.Exit(0)
+
+    monkeypatch.setattr(models_app, "for_each", for_each)
+    assert CliRunner().invoke(app, [command]).exit_code == 0
+    assert aimed == [("", "")]
 
 
 @pytest.mark.parametrize("command", ["verify", "prune"])
