@@ -15,7 +15,7 @@ from atelier.errors import AtelierError
 from weights.fetch import EndedError, FetchError, Job, Result, run
 from weights.follow import NOTE, PROGRESS, later, plain
 from weights.progress import Snapshot, line, read_snapshot
-from weights.store import Store, StoreError
+from weights.store import StoreError
 
 
 def fetch_here(job: Job, narrator: Narrator) -> None:
@@ -65,8 +65,6 @@ def _run_until_ctrl_c(job: Job) -> Result:
 def _told(job: Job, narrator: Narrator) -> Iterator[Job]:
     """The job as it is to be run, with the narrator in the place of lines of its own."""
     narrator.begin("Weights", "Fetch")
-    with contextlib.suppress(OSError), Store(job.store, job.state).lock(waiting=narrator.say):
-        pass  # whom it would wait for in silence
     with tempfile.TemporaryDirectory() as folder:
         path, ended = Path(folder) / "progress.json", threading.Event()
         watcher = threading.Thread(target=_watch, args=(path, narrator, ended), daemon=True)

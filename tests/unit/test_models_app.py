@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
-from atelier import models_app
+from atelier import models_app, models_fetch
 from atelier.errors import AtelierError
 from atelier.models_app import app, chosen_store
+from weights.store import Store
 
 needs_aria2 = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2 is not installed")
 CONTENT = {"vae/one.safetensors": b"1" * 1000, "loras/two.safetensors": b"2" * 2000}
@@ -128,6 +130,19 @@ def test_a_store_from_nothing_to_pruned(mirror: Path) -> None:
     assert "removed: 0.00 GB" in models("prune", "--set", "vae", "--yes", mirror=mirror).output
     assert "not needed: nothing" in models("prune", "--set", "vae", mirror=mirror).output
     assert (store / "vae/one.safetensors").exists() and not (store / "loras/two.safetensors").exists()
+
+
+def test_a_fetch_with_nothing_to_do_waits_for_nobody(mirror: Path) -> None:
+    assert models("adopt", "--search", str(mirror), mirror=mirror).exit_code == 0
+    done: list[Result] = []
+    fetching = threading.Thread(target=lambda: done.append(models("fetch", mirror=mirror)))
+    with pytest.MonkeyPatch.context() as patch, Store(mirror.parent / "store", mirror).lock():
+        patch.setattr(models_fetch.signal, "signal", lambda *_: None)  # a thread may not
+        fetching.start()
+        fetching.join(10)
+        waited = fetching.is_alive()
+    fetching.join(10)
+    assert not waited and done[0].exit_code == 0, done
 
 
 def test_what_is_there_already_is_taken(mirror: Path) -> None:
