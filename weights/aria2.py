@@ -31,6 +31,7 @@ DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
 _BLOCK = 16 * 1024
 # Requests are sent ahead: else each piece would cost a round trip.
 _IN_ORDER = ("--stream-piece-selector=inorder", "--enable-http-pipelining=true")
+_MIB = 1 << 20
 _UNREADABLE = (struct.error, IndexError, ZeroDivisionError)  # what reading aria2's notes ends in, where they are none
 # Bytes a second of one connection. Each holds 2 MiB that nobody else fetches: slower than this beside others, it would
 # keep a whole file waiting for longer than 40 s.
@@ -114,6 +115,7 @@ class Limits:
     connections: int = 8
     lowest_speed: int = 20_000  # bytes a second
     patience: float = 30.0  # seconds
+    piece: int = 2 * _MIB  # bytes of one request
     in_order: bool = False  # from the front to the end, for who reads along; a server must bear requests sent ahead
     proxy: str | None = None
 
@@ -243,6 +245,11 @@ def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | 
         return Answer(last, headers, response.status == 206)
 
 
+def piece_length(size: int) -> int:
+    """Bytes of one request: whoever holds the last one is waited for, and for each server a file is not many requests."""
+    return 16 * _MIB if size >= 1024 * _MIB else 2 * _MIB
+
+
 def _can_allocate(folder: Path) -> bool:
     """Whether room can be taken beforehand, so that a full disk is found before the first byte. Not on ext3 or old NFS."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -254,6 +261,7 @@ def _can_allocate(folder: Path) -> bool:
 def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int) -> tuple[list[str], str]:
     """Command line and standard input of aria2c. Several sources all know ranges, and none wants a token."""
     connections = min(16, limits.connections) if answers[0].ranges else 1
+    in_order = limits.in_order and answers[0].ranges
     lowest = limits.lowest_speed // connections
     if len(answers) > 1:
         lowest = max(lowest, _LOWEST_BESIDE_OTHERS)
@@ -267,10 +275,10 @@ def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int
         "--auto-file-renaming=false",
         f"--file-allocation={'falloc' if _can_allocate(part.parent) else 'none'}",
         "--auto-save-interval=1",
-        "--piece-length=2M",  # whoever holds one is waited for at the end, and smaller ones are more requests
-        "--min-split-size=2M",
+        f"--piece-length={limits.piece}",
+        f"--min-split-size={limits.piece}",
         "--allow-piece-length-change=true",
-        "--max-tries=5",
+        f"--max-tries={1 if in_order else 5}",  # a server that minds requests sent ahead is asked plainly soon
         "--retry-wait=0",
         "--connect-timeout=20",
         f"--timeout={max(1, int(limits.patience))}",
@@ -285,7 +293,7 @@ def arguments(part: Path, answers: Sequence[Answer], limits: Limits, parent: int
         "--console-log-level=error",
         "--download-result=hide",
         f"--stop-with-process={parent}",
-        *(_IN_ORDER if limits.in_order and answers[0].ranges else ()),
+        *(_IN_ORDER if in_order else ()),
     ]
     lines = ["\t".join(answer.url for answer in answers), f" dir={part.parent}", f" out={part.name}"]
     lines += [f" header={header}" for header in answers[0].headers]

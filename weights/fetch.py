@@ -392,7 +392,9 @@ class _FileRun:
             self._drop_part()
         together = {action.url: answer, **others} if answer.ranges else {action.url: answer}
         # Who is asked again had trouble, perhaps with requests sent ahead. Of several, a slow one would hold up the rest.
-        in_order = len(together) == 1 and action.url not in self.senders
+        alone = len(together) == 1
+        in_order = alone and action.url not in self.senders
+        piece = aria2.piece_length(self.file.bytes) if alone else self.job.limits.piece
         self.senders += together
         self.run_.progress.begin(name, have)
         hashed = PartHash(self.part, self.file.bytes)
@@ -400,7 +402,7 @@ class _FileRun:
             outcome = aria2.run(
                 self.part,
                 list(together.values()),
-                replace(self.job.limits, in_order=in_order),
+                replace(self.job.limits, in_order=in_order, piece=piece),
                 os.getpid(),
                 self.stop,
                 lambda done: self.run_.progress.heard(name, done),
