@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,24 @@ def test_a_directory_that_cannot_be_listed_is_named(store: Store, monkeypatch: p
 
 def test_a_store_that_does_not_exist_has_no_garbage(tmp_path: Path) -> None:
     assert garbage(Store(tmp_path / "no", tmp_path / "no"), [NEEDED]) == []
+
+
+def test_nothing_is_removed_from_a_store_that_somebody_uses(store: Store) -> None:
+    heard: list[str] = []
+    waits = threading.Event()
+
+    def say(text: str) -> None:
+        heard.append(text)
+        waits.set()
+
+    pruning = threading.Thread(target=prune_aloud, args=(store, [NEEDED], True, say))
+    with store.lock():
+        pruning.start()
+        waits.wait(10)
+        assert len(heard) == 1 and "is in use by process" in heard[0]
+        assert store.path(DROPPED).exists()
+    pruning.join(10)
+    assert not store.path(DROPPED).exists()
 
 
 def test_what_a_person_hears(store: Store) -> None:

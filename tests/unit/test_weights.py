@@ -268,6 +268,24 @@ def test_the_unit_is_one_that_systemd_takes() -> None:
         assert f"\n{hinders_adoption}" not in unit
 
 
+def test_the_unit_is_started_again_after_each_kill_and_not_after_an_end_of_its_own() -> None:
+    lines = weights_unit.unit(settings()).content.decode().splitlines()
+    wanted = ["Restart=on-abnormal", "RestartSec=5", "StartLimitIntervalSec=0", "SuccessExitStatus=143"]
+    assert set(wanted) <= set(lines)
+    assert lines.index("StartLimitIntervalSec=0") < lines.index("[Service]") < lines.index("Restart=on-abnormal")
+
+
+@pytest.mark.parametrize("status", [0, 7])
+def test_following_ends_as_the_program_on_the_host_does(tmp_path: Path, status: int) -> None:
+    program = tmp_path / "lib" / "weights" / "__main__.py"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"import sys; print(*sys.argv[1:]); sys.exit({status})")
+    chosen = settings().model_copy(update={"config_root": str(tmp_path)})
+    ran = subprocess.run(["sh", "-c", weights_unit.follow_shell(chosen)], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (status, f"follow {tmp_path}/weights.json\n")
+    assert ran.stderr == f"{weights_unit.ENDED}\n"
+
+
 class Place:
     """What the host has of all this, in a folder: a program, a job, and the link that starts the unit at boot."""
 

@@ -4,11 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from weights import __main__ as program
+from weights.fetch import Result
 
 ROOT = Path(__file__).parents[2]
 GOOD, BAD = b"the right bytes" * 1000, b"the wrong bytes" * 1000
@@ -97,6 +101,24 @@ def test_verify_says_of_each_file_how_it_is(host: Host) -> None:
     assert host.run("verify")[0] == 0, "by its record alone it cannot be seen"
     status, lines, _ = host.run("verify", "--deep")
     assert status == 1 and f"{NAME}: wrong: sha256 {hashlib.sha256(BAD).hexdigest()}" in lines
+
+
+def test_a_host_s_deep_verify_leaves_no_pieces(host: Host) -> None:
+    host.run("fetch")
+    assert host.run("verify", "--deep")[0] == 0
+    assert [path.name for path in (host.root / "state").glob("*.pieces.json")] == []
+
+
+def test_a_run_that_was_ended_ends_as_by_a_signal_and_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.job.write_text(json.dumps(host.told))
+    monkeypatch.setattr(program, "run", lambda job, stop: Result((), ended=True))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert program.fetch(host.job) == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert host.result()["ended"] is True
 
 
 def test_prune_removes_what_the_job_does_not_need_when_told(host: Host) -> None:

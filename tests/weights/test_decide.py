@@ -109,6 +109,11 @@ def test_action(transfer: Transfer, outcome: Happening, action: Action) -> None:
     assert decide(transfer, A, outcome, 0.0, PATIENCE)[1] == action
 
 
+def test_pauses_for_space_count_in_a_row_only() -> None:
+    transfer, _ = decide(replace(ONE, pauses=359), A, Cut("x", progressed=True), 0.0, PATIENCE)
+    assert transfer.pauses == 0
+
+
 def test_a_resting_source_is_not_asked_before_its_retry_after() -> None:
     transfer, _ = decide(BOTH, A, Throttled(503, 30.0), 0.0, PATIENCE)
     _, action = decide(transfer, B, Cut("x"), 0.0, PATIENCE)

@@ -36,7 +36,7 @@ from fetching import (
 )
 
 from weights.decide import Patience
-from weights.fetch import FetchError, Result, run
+from weights.fetch import FetchError, FileResult, Job, Result, run
 from weights.store import File, Store
 
 pytestmark = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
@@ -108,6 +108,16 @@ def test_signed_url_expires_in_the_middle(tmp_path: Path, server: FaultServer) -
     assert server.tokens_at_store == 0
     assert_published(job)
     assert server.sent < len(CONTENT) + ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("hosts", "credentials"), [(("127.0.0.1",), {"Bearer hf_secret"}), (("huggingface.co",), set())]
+)
+def test_the_token_goes_to_the_hosts_it_is_for_alone(
+    tmp_path: Path, server: FaultServer, hosts: tuple[str, ...], credentials: set[str]
+) -> None:
+    assert run(replace(job_for(tmp_path, server.url("a")), token="hf_secret", token_hosts=hosts)).ready
+    assert server.credentials == credentials
 
 
 def test_flipped_byte_is_named_and_the_good_mirror_used(
@@ -524,6 +534,15 @@ def test_a_wrong_part_of_an_earlier_run_is_begun_again_and_nobody_blamed(tmp_pat
     assert_published(job)
 
 
+def test_a_part_that_is_too_long_is_begun_again(tmp_path: Path, server: FaultServer) -> None:
+    job = job_for(tmp_path, server.url("a"))
+    part = Store(job.store, job.state).incoming(job.files[0])
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT + b"more")
+    assert run(job).files == (FileResult(NAME, True),)
+    assert_published(job)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Somebody's copy of the store."""
@@ -578,21 +597,37 @@ def test_a_sparse_file_from_a_folder_stays_sparse(tmp_path: Path, folder: Path) 
     assert (job.store / NAME).stat().st_blocks * 512 < MIB
 
 
-def test_sigterm_ends_the_copying_from_a_folder(tmp_path: Path, folder: Path) -> None:
-    (folder / "a").write_bytes(CONTENT)
-    job = job_for(tmp_path, (folder / "a").as_uri())
-    cp = tmp_path / "bin" / "cp"  # of a file that takes a minute
+def copying(job: Job, tmp_path: Path, seconds: int) -> tuple["subprocess.Popen[bytes]", int]:
+    """A run that copies a file from a folder for so many seconds, and its cp."""
+    cp, pid = tmp_path / "bin" / "cp", tmp_path / "pid"
     cp.parent.mkdir()
-    cp.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; exec sleep 60\n")
+    cp.write_text(f"#!/bin/sh\necho $$ > {pid}.tmp; mv {pid}.tmp {pid}; exec sleep {seconds}\n")
     cp.chmod(0o755)
     command, path = command_for(job, tmp_path / "job.json"), f"{cp.parent}:{os.environ['PATH']}"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": path})
     until = time.monotonic() + 10
-    while not (tmp_path / "pid").exists() and time.monotonic() < until:
+    while not pid.exists() and time.monotonic() < until:
         time.sleep(0.05)
+    return process, int(pid.read_text())
+
+
+def test_sigterm_ends_the_copying_from_a_folder(tmp_path: Path, folder: Path) -> None:
+    (folder / "a").write_bytes(CONTENT)
+    process, cp = copying(job_for(tmp_path, (folder / "a").as_uri()), tmp_path, seconds=60)
     process.terminate()
     assert process.wait(3) == 143
-    assert not lives(int((tmp_path / "pid").read_text()))
+    assert not lives(cp)
+
+
+def test_after_kill_9_the_lock_is_free_only_once_the_copying_has_ended(tmp_path: Path, folder: Path) -> None:
+    (folder / "a").write_bytes(CONTENT)
+    job = job_for(tmp_path, (folder / "a").as_uri())
+    process, cp = copying(job, tmp_path, seconds=2)
+    process.kill()
+    process.wait()
+    assert lives(cp)
+    with Store(job.store, job.state).lock():
+        assert not lives(cp)
 
 
 def refused_address() -> str:

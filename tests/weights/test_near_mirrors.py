@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fault_server import FaultServer
 
-from weights.aria2 import Limits, is_near
+from weights.aria2 import Answer, Limits, arguments, is_near
 from weights.decide import Patience
 from weights.fetch import Job, run
 from weights.store import File
@@ -33,6 +33,24 @@ CONTENT = bytes(range(256)) * 8192
 )
 def test_what_is_near(url: str, near: bool) -> None:
     assert is_near(url) == near
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        (["http://127.0.0.1:8765/a", "https://far.example.org/a", "http://10.1.2.3/a"], "127.0.0.1,10.1.2.3"),
+        (["https://far.example.org/a"], ""),
+        (["http://127.0.0.1:8765/a"], None),
+    ],
+)
+def test_of_several_mirrors_the_near_ones_are_asked_without_the_proxy(
+    tmp_path: Path, urls: list[str], expected: str | None
+) -> None:
+    answers = [Answer(url, (), True) for url in urls]
+    _, told = arguments(tmp_path / "part", answers, Limits(proxy="http://proxy:1"), 1)
+    options = dict(line.strip().partition("=")[::2] for line in told.splitlines()[1:])
+    assert options.get("no-proxy") == expected
+    assert options.get("all-proxy") == (None if expected is None else "http://proxy:1")
 
 
 @pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
