@@ -59,7 +59,7 @@ class Signature:
     over_by: str = ""
     """A later line of the same source after which it is over; `{app}` stands for the pattern's group of that name."""
     lasting: bool = False
-    """Not over because everything runs again: hardware that failed once in this boot will fail again."""
+    """Not over because everything runs again: hardware that failed once in this boot will fail again, a log stays damaged."""
     hides: tuple[str, ...] = ()
     """Ids of vaguer signatures that say the same once more."""
 
@@ -433,6 +433,19 @@ DOCKER = (
         ("docker", "service"),
         (r"Cannot connect to the Docker daemon at ", r"failed to connect to the docker API at "),
         "docker/cli, text of 26 in the sandbox and of 28",
+    ),
+    Signature(
+        "container-log",
+        "Docker cannot read the log of a container",
+        "A line of it was cut off, as by a disk that was full. It stays so for as long as the container is the same one.",
+        (
+            host("sudo docker rm -f NAME   # the container whose log is named below; its data lie outside of it"),
+            here("make deploy   # makes it again"),
+        ),
+        ("service",),
+        (r"(?i)^error from daemon in stream: Error grabbing logs: ",),
+        "moby/moby 29511; docker/for-linux 140",
+        lasting=True,
     ),
     Signature(
         "toolkit-missing",
@@ -863,7 +876,7 @@ SERVICES = (
         "weights-damaged",
         "A weight file is damaged",
         "It was cut off or overwritten after it was downloaded; its sha256 is not that of the lock any more.",
-        (here("make deploy   # hashes what changed and fetches it again"), here("make verify GROUP=storage")),
+        (here("make models-verify DEEP=1   # hashes every byte, and trusts no more what is wrong"), FETCH),
         ("service",),
         (
             r"SafetensorError",

@@ -413,6 +413,20 @@ def test_a_source_that_a_known_failure_explains_is_not_listed_again() -> None:
     assert ids(found.present) == ["docker-missing"] and not found.unreadable
 
 
+def test_a_log_that_stays_damaged_is_told_however_old_its_last_line_is() -> None:
+    said = "error from daemon in stream: Error grabbing logs: unexpected EOF"
+    machine = replace(MACHINE, text=MACHINE.text.replace(f"boot {BOOT:.0f}", f"boot {NOW - 5 * collection.DAY:.0f}"))
+    text = f"{stamp(NOW - 2 * collection.DAY)} started\n{said}"
+    found = examine(containers(), machine, Source("log-comfyui-qwen", "service", "", text, problem=said))
+    assert ids(found.present) == ["container-log"] and not found.unreadable
+
+
+def test_a_weight_that_is_damaged_is_hashed_before_it_is_fetched() -> None:
+    (damaged,) = [signature for signature in signatures.TABLE if signature.id == "weights-damaged"]
+    typed = [step.typed("HOST=me@box", "").partition("   #")[0] for step in damaged.steps]
+    assert typed == ["make models-verify DEEP=1 HOST=me@box", "make models-fetch HOST=me@box"]
+
+
 def test_a_source_that_cannot_be_read_is_not_taken_for_clean() -> None:
     found = examine(containers(), Source("kernel", "kernel", "", problem="dmesg: Operation not permitted"))
     assert found.unreadable == ("kernel: dmesg: Operation not permitted",) and not found.well
