@@ -161,12 +161,17 @@ fi"""
 
 
 def _route(url: str, proxy: str | None) -> str:
-    """apt-helper's options that lead to a source as the host itself gets there."""
+    """The way to a source as the host itself gets there, for the shell function `probe`."""
     if is_near(url):
-        return f"-o Acquire::http::Proxy::{urlsplit(url).hostname}=DIRECT"
-    if not proxy:
-        return ""
-    return f"-o Acquire::http::Proxy={shlex.quote(proxy)} -o Acquire::https::Proxy={shlex.quote(proxy)}"
+        return f"reached -o Acquire::http::Proxy::{urlsplit(url).hostname}=DIRECT"
+    # A proxy's own refusal looks like the source's.
+    return 'refused -c "$t/proxied"' if proxy else "reached"
+
+
+def _without_login(url: str) -> str:
+    """An address that may stand in a process list. The source then asks for a login, and so is there."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterable[str], archive: bool) -> str:
@@ -175,19 +180,22 @@ def reachability_script(proxy: str | None, urls: Iterable[str], apt_urls: Iterab
     apt's own helper is the one client that every Debian and Ubuntu machine has. apt_urls, and with
     archive apt's present sources as well, are tried with apt's own settings.
     """
-    probes = "\n".join(f"probe {shlex.quote(url)} {_route(url, proxy)} &" for url in urls)
-    probes += "".join(f"\nprobe {shlex.quote(url)} &" for url in apt_urls)
+    probes = "\n".join(f"probe {shlex.quote(_without_login(url))} {_route(url, proxy)} &" for url in urls)
+    probes += "".join(f"\nprobe {shlex.quote(url)} reached &" for url in apt_urls)
+    # In a file that root alone can read: the proxy's password is nobody's to see in a process list.
+    proxied = "".join(f'Acquire::{scheme}::Proxy "{proxy}";\n' for scheme in ("http", "https")) if proxy else ""
     # A machine that never ran `apt-get update` has no index targets yet.
     own = "apt-get update --print-uris | sed -n \"s/^'\\([^']*InRelease\\)'.*/\\1/p\" | sort -u"
-    archives = f'for url in $({own}); do probe "$url" & done' if archive else ""
+    archives = f'for url in $({own}); do probe "$url" reached & done' if archive else ""
     return f"""
 t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
+printf %s {shlex.quote(proxied)} >"$t/proxied"
 probe() {{
-  url=$1; shift; n=$(printf %s "$url" | cksum | tr -d ' ')
+  url=$1; case $2 in reached) answers=' 40[134] ';; *) answers=' 40[14] ';; esac; shift 2; n=$(printf %s "$url" | cksum | tr -d ' ')
   case $url in file://*) [ -e "${{url#file://}}" ] || printf '%s\\tno such file\\n' "$url"; return;; esac
   set -- -o APT::Sandbox::User=root -o Acquire::Retries=1 "$@"
   timeout 60 /usr/lib/apt/apt-helper "$@" download-file "$url" "$t/$n" >"$t/$n.log" 2>&1 && return
-  grep -qE ' 40[134] ' "$t/$n.log" || printf '%s\\t%s\\n' "$url" "$(grep -E '^(E:|W:|  )' "$t/$n.log" | head -n 1 | tr '\\t' ' ')"
+  grep -qE "$answers" "$t/$n.log" || printf '%s\\t%s\\n' "$url" "$(grep -E '^(E:|W:|  )' "$t/$n.log" | head -n 1 | tr '\\t' ' ')"
 }}
 {probes}
 {archives}
