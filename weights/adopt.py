@@ -43,7 +43,7 @@ class Adoption:
     """What was taken, what wrong file had a wanted name, and what a person should know."""
 
     taken: list[Taken] = field(default_factory=list)
-    set_aside: list[tuple[File, Wrong]] = field(default_factory=list)
+    set_aside: list[Wrong] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -54,19 +54,15 @@ def adopt(
     copy: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Adoption:
-    """Bring into the store what lies in it or in the search directories. The caller holds the store's lock.
-
-    What was known good is not read. A file on another file system is copied only when copy is set, otherwise noted.
-    The originals stay, except where the file system knows no links: there they are moved.
-    """
-    adoption = Adoption()
+    """Settle what has the names of the files, then take the rest. The caller holds the store's lock."""
+    settled = Adoption()
+    missing: list[File] = []
 
     def note(text: str) -> None:
-        adoption.notes.append(text)
+        settled.notes.append(text)
         if say:
             say(text)
 
-    missing: list[File] = []
     for file in files:
         try:
             wrong = store.settle(file)
@@ -74,12 +70,33 @@ def adopt(
             note(f"{file.name}: {error}")
             continue
         if wrong:
-            adoption.set_aside.append((file, wrong))
-            found = f"sha256 {wrong.sha256}" if wrong.sha256 else f"{wrong.bytes} bytes"
-            expected = f"sha256 {file.sha256}" if wrong.sha256 else f"{file.bytes} bytes"
-            note(f"{file.name}: another file had this name ({found}, expected {expected}); set aside as {wrong.path}")
+            settled.set_aside.append(wrong)
+            note(wrong.text)
         if not store.known_good(file):
             missing.append(file)
+    adoption = take(store, missing, search, copy, say)
+    return Adoption(adoption.taken, settled.set_aside, [*settled.notes, *adoption.notes])
+
+
+def take(
+    store: Store,
+    files: Sequence[File],
+    search: Sequence[Path],
+    copy: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Adoption:
+    """Bring into the store what lies in it or in the search directories; the names of the files are free.
+
+    A file on another file system is copied only when copy is set, otherwise noted. The originals stay, except where
+    the file system knows no links: there they are moved. The caller holds the store's lock.
+    """
+    adoption, missing = Adoption(), list(files)
+
+    def note(text: str) -> None:
+        adoption.notes.append(text)
+        if say:
+            say(text)
+
     if not missing:
         return adoption
     candidates = find([store.root, *search], {file.bytes for file in missing}, note)

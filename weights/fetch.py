@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from weights import aria2, pieces
-from weights.adopt import adopt
+from weights.adopt import take
 from weights.decide import (
     Action,
     Check,
@@ -193,7 +193,7 @@ class _Run:
         self.progress.state(file.name, "checking")
         wrong = self.store.settle(file, self.heed)
         if wrong:
-            self._tell(f"{file.name}: another file had this name; it was set aside as {wrong.path}")
+            self._tell(wrong.text)
         ready = self.store.known_good(file)
         self.progress.state(file.name, "ready" if ready else "waiting")
         return ready
@@ -203,7 +203,7 @@ class _Run:
         if missing and self.job.search:
             for file in missing:
                 self.progress.state(file.name, "looking for it on this machine")
-            adopt(self.store, missing, self.job.search, copy=True, say=self._tell)
+            take(self.store, missing, self.job.search, copy=True, say=self._tell)
         still = [file for file in missing if not self.store.known_good(file)]
         for file in missing:
             self.progress.state(file.name, "waiting" if file in still else "ready")

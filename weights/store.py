@@ -58,9 +58,17 @@ class Identity:
 class Wrong:
     """Something else that had a wanted file's name, and where it lies now. No sha256: not a file, or of another size."""
 
+    file: File
     path: Path
     bytes: int
     sha256: str | None
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        found = f"sha256 {self.sha256}" if self.sha256 else f"{self.bytes} bytes"
+        expected = f"sha256 {self.file.sha256}" if self.sha256 else f"{self.file.bytes} bytes"
+        return f"{self.file.name}: another file had this name ({found}, expected {expected}); set aside as {self.path}"
 
 
 def identity(found: os.stat_result) -> Identity:
@@ -247,7 +255,7 @@ class Store:
                 self.publish(final, file)
                 return None
         self.forget(file)
-        return Wrong(self.set_aside(file), before.st_size, sha256)
+        return Wrong(file, self.set_aside(file), before.st_size, sha256)
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[int]:

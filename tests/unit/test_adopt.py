@@ -139,8 +139,8 @@ def test_a_wrong_file_with_the_right_name_is_set_aside_named_and_never_used(stor
     put(store.path(FILE), SAME_SIZE)
     put(comfyui / "vae" / "model.safetensors", SAME_SIZE)
     adoption = adopt(store, [FILE], [comfyui])
-    ((file, wrong),) = adoption.set_aside
-    assert file == FILE
+    (wrong,) = adoption.set_aside
+    assert wrong.file == FILE
     assert wrong.path.read_bytes() == SAME_SIZE
     (text,) = adoption.notes
     assert all(part in text for part in (FILE.name, FILE.sha256, OTHER.sha256, str(wrong.path)))

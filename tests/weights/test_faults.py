@@ -65,6 +65,23 @@ def test_what_lies_on_this_machine_is_not_fetched(tmp_path: Path, server: FaultS
     assert_published(job)
 
 
+@pytest.mark.parametrize(
+    ("found", "told"), [(bytes(len(CONTENT)), f"expected sha256 {SHA}"), (b"x", "(1 bytes, expected")]
+)
+def test_another_file_of_the_name_is_set_aside_with_what_it_was(
+    tmp_path: Path, server: FaultServer, capsys: pytest.CaptureFixture[str], found: bytes, told: str
+) -> None:
+    job = job_for(tmp_path, server.url("a"))
+    (job.store / NAME).parent.mkdir(parents=True)
+    (job.store / NAME).write_bytes(found)
+    assert run(job).ready
+    assert_published(job)
+    (aside,) = (job.store / NAME).parent.glob("*.wrong-*")
+    assert aside.read_bytes() == found
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "another file had this name" in line)
+    assert line.startswith(f"{NAME}: ") and told in line and line.endswith(f"set aside as {aside}")
+
+
 def test_server_killed_and_started_again(tmp_path: Path, server: FaultServer) -> None:
     server.faults.rate = 15e6
     job = job_for(tmp_path, server.url("a"))
