@@ -256,8 +256,8 @@ def verify(bench: Bench) -> None:
     store = Store(bench.out / "store", bench.out / "state")
     files = []
     for number in range(cores):
-        path, sha256 = bench.file(1024 * MIB)
-        files.append(File(f"vae/{number}", 1024 * MIB, sha256))
+        path, sha256 = bench.file(4096 * MIB)
+        files.append(File(f"vae/{number}", path.stat().st_size, sha256))
         store.path(files[-1]).parent.mkdir(parents=True, exist_ok=True)
         path.rename(store.path(files[-1]))
     job = bench.job(files, [])
@@ -280,7 +280,7 @@ def verify(bench: Bench) -> None:
             times[label].append(bench.timed(command))
     medians = {label: statistics.median(values) for label, values in times.items()}
     print(
-        f"== deep verify of {cores} files of 1.07 GB, {cores} at once; sha256sum of Debian 13 is made of openssl; {load()}"
+        f"== deep verify of {cores} files of 4.29 GB, {cores} at once; sha256sum of Debian 13 is made of openssl; {load()}"
     )
     for label, seconds in medians.items():
         peers = ", ".join(f"{medians[peer] / seconds:.2f} of {peer}" for peer in ("sha256sum", "openssl sha256"))
