@@ -25,6 +25,9 @@ IN_PLACE = "atelier-weights:"
 """How the word begins that the host prints for what it has of all this."""
 ENDED = "::ended::"
 """What following prints last on standard error, which a lost connection does not."""
+GOES_ON = f"the transfer goes on, and the same command picks it up; on the host, `systemctl stop {UNIT}` ends it"
+RUNNING_SCRIPT = f"systemctl show -p ActiveState {UNIT} | grep -Eq '=(active|activating|reloading)$'"
+"""Shell that succeeds while a transfer is under way, one that systemd is about to start again among them."""
 CHANGED = "weights-changed"
 """The word that the host prints where a file was published and ComfyUI has not heard of it."""
 
@@ -180,7 +183,7 @@ def explain(errors: Sequence[str]) -> AtelierError:
     if reasons[-1:] != [ENDED]:
         return AtelierError(
             "\n    ".join(["the connection was lost while the host fetched its weights", *reasons]),
-            f"the transfer goes on, and the same command picks it up; on the host, `systemctl stop {UNIT}` ends it",
+            GOES_ON,
         )
     return AtelierError(
         "\n    ".join(["not all weights are there:", *reasons[:-1]]),

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import gevent
 import pyinfra
@@ -16,11 +16,12 @@ from pyinfra.api.state import BaseStateCallback, StateStage
 from typing_extensions import override
 
 import deploy
-from atelier import lifecycle
+from atelier import lifecycle, weights_unit
 from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.gpu.plan import GpuPlan
+from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
 from stages.connector import OpenSSHConnector
@@ -118,36 +119,52 @@ def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrato
     Raises AtelierError with what failed, also when a driver was installed and does not work.
     """
     lifecycle.keep_credentials(target, deployment)
-    verdict, changed = "failed", list[str]()
-    try:
+    with _audited(ssh, deployment.settings, narrator) as audit:
         # Before a restart too: one after a deploy that was killed must find the blacklist of nouveau written.
         if deployment.gpu.action == "install" or deployment.gpu.load or deployment.gpu.reboot:
-            apply(ssh, deployment, narrator, changed, deploy.driver)
+            apply(ssh, deployment, narrator, audit.changed, deploy.driver)
             deployment = lifecycle.decide_again(target, ssh, deployment)
             if deployment.gpu.load:  # what was just installed
-                apply(ssh, deployment, narrator, changed, deploy.driver)
+                apply(ssh, deployment, narrator, audit.changed, deploy.driver)
                 deployment = lifecycle.decide_again(target, ssh, deployment)
             _require_driver(target, deployment.gpu)
         if deployment.gpu.reboot:
-            verdict = "waits for a restart"
-            return Outcome(0, tuple(changed), 0, deployment.gpu.reboot)
-        outcome = apply(ssh, deployment, narrator, changed)
-        verdict = "deployed"
+            audit.verdict = "waits for a restart"
+            return Outcome(0, tuple(audit.changed), 0, deployment.gpu.reboot)
+        outcome = apply(ssh, deployment, narrator, audit.changed)
+        audit.verdict = "deployed"
         return outcome
-    finally:
-        lifecycle.append_audit(ssh, deployment.settings, lifecycle.audit_line(changed, verdict))
 
 
 def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
     """The weights alone, with their line in the audit log. Raises AtelierError with what failed."""
     lifecycle.keep_credentials(target, deployment)  # the host gets their instance
-    verdict, changed = "failed", list[str]()
-    try:
-        outcome = apply(ssh, deployment, narrator, changed, deploy.weights)
-        verdict = "weights fetched"
+    with _audited(ssh, deployment.settings, narrator) as audit:
+        outcome = apply(ssh, deployment, narrator, audit.changed, deploy.weights)
+        audit.verdict = "weights fetched"
         return outcome
+
+
+@dataclass
+class _Audit:
+    verdict: str = "failed"
+    changed: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _audited(ssh: Ssh, settings: Settings, narrator: Narrator) -> Iterator[_Audit]:
+    """A run's line in the host's audit log, however it ends; on Ctrl-C, that a transfer of weights goes on without us."""
+    audit = _Audit()
+    try:
+        yield audit
+    except KeyboardInterrupt:
+        audit.verdict = "interrupted"
+        with suppress(AtelierError):
+            if ssh.run(weights_unit.RUNNING_SCRIPT, timeout=10).status == 0:
+                narrator.say(f"  {weights_unit.GOES_ON}", style="yellow")
+        raise
     finally:
-        lifecycle.append_audit(ssh, deployment.settings, lifecycle.audit_line(changed, verdict))
+        lifecycle.append_audit(ssh, settings, lifecycle.audit_line(audit.changed, audit.verdict))
 
 
 def _require_driver(target: Target, plan: GpuPlan) -> None:

@@ -1,14 +1,21 @@
 """`atelier models ... --host`: what runs on the host, run here by a shell, with the program itself."""
 
+import io
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from atelier import models_host
+from atelier.console import Narrator
 from atelier.settings import Settings
+from atelier.ssh import Completed
+from stages import provision
 
 ROOT = Path(__file__).resolve().parents[2]
 ZEROS = "30e14955ebf1352266dc2ff8067e68104607e750abb9d3b36582b8af909fcb58"  # of 1 MiB
@@ -70,3 +77,38 @@ def test_it_ends_on_the_host_when_nobody_listens_any_more(settings: Settings, tm
     time.sleep(0.5)
     running = subprocess.run(["pgrep", "-f", f"{tmp_path}/weights.json"], capture_output=True, text=True)
     assert running.stdout == ""
+
+
+class Host:
+    """Whoever is asked things over SSH: whether a transfer is under way, and what the audit log gets."""
+
+    def __init__(self, state: str) -> None:
+        self.state, self.audit = state, ""
+
+    def run(self, script: str, stdin: bytes = b"", timeout: float = 0) -> Completed:
+        if stdin:
+            self.audit += stdin.decode()
+            return Completed(0, "", "")
+        shown = f"systemctl() {{ echo ActiveState={self.state}; }}; {script}"
+        done = subprocess.run(["sh", "-c", shown], capture_output=True, text=True)
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("state", "goes_on"), [("activating", True), ("active", True), ("inactive", False), ("failed", False)]
+)
+@pytest.mark.parametrize("run", [provision.fetch_weights, provision.deploy_with_driver])
+def test_ctrl_c_says_that_the_transfer_goes_on_and_is_no_failure(
+    run: Callable[..., object], state: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(provision, "apply", interrupted)
+    monkeypatch.setattr(provision.lifecycle, "keep_credentials", lambda *_: None)
+    host, told = Host(state), io.StringIO()
+    deployment = SimpleNamespace(settings=Settings(), gpu=SimpleNamespace(action="none", load=False, reboot=False))
+    with pytest.raises(KeyboardInterrupt):
+        run(None, host, deployment, Narrator(Console(file=told, width=300)))
+    assert json.loads(host.audit)["result"] == "interrupted"
+    assert ("the transfer goes on" in told.getvalue() and "systemctl stop" in told.getvalue()) == goes_on
