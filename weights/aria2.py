@@ -37,6 +37,7 @@ _UNREADABLE = (struct.error, IndexError, ZeroDivisionError)  # what reading aria
 # keep a whole file waiting for longer than 40 s.
 _LOWEST_BESIDE_OTHERS = 50_000
 _READOUT = re.compile(r"\[#[0-9a-f]+ (\d+)B/(\d+)B")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _REFUSING_TIMES = {403, 404, 410}  # what a signed URL answers once it has expired
 
 
@@ -133,11 +134,11 @@ def retry_after(value: str | None, now: float) -> float | None:
     """Seconds to wait by a Retry-After header: a number, or a date."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if _NUMBER.fullmatch(value.strip()):
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -158,7 +159,7 @@ def judge_size(headers: Message, status: int, expected: int) -> Missing | None:
     """A source that has another size has another file."""
     told = headers.get("Content-Range" if status == 206 else "Content-Length") or ""
     total = told.rpartition("/")[2]
-    if total.isdigit() and int(total) != expected:
+    if _NUMBER.fullmatch(total) and int(total) != expected:
         return Missing(f"its file has {int(total)} bytes, expected {expected}")
     return None
 

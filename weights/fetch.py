@@ -233,6 +233,8 @@ class _Run:
             result = FileResult(file.name, False, _ENDED)
         except (OSError, StoreError) as error:
             result = FileResult(file.name, False, str(error))
+        except Exception as error:  # servers say what nobody thought of: it costs this file, not the others
+            result = FileResult(file.name, False, f"{type(error).__name__}: {error}")
         self.progress.state(file.name, "ready" if result.ready else "failed")
         if not result.ready and not self.stop.is_set():
             # What each source did was told as it came; the result tells it again.

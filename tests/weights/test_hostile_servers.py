@@ -1,0 +1,150 @@
+"""The fetch against servers that mean harm, or are beyond what a fault explains: the good mirror gets its turn."""
+
+import random
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from fault_server import FaultServer
+from fetching import MIB, NAME, assert_published, job_for
+
+from weights.aria2 import Limits, retry_after
+from weights.decide import Patience
+from weights.fetch import Job, run
+from weights.store import File, Store
+
+needs_aria2 = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
+
+SMALL = random.Random(2).randbytes(MIB + 123)
+SMALL_SHA = sha256(SMALL).hexdigest()
+Answer = Callable[[socket.socket, str], None]
+
+
+class RawServer:
+    """Answers every request as told, byte for byte; lists of pieces it does not know."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.sent, self.requests = answer, 0, 0
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listening.getsockname()[1]}/a"
+
+    def stop(self) -> None:
+        self.listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection, connection.makefile("rb") as told:
+                asked = told.readline().decode("latin-1")
+                headers = {}
+                while (line := told.readline().strip()) and b":" in line:
+                    key, _, value = line.decode("latin-1").partition(":")
+                    headers[key.lower()] = value.strip()
+                self.requests += 1
+                if ".pieces.json" in asked:
+                    connection.sendall(b"HTTP/1.1 404 no\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                elif asked:
+                    self.answer(connection, headers.get("range", ""))
+        except OSError:
+            pass
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[Answer], RawServer]]:
+    servers: list[RawServer] = []
+
+    def serve(answer: Answer) -> RawServer:
+        servers.append(RawServer(answer))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def good() -> Iterator[FaultServer]:
+    server = FaultServer({"a": SMALL}, "127.0.0.2")
+    yield server
+    server.stop()
+
+
+def small_job(tmp_path: Path, *urls: str) -> Job:
+    return replace(
+        job_for(tmp_path),
+        files=(File(NAME, len(SMALL), SMALL_SHA, urls),),
+        limits=Limits(connections=2, patience=2.0),
+        patience=Patience(failures=2, first_wait=0.05, space_wait=0.2, silence=2.0, longest_retry_after=0.1),
+        say=False,
+    )
+
+
+def answering(*lines: str) -> Answer:
+    return lambda connection, _: connection.sendall(
+        ("HTTP/1.1 " + "\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode("latin-1")
+    )
+
+
+@needs_aria2
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answering("503 x", "Retry-After: \xb2", "Content-Length: 0"),
+        answering("503 x", f"Retry-After: {'9' * 5000}", "Content-Length: 0"),
+        answering("200 OK", "Content-Length: \xb2"),
+        answering("206 x", f"Content-Range: bytes 0-0/{'9' * 5000}", "Content-Length: 1"),
+        answering("302 x", "Location: http://[::1", "Content-Length: 0"),
+        answering("302 x", "Location: http://127.0.0.1:99999/x", "Content-Length: 0"),
+    ],
+)
+def test_a_malformed_header_costs_its_sender_only(
+    tmp_path: Path, raw: Callable[[Answer], RawServer], good: FaultServer, answer: Answer
+) -> None:
+    job = small_job(tmp_path, raw(answer).url(), good.url("a"))
+    assert run(job).ready
+    assert_published(job)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("7", 7.0), (" 7 ", 7.0), ("\xb2", None), ("9" * 5000, None), ("soon", None), ("-1", None)],
+)
+def test_only_plain_numbers_are_waits(told: str, seconds: float | None) -> None:
+    assert retry_after(told, 0.0) == seconds
+
+
+@needs_aria2
+def test_a_failure_nobody_thought_of_is_one_files(
+    tmp_path: Path, good: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good.content["b"] = b"other"
+    job = small_job(tmp_path, good.url("a"))
+    bad = File("vae/b.bin", 5, sha256(b"other").hexdigest(), (good.url("b"),))
+    publish = Store.publish
+
+    def failing(store: Store, part: Path, file: File) -> None:
+        if file == bad:
+            raise LookupError("nobody thought of this")
+        publish(store, part, file)
+
+    monkeypatch.setattr(Store, "publish", failing)
+    result = run(replace(job, files=(bad, *job.files)))
+    assert [(file.ready, file.why) for file in result.files] == [
+        (False, "LookupError: nobody thought of this"),
+        (True, ""),
+    ]
