@@ -8,7 +8,10 @@ import ctypes
 import errno
 import ipaddress
 import re
+import resource
 import shutil
+import socket
+import ssl
 import struct
 import subprocess
 import tempfile
@@ -27,7 +30,8 @@ from pathlib import Path
 from typing import IO
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-DISK_FULL = {9, -25}  # no space; SIGXFSZ, a limit on the size of files
+_FILE_TOO_LARGE = -25  # SIGXFSZ, a limit on the size of files
+DISK_FULL = {9, _FILE_TOO_LARGE}  # 9: no space
 _BLOCK = 16 * 1024
 # Requests are sent ahead: else each piece would cost a round trip.
 _IN_ORDER = ("--stream-piece-selector=inorder", "--enable-http-pipelining=true")
@@ -177,6 +181,21 @@ def judge_exit(code: int, progressed: bool, slow: bool, stopped: bool, full: boo
     return Cut(f"aria2c ended with status {code}", progressed)
 
 
+def explain(error: BaseException | str) -> str:
+    """What kept an answer from coming, for people."""
+    if isinstance(error, socket.gaierror):
+        return "the name cannot be resolved"
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens there"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
 def is_near(url: str) -> bool:
     """Whether a source is the machine itself or in its own network, where no proxy leads."""
     host = urllib.parse.urlsplit(url).hostname or ""
@@ -224,9 +243,9 @@ def opened(url: str, token: str | None, span: tuple[int, int] | None, limits: Li
             first_hop = error.geturl() == url
             return judge_refusal(error.code, first_hop, retry_after(error.headers.get("Retry-After"), time.time()))
     except urllib.error.URLError as error:
-        return Unreachable(str(error.reason))
+        return Unreachable(explain(error.reason))
     except (OSError, HTTPException) as error:
-        return Unreachable(str(error) or type(error).__name__)
+        return Unreachable(explain(error))
     except ValueError as error:
         return Missing(f"it is no address: {error}")
 
@@ -413,8 +432,20 @@ def noted_front(control: bytes) -> int:
     return int(min(whole * piece, total))
 
 
+def _bound(process: "subprocess.Popen[str]", size: int) -> bool:
+    """Keep a source that sends without end from filling the disk. Whether it is this bound that ends aria2c."""
+    most = size + _MIB  # aria2's notes stay below that as well
+    with suppress(OSError):
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        if soft == resource.RLIM_INFINITY or soft > most:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, hard))
+            return True
+    return False
+
+
 def run(
     part: Path,
+    size: int,
     answers: Sequence[Answer],
     limits: Limits,
     parent: int,
@@ -422,7 +453,7 @@ def run(
     heard: Callable[[int], None],
     keep_open: tuple[int, ...] = (),
 ) -> Outcome:
-    """Let aria2c fetch the file; heard is told the bytes so far. keep_open: descriptors aria2c holds while it lives."""
+    """Let aria2c fetch the file of this size; heard is told the bytes so far. keep_open: descriptors aria2c holds while it lives."""
     command, text = arguments(part, answers, limits, parent)
     before = saved_bytes(part)
     process = subprocess.Popen(
@@ -435,6 +466,7 @@ def run(
         pass_fds=keep_open,
         start_new_session=True,  # a Ctrl-C is for us: we end it
     )
+    bounded = _bound(process, size)
     done = before
 
     def read() -> None:
@@ -460,6 +492,9 @@ def run(
     finally:
         _end(process)
         reader.join(5)
+    if (bounded and process.returncode == _FILE_TOO_LARGE) or (part.exists() and part.stat().st_size > size):
+        why = f"it sends more than its {size} bytes"
+        return Missing(why) if len(answers) == 1 else Cut(why)  # nobody knows which of several
     progressed = saved_bytes(part) > before
     if process.returncode == 0:
         _kept_path(part).unlink(missing_ok=True)

@@ -274,7 +274,7 @@ def _after_trouble(
         slow = source.slow or isinstance(outcome, TooSlow)
         return _put(transfer, replace(source, failures=0, ready_at=now, slow=slow))
     if isinstance(outcome, Unreachable) and outcome.silent_for >= patience.silence:
-        return _drop(transfer, Dropped(url, f"{outcome.why}, for {outcome.silent_for:.0f} s"))
+        return _drop(transfer, Dropped(url, f"{outcome.why}, tried for {outcome.silent_for:.0f} s"))
     failures = source.failures + 1
     if failures >= patience.failures:
         return _drop(transfer, Dropped(url, f"{_told(outcome)}, {failures} times in a row"))

@@ -143,7 +143,7 @@ def fetch(
             try:
                 chunk = response.read1(min(_CHUNK, last + 1 - at))
             except (OSError, HTTPException) as error:
-                return aria2.Cut(str(error) or type(error).__name__)
+                return aria2.Cut(aria2.explain(error))
             if not chunk:
                 return aria2.Cut("it ended a piece early")
             digest.update(chunk)

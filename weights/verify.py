@@ -33,7 +33,7 @@ class Finding:
         if self.status == "wrong" and self.found_bytes is not None:
             return f"{self.file.name}: wrong: {self.found_bytes} bytes, expected {self.file.bytes}"
         if self.status == "unchecked":
-            return f"{self.file.name}: not hashed since it was last changed; a deep verify says whether it is right"
+            return f"{self.file.name}: not known good; a fetch or a deep verify checks it"
         return f"{self.file.name}: {self.status}" + (f": {self.reason}" if self.reason else "")
 
 
@@ -95,10 +95,12 @@ def summary(findings: Sequence[Finding], seconds: float, deep: bool) -> str:
     """A check in one line, for a person."""
     good = f"{sum(finding.status == 'good' for finding in findings)} of {len(findings)} files are good"
     if not deep:
-        return f"{good}, by their records ({seconds:.3f} s)"
+        return f"{good}, by their records"
     gigabytes = sum(finding.found_bytes or 0 for finding in findings if finding.found_sha256) / 1e9
     if not gigabytes:
         return f"{good}; nothing was there to hash"
+    if gigabytes < 0.05:
+        return f"{good}, by every byte"
     return f"{good}; {gigabytes:.1f} GB hashed in {seconds:.1f} s, {gigabytes / max(seconds, 1e-3):.2f} GB/s"
 
 

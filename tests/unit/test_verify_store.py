@@ -74,7 +74,8 @@ def test_deep_names_the_wrong_file_with_both_hashes_and_the_record_goes(store: S
     assert (finding.status, finding.found_sha256) == ("wrong", found)
     assert said == [finding.text]
     assert all(part in finding.text for part in (file.name, file.sha256, found))
-    assert verify(store, [file])[0].status == "unchecked"
+    (after,) = verify(store, [file])
+    assert after.text == f"{file.name}: not known good; a fetch or a deep verify checks it"
     assert final.exists()
     assert recorded_pieces(store, file) is None
 
@@ -216,16 +217,25 @@ def test_nothing_to_do_for_37_gb_takes_no_time(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statuses", "deep", "seconds", "text"),
+    ("statuses", "size", "deep", "seconds", "text"),
     [
-        (["good", "good"], False, 0.0021, "2 of 2 files are good, by their records (0.002 s)"),
-        (["good", "missing", "unchecked"], False, 0.2, "1 of 3 files are good, by their records (0.200 s)"),
-        (["good", "wrong", "missing"], True, 20.0, "1 of 3 files are good; 16.0 GB hashed in 20.0 s, 0.80 GB/s"),
-        (["missing"], True, 0.0, "0 of 1 files are good; nothing was there to hash"),
+        (["good", "good"], 8_000_000_000, False, 0.0021, "2 of 2 files are good, by their records"),
+        (["good", "missing", "unchecked"], 8_000_000_000, False, 0.2, "1 of 3 files are good, by their records"),
+        (
+            ["good", "wrong", "missing"],
+            8_000_000_000,
+            True,
+            20.0,
+            "1 of 3 files are good; 16.0 GB hashed in 20.0 s, 0.80 GB/s",
+        ),
+        (["good", "wrong"], 1000, True, 0.001, "1 of 2 files are good, by every byte"),
+        (["missing"], 8_000_000_000, True, 0.0, "0 of 1 files are good; nothing was there to hash"),
     ],
 )
-def test_a_verify_is_summed_up_in_a_line(statuses: list[Status], deep: bool, seconds: float, text: str) -> None:
-    file = File("vae/a", 8_000_000_000, "a" * 64)
+def test_a_verify_is_summed_up_in_a_line(
+    statuses: list[Status], size: int, deep: bool, seconds: float, text: str
+) -> None:
+    file = File("vae/a", size, "a" * 64)
     found = {"good": ("a" * 64, file.bytes), "wrong": ("b" * 64, file.bytes)} if deep else {}
     findings = [Finding(file, status, *reversed(found.get(status, (None, None)))) for status in statuses]
     assert summary(findings, seconds, deep) == text

@@ -1,8 +1,13 @@
-"""What aria2c's end means."""
+"""What aria2c's end means, and what keeps a source from answering."""
+
+import errno
+import os
+import socket
+import ssl
 
 import pytest
 
-from weights.aria2 import Cut, DiskFull, Fetched, Outcome, Stopped, TooSlow, judge_exit
+from weights.aria2 import Cut, DiskFull, Fetched, Outcome, Stopped, TooSlow, explain, judge_exit
 
 
 @pytest.mark.parametrize(
@@ -21,3 +26,26 @@ from weights.aria2 import Cut, DiskFull, Fetched, Outcome, Stopped, TooSlow, jud
 )
 def test_how_aria2c_ended(code: int, slow: bool, stopped: bool, full: bool, expected: Outcome) -> None:
     assert judge_exit(code, True, slow, stopped, full) == expected
+
+
+def unaccepted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed (_ssl.c:1007)")
+    error.verify_message = "self-signed certificate"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "the name cannot be resolved"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "nobody listens there"),
+        (TimeoutError("timed out"), "no answer in time"),
+        (unaccepted(), "its certificate is not accepted: self-signed certificate"),
+        (OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)), "No route to host"),
+        (OSError("Tunnel connection failed: 407 Proxy Authentication Required"), "Tunnel connection failed: 407 Proxy"),
+        (EOFError(), "EOFError"),
+        ("unknown url type: x", "unknown url type: x"),
+    ],
+)
+def test_why_nothing_came(error: Exception | str, expected: str) -> None:
+    assert explain(error).startswith(expected) and "Errno" not in explain(error)

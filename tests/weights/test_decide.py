@@ -74,7 +74,7 @@ PIECE = WrongPiece(4, "bad", "good", as_before=True)
         (ONE, WrongBytes("1", "2", (A,)), GiveUp("http://a/f: sha256 1, expected 2")),
         (ONE, WrongBytes("1", "2", ("an earlier run", A)), Fetch(A, afresh=True)),
         (ONE, Unreachable("no route", 59.0), Fetch(A, wait=1.0)),
-        (ONE, Unreachable("no route", 60.0), GiveUp("http://a/f: no route, for 60 s")),
+        (ONE, Unreachable("no route", 60.0), GiveUp("http://a/f: no route, tried for 60 s")),
         (BOTH, Unreachable("no route", 60.0), Fetch(B)),
         (Transfer((Source(A, failures=2),)), Unreachable("x"), GiveUp("http://a/f: x, 3 times in a row")),
         (ONE, DiskFull(), PauseForSpace(10.0)),
