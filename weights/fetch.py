@@ -403,6 +403,7 @@ class _FileRun:
         with hashed.following() if answer.ranges else nullcontext():  # without ranges it may begin again at any time
             outcome = aria2.run(
                 self.part,
+                self.file.bytes,
                 list(together.values()),
                 replace(self.job.limits, in_order=in_order, piece=piece),
                 os.getpid(),

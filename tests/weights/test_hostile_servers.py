@@ -4,14 +4,16 @@ import random
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
-from fetching import MIB, NAME, assert_published, job_for
+from fetching import MIB, NAME, assert_published, in_background, job_for
 
 from weights.aria2 import Limits, retry_after
 from weights.decide import Patience
@@ -148,3 +150,46 @@ def test_a_failure_nobody_thought_of_is_one_files(
         (False, "LookupError: nobody thought of this"),
         (True, ""),
     ]
+
+
+def endlessly(connection: socket.socket, _: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+    while True:
+        connection.sendall(b"40000\r\n" + bytes(0x40000) + b"\r\n")
+        time.sleep(0.002)
+
+
+def huge_later(connection: socket.socket, span: str) -> None:
+    """As wanted where it is asked for a byte, of a terabyte for whoever fetches."""
+    if span == "bytes=0-0":
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(SMALL)}\r\nConnection: close\r\n\r\n".encode())
+        return
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\nConnection: close\r\n\r\n")
+    while True:
+        connection.sendall(bytes(0x40000))
+        time.sleep(0.002)
+
+
+@needs_aria2
+@pytest.mark.parametrize("answer", [endlessly, huge_later])
+def test_who_sends_too_much_is_cut_off(
+    tmp_path: Path, raw: Callable[[Answer], RawServer], good: FaultServer, answer: Answer
+) -> None:
+    job = small_job(tmp_path, raw(answer).url(), good.url("a"))
+    taken: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            with suppress(FileNotFoundError):
+                taken.extend(path.stat().st_blocks * 512 for path in (job.store / ".incoming").glob("*.part"))
+
+    threading.Thread(target=watch, daemon=True).start()
+    thread, results = in_background(job)
+    thread.join(20)
+    ended.set()
+    assert results and results[0].ready
+    (gone,) = results[0].files[0].dropped
+    assert gone.why == f"it sends more than its {len(SMALL)} bytes"
+    assert max(taken) <= len(SMALL) + 2 * MIB
+    assert_published(job)
