@@ -2,8 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 
 from atelier import SCHEMA
 from atelier.apt import Repository
@@ -32,6 +31,7 @@ TORCH_GB = {"none": 0.1, "cpu": 1.0}
 """torch without CUDA: its wheel unpacks to 0.75 GB."""
 BUILD_FACTOR = 1.5
 """Beside an unpacked layer: its wheels while it is built, or its compressed form (docs/tested.md: 3.2 of 6.2 GB)."""
+DOCKER_ROOT = "/var/lib/docker"
 RESERVE_GB = 5
 """System packages, driver and CUDA libraries, logs, first outputs."""
 
@@ -46,7 +46,7 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
         *_system(facts, now),
         *_packages(facts),
         *_users(facts, settings),
-        *_space(deployment),
+        *(_space(facts, "this deploy", _deploy_needs(deployment)) or _least_space(facts, settings)),
         *_memory(facts, settings),
         *_network(facts, settings),
         *_docker(facts, settings),
@@ -61,7 +61,7 @@ def weights_findings(deployment: Deployment, now: float, unreachable: Mapping[st
         *_system(deployment.facts, now),
         *_packages(deployment.facts),
         *_users(deployment.facts, deployment.settings),
-        *_space(replace(deployment, builds=())),
+        *_space(deployment.facts, "this fetch", _weights_needs(deployment)),
         *_sources(essential(deployment, unreachable)),
     ]
 
@@ -152,16 +152,23 @@ def _users(facts: HostFacts, settings: Settings) -> list[Finding]:
     return found
 
 
-def _space(deployment: Deployment) -> list[Finding]:
-    """What is missing, added up by file system; before a first deploy also the lower bound of the settings."""
-    facts, settings = deployment.facts, deployment.settings
-    fetched = deployment.bytes_to_fetch()
-    needs = (
-        (settings.data_root, "weights", fetched),
-        (settings.data_root, "models.reserve_gb", round(settings.models.reserve_gb * GB) if fetched else 0),
-        (image_directory(facts), "images", image_bytes(deployment)),
-        ("/var/lib/docker", "a reserve", RESERVE_GB * GIB),
-    )
+Need = tuple[str, str, int]
+"""A directory, what for, and how many bytes."""
+
+
+def _weights_needs(deployment: Deployment) -> list[Need]:
+    settings, fetched = deployment.settings, deployment.bytes_to_fetch()
+    reserve = round(settings.models.reserve_gb * GB) if fetched else 0
+    return [(settings.data_root, "weights", fetched), (settings.data_root, "models.reserve_gb", reserve)]
+
+
+def _deploy_needs(deployment: Deployment) -> list[Need]:
+    images = (image_directory(deployment.facts), "images", image_bytes(deployment))
+    return [*_weights_needs(deployment), images, (DOCKER_ROOT, "a reserve", RESERVE_GB * GB)]
+
+
+def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Finding]:
+    """What is missing, added up by file system. wanting: what would fail."""
     free: dict[str, int] = {}
     wanted: dict[str, dict[str, int]] = {}
     for directory, what, size in needs:
@@ -169,25 +176,43 @@ def _space(deployment: Deployment) -> list[Finding]:
             mount = facts.mounts.get(directory, directory)
             free[mount] = facts.disk_free[directory]
             wanted.setdefault(mount, {}).update({what: size} if size else {})
-    found = [
+    return [
         Finding(
-            f"{mount} has {free[mount] / GIB:.0f} GB free and this deploy needs {sum(parts.values()) / GIB:.0f} GB there: "
-            + ", ".join(f"{size / GIB:.1f} GB for {what}" for what, size in parts.items()),
-            "free some space, or point data_root (Docker: data-root in /etc/docker/daemon.json) at a larger disk",
+            f"{mount} has {_amount(free[mount])} free and {wanting} needs {_amount(sum(parts.values()))} there: "
+            + ", ".join(f"{_amount(size)} for {what}" for what, size in parts.items()),
+            "free some space"
+            + (
+                " (`make models-prune` lists weights that no set needs)"
+                if facts.instance and "weights" in parts
+                else ""
+            )
+            + ", or point data_root (Docker: data-root in /etc/docker/daemon.json) at a larger disk",
         )
         for mount, parts in wanted.items()
         if not facts.deployed or set(parts) != {"a reserve"}
         if sum(parts.values()) > free[mount]
     ]
-    if not found and not facts.deployed and sum(free.values()) < settings.minimum_disk_gb * GIB:
-        found.append(
-            Finding(
-                f"{' and '.join(free)} {'has' if len(free) == 1 else 'have'} {sum(free.values()) / GIB:.0f} GB free, "
-                f"{settings.minimum_disk_gb} GB are wanted before a first deploy",
-                "free some space, use a larger disk, or lower minimum_disk_gb",
-            )
+
+
+def _least_space(facts: HostFacts, settings: Settings) -> list[Finding]:
+    """The lower bound of the settings, before a first deploy."""
+    directories = [
+        name for name in (settings.data_root, image_directory(facts), DOCKER_ROOT) if name in facts.disk_free
+    ]
+    free = {facts.mounts.get(name, name): facts.disk_free[name] for name in directories}
+    if facts.deployed or sum(free.values()) >= settings.minimum_disk_gb * GB:
+        return []
+    return [
+        Finding(
+            f"{' and '.join(free)} {'has' if len(free) == 1 else 'have'} {_amount(sum(free.values()))} free, "
+            f"{settings.minimum_disk_gb} GB are wanted before a first deploy",
+            "free some space, use a larger disk, or lower minimum_disk_gb",
         )
-    return found
+    ]
+
+
+def _amount(size: int) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB // 10 else f"{size / 1e6:.1f} MB"
 
 
 def image_bytes(deployment: Deployment) -> int:
@@ -199,7 +224,7 @@ def image_bytes(deployment: Deployment) -> int:
         while build and build.tag not in deployment.present:
             missing[build.tag] = build
             build = by_tag.get(build.parent or "")
-    return int(sum(map(_layer_gb, missing.values())) * BUILD_FACTOR * GIB)
+    return int(sum(map(_layer_gb, missing.values())) * BUILD_FACTOR * GB)
 
 
 def _layer_gb(build: ImageBuild) -> float:
@@ -211,7 +236,7 @@ def image_directory(facts: HostFacts) -> str:
     if uses_docker_ce(facts) and "docker-ce" not in facts.packages:
         return "/var/lib/containerd"
     chosen = re.search(r'"data-root"\s*:\s*"([^"]+)"', facts.daemon_json)
-    return chosen[1] if chosen else "/var/lib/docker"
+    return chosen[1] if chosen else DOCKER_ROOT
 
 
 def _memory(facts: HostFacts, settings: Settings) -> list[Finding]:

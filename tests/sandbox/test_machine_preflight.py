@@ -49,7 +49,7 @@ mv /root/status /var/lib/dpkg/status
 PROBLEMS = {
     "port 8188 for comfyui is in use by python3": "stop that program",
     r"the package manager is in use by: /usr/bin/python3 /usr/local/sbin/planted-upgrade \(process \d+\)": "wait until",
-    r"/ has 4 GB free and this deploy needs \d+ GB there: .* for images, 5.0 GB for a reserve": "free some space",
+    r"/ has 4\.\d GB free and this deploy needs [\d.]+ GB there: .* for images, 5.0 GB for a reserve": "free some space",
     "user id 10001 belongs to `alice`": "set service_uid",
     r"the host cannot resolve the name mirror.planted.example \(DNS\)": "/etc/resolv.conf",
     r"deployed by a later release \(state schema 99": "use that release",

@@ -17,7 +17,7 @@ from atelier.images import ImageBuild
 from atelier.models import Weight
 from atelier.settings import build_settings
 
-GIB = 1 << 30
+GIB, GB = 1 << 30, 10**9
 ACCOUNT = {"user": "someone", "password": "a-password-of-some-length", "password_bcrypt": "$2b$12$" + "a" * 53}
 CREDENTIALS = store.Credentials(instance="i", comfyui=ACCOUNT, forge=ACCOUNT, comfyui_cookie_key="k" * 44)
 IMAGES = frozenset(f"atelier/{name}:1" for name in ("base", "torch", "comfyui", "forge", "gateway"))
@@ -26,10 +26,10 @@ DIRECTORIES = ("/srv/atelier", "/var/lib/docker", "/var/lib/containerd")
 
 def disks(*, data: int, docker: int | None = None) -> dict[str, object]:
     """Facts of a host with one file system, or with Docker on one of its own; sizes in GB."""
-    free = dict.fromkeys(DIRECTORIES, (data if docker is None else docker) * GIB)
+    free = dict.fromkeys(DIRECTORIES, (data if docker is None else docker) * GB)
     mounts = dict.fromkeys(DIRECTORIES, "/" if docker is None else "/var")
     return {
-        "disk_free": {**free, "/srv/atelier": data * GIB},
+        "disk_free": {**free, "/srv/atelier": data * GB},
         "mounts": {**mounts, "/srv/atelier": "/" if docker is None else "/srv"},
     }
 
@@ -50,7 +50,7 @@ def weight(name: str, gigabytes: int) -> Weight:
         repository="a/b",
         revision="main",
         path=f"{name}.safetensors",
-        bytes=gigabytes * GIB,
+        bytes=gigabytes * GB,
         sha256=name[0] * 64,
         directory="vae",
         sets=["x"],
@@ -160,8 +160,11 @@ FOR_THE_WEIGHTS: dict[str, tuple[dict[str, object], list[str]]] = {
         {"lock_holder": "apt (process 7)", "clock": 5000, "uid_owner": "alice"},
         ["in use by: apt (process 7)", "4000 s off", "belongs to `alice`"],
     ),
-    "space for the weights alone": ({**disks(data=42), "deployed": True}, []),
-    "no space for the weights": ({**disks(data=30), "deployed": True}, ["37.0 GB for weights, 5.0 GB for a reserve"]),
+    "space for the weights alone": (disks(data=37), []),
+    "no space for the weights": (
+        disks(data=36),
+        ["/ has 36.0 GB free and this fetch needs 37.0 GB there: 37.0 GB for weights"],
+    ),
 }
 
 
@@ -169,6 +172,20 @@ FOR_THE_WEIGHTS: dict[str, tuple[dict[str, object], list[str]]] = {
 def test_what_stands_in_the_way_of_the_weights_alone(facts: dict[str, object], expected: list[str]) -> None:
     refused = GpuPlan("refuse", "cu130", refusals=(Finding("no card", "x"),))
     expect(preflight.weights_findings(deployment(facts, gpu=refused), 1000, {}), expected)
+
+
+@pytest.mark.parametrize("instance", ["", "i"])
+def test_prune_is_a_remedy_on_a_host_that_was_told_what_it_needs(instance: str) -> None:
+    (found,) = preflight.weights_findings(deployment({**disks(data=36), "instance": instance}), 1000, {})
+    assert ("`make models-prune`" in found.remedy) == bool(instance)
+
+
+def test_little_is_told_in_megabytes() -> None:
+    disk = disks(data=9, docker=9)
+    small = {**disk, "disk_free": {**dict.fromkeys(DIRECTORIES, 9 * GB), "/srv/atelier": 3_000_000}}
+    there = {"present": IMAGES | {"a" * 64, f"begun:{'b' * 64}:{17 * GB - 4_500_000}"}}
+    (found,) = findings(small, {"minimum_disk_gb": 1, "models": {"reserve_gb": 0}}, **there)
+    assert "3.0 MB free and this deploy needs 4.5 MB there: 4.5 MB for weights" in found.problem
 
 
 def test_a_source_of_weights_that_cannot_be_reached_stands_in_their_way() -> None:
@@ -179,7 +196,7 @@ def test_a_source_of_weights_that_cannot_be_reached_stands_in_their_way() -> Non
 
 def test_the_reserve_counts_while_weights_are_missing() -> None:
     settings = {"minimum_disk_gb": 1, "models": {"reserve_gb": 10}}
-    expect(findings(disks(data=54), settings), ["9.3 GB for models.reserve_gb"])
+    expect(findings(disks(data=54), settings), ["10.0 GB for models.reserve_gb"])
     assert findings(disks(data=17), settings, present=frozenset({"a" * 64, "b" * 64})) == []
 
 
@@ -192,13 +209,13 @@ UNREACHABLE: dict[str, tuple[dict[str, object], list[str], list[str], list[str]]
     "every source of weights that may be linked": (
         NO_HUB,
         ["http://m1/", "http://m2/"],
-        [f"here:{20 * GIB}", f"here:{17 * GIB}"],
+        [f"here:{20 * GB}", f"here:{17 * GB}"],
         [],
     ),
     "every source of one that may not": (
         NO_HUB,
         ["http://m1/", "http://m2/"],
-        [f"here:{20 * GIB}"],
+        [f"here:{20 * GB}"],
         ["http://m1/", "http://m2/"],
     ),
     "something else beside a mirror": (NO_HUB, ["http://m1/", "http://pypi/"], [], ["http://pypi/"]),
@@ -222,23 +239,23 @@ def expect(found: list[Finding], parts: list[str]) -> None:
 # 37 GB of weights; 7.5 GB of layers half as much again: 11.2 GB; 5 GB of reserve.
 SPACE: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
     "enough": (disks(data=54), {}, []),
-    "one file system": (disks(data=53), {}, ["/ has 53 GB free and this deploy needs 53 GB there"]),
+    "one file system": (disks(data=53), {}, ["/ has 53.0 GB free and this deploy needs 53.2 GB there"]),
     "the sum by its parts": (disks(data=3), {}, ["37.0 GB for weights, 11.2 GB for images, 5.0 GB for a reserve"]),
     "each enough by itself": (disks(data=38, docker=17), {}, []),
-    "weights do not fit": (disks(data=36, docker=50), {}, ["/srv has 36 GB free and this deploy needs 37 GB"]),
-    "images do not fit": (disks(data=90, docker=10), {}, ["/var has 10 GB free and this deploy needs 16 GB"]),
-    "neither fits": (disks(data=1, docker=1), {}, ["/srv has 1 GB", "/var has 1 GB"]),
+    "weights do not fit": (disks(data=36, docker=50), {}, ["/srv has 36.0 GB free and this deploy needs 37.0 GB"]),
+    "images do not fit": (disks(data=90, docker=10), {}, ["/var has 10.0 GB free and this deploy needs 16.2 GB"]),
+    "neither fits": (disks(data=1, docker=1), {}, ["/srv has 1.0 GB", "/var has 1.0 GB"]),
     "no CUDA": (disks(data=47), {"builds": builds("cpu")}, []),
     "weights are there": (disks(data=17), {"present": frozenset({"a" * 64, "b" * 64})}, []),
     "images are there": (disks(data=43), {"present": IMAGES}, []),
     "what is begun counts less": (
         {**disks(data=1), "deployed": True},
-        {"present": IMAGES | {"a" * 64, f"begun:{'b' * 64}:{7 * GIB}", f"begun:{'c' * 64}:{7 * GIB}"}},
-        ["this deploy needs 15 GB there: 10.0 GB for weights"],
+        {"present": IMAGES | {"a" * 64, f"begun:{'b' * 64}:{7 * GB}", f"begun:{'c' * 64}:{7 * GB}"}},
+        ["this deploy needs 15.0 GB there: 10.0 GB for weights"],
     ),
     "what may be linked takes nothing": (
         {**disks(data=1), "deployed": True},
-        {"present": IMAGES | {"a" * 64, f"here:{17 * GIB}"}},
+        {"present": IMAGES | {"a" * 64, f"here:{17 * GB}"}},
         [],
     ),
     "an image's ancestors count when its archive is loaded": (
@@ -249,7 +266,7 @@ SPACE: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
     "loaded images need their space": (
         disks(data=13),
         {"present": frozenset({"a" * 64, "b" * 64, "atelier-comfyui-1.tar", "atelier/forge:1", "atelier/gateway:1"})},
-        ["/ has 13 GB free and this deploy needs 15 GB there: 9.6 GB for images"],
+        ["/ has 13.0 GB free and this deploy needs 14.6 GB there: 9.6 GB for images"],
     ),
     "all there on a deployed host": (
         {**disks(data=1), "deployed": True},
@@ -259,7 +276,7 @@ SPACE: dict[str, tuple[dict[str, object], dict[str, object], list[str]]] = {
     "a weight missing on a deployed host": (
         {**disks(data=1), "deployed": True},
         {"present": IMAGES | {"a" * 64}},
-        ["this deploy needs 22 GB there: 17.0 GB for weights"],
+        ["this deploy needs 22.0 GB there: 17.0 GB for weights"],
     ),
 }
 
@@ -273,7 +290,7 @@ def test_space_is_what_is_missing_by_file_system(
 
 def test_the_least_space_of_the_settings_counts_before_a_first_deploy() -> None:
     small = disks(data=60, docker=29)
-    expect(findings(small), ["/srv and /var have 89 GB free, 90 GB are wanted before a first deploy"])
+    expect(findings(small), ["/srv and /var have 89.0 GB free, 90 GB are wanted before a first deploy"])
     assert findings({**small, "deployed": True}) == []
     assert findings(disks(data=60, docker=30)) == []
 
