@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import urlsplit
 
 from atelier import SCHEMA
 from atelier.apt import Repository
@@ -363,7 +364,17 @@ def _not_reached(reasons: Mapping[str, str]) -> list[Finding]:
     return [
         Finding(
             f"the host cannot reach {url}" + (f" ({reason})" if reason else ""),
-            "check its network and proxy (setting `proxy`; apt's own settings), or name a mirror",
+            "is `make models-serve` running? It offers a store here at that address of the host"
+            if _is_loopback(url)
+            else "check its network and proxy (setting `proxy`; apt's own settings), or name a mirror",
         )
         for url, reason in reasons.items()
     ]
+
+
+def _is_loopback(url: str) -> bool:
+    name = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

@@ -194,6 +194,23 @@ def test_a_source_of_weights_that_cannot_be_reached_stands_in_their_way() -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "ours"),
+    [
+        ("http://127.0.0.1:8765/", True),
+        ("http://127.0.0.7:80/", True),
+        ("http://[::1]:8765/", True),
+        ("http://localhost:8765/", True),
+        ("http://192.0.2.7:8765/", False),
+        ("https://mirror.example/127.0.0.1/", False),
+        ("file:///mnt/disk/", False),
+    ],
+)
+def test_behind_a_mirror_at_a_loopback_address_a_server_is_missing(url: str, ours: bool) -> None:
+    (found,) = preflight.weights_findings(deployment(), 1000, {url: "refused"})
+    assert ("is `make models-serve` running?" in found.remedy) == ours
+
+
 def test_the_reserve_counts_while_weights_are_missing() -> None:
     settings = {"minimum_disk_gb": 1, "models": {"reserve_gb": 10}}
     expect(findings(disks(data=54), settings), ["10.0 GB for models.reserve_gb"])
