@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
-	DEST SET MIRROR SEARCH PORT DEEP YES WRITE
+	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -64,8 +64,8 @@ models-prune: ## files that no set needs, on a host or in the store DEST=DIR; YE
 	$(atelier) models prune $(target) $(store) $(call flag,--yes,YES)
 models-serve: ## offer the store DEST=DIR to hosts; to one through its SSH connection: HOST= [PORT=]
 	$(atelier) models serve $(target) $(call option,--dest,DEST) $(call option,--port,PORT)
-models-adopt: ## take weights that lie below SEARCH=DIR into the store DEST=DIR
-	$(atelier) models adopt $(store) $(call option,--search,SEARCH)
+models-adopt: ## take weights that lie below SEARCH=DIR into the store DEST=DIR [COPY=1]
+	$(atelier) models adopt $(store) $(call option,--search,SEARCH) $(call flag,--copy,COPY)
 models-lock: ## what the hub says of the files in locks/models.yml, as a diff; WRITE=1 writes it
 	$(atelier) models lock $(call flag,--write,WRITE)
 sandbox-up: ## the sandbox alone [NAME=]

@@ -199,8 +199,10 @@ def serve(
 
 @app.command()
 def adopt(
-    dest: Annotated[Path, typer.Option("--dest", help="The store's directory.")],
-    search: Annotated[list[Path], typer.Option("--search", help="Where files may lie already; may be repeated.")],
+    dest: Dest = None,
+    search: Annotated[
+        list[Path] | None, typer.Option("--search", help="Where files may lie already; may be repeated.")
+    ] = None,
     lock: Annotated[Path, typer.Option("--lock", help="The lock file.")] = DEFAULT_LOCK,
     sets: Sets = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy where a file cannot be linked or moved.")] = False,
@@ -211,6 +213,13 @@ def adopt(
 
     A host's own files need no command: a deploy looks for them (setting models.search).
     """
+    if not dest or not search:
+        raise AtelierError(
+            "which files are to be taken, into which store?",
+            "make models-adopt DEST=DIR SEARCH=DIR (--dest, --search): the store, and where files lie already",
+        )
+    if nowhere := [str(folder) for folder in search if not folder.is_dir()]:
+        raise AtelierError(f"{', '.join(nowhere)}: no directory to search", "SEARCH=DIR names where files lie already")
     store, wanted = _store(dest), models_serve.store_files(_wanted(lock, sets))
     try:
         with store.lock(waiting=typer.echo):

@@ -151,7 +151,7 @@ def serve_models(
     if not good:
         raise AtelierError(
             f"{directory} holds no file of {lock.name} that is known good",
-            f"atelier models fetch --dest {directory}, or atelier models verify --deep --dest {directory}",
+            f"make models-fetch DEST={directory}, or make models-verify DEEP=1 DEST={directory}",
         )
     with contextlib.ExitStack() as stack:
         taken = stack.enter_context(serving(store, files, bind, port))

@@ -123,6 +123,10 @@ def test_every_listed_command_is_one_of_the_command_line() -> None:
         ),
         (["models-lock", "WRITE=1"], ["models", "lock", "--write"]),
         (["models-adopt", "DEST=store", "SEARCH=/old"], ["models", "adopt", "--dest", "store", "--search", "/old"]),
+        (
+            ["models-adopt", "DEST=store", "SEARCH=/old", "COPY=1"],
+            ["models", "adopt", "--dest", "store", "--search", "/old", "--copy"],
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

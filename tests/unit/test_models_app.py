@@ -86,6 +86,25 @@ def test_a_store_that_is_not_there_is_named(command: str, tmp_path: Path) -> Non
     assert str(done.exception).startswith(f"{tmp_path}/typo is no directory\n  -> make models-fetch DEST=")
 
 
+ADOPT = {
+    "no DEST": (["--search", "/"], "models-adopt DEST=DIR SEARCH=DIR"),
+    "no SEARCH": (["--dest", "{tmp}/new"], "models-adopt DEST=DIR SEARCH=DIR"),
+    "a SEARCH that is not there": (
+        ["--dest", "{tmp}/new", "--search", "{tmp}", "--search", "{tmp}/typo"],
+        "{tmp}/typo",
+    ),
+    "a SEARCH that is a file": (["--dest", "{tmp}/new", "--search", __file__], __file__),
+}
+
+
+@pytest.mark.parametrize(("words", "named"), ADOPT.values(), ids=ADOPT)
+def test_what_adopting_lacks_is_named_and_no_store_is_made(words: list[str], named: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["adopt", *(word.replace("{tmp}", str(tmp_path)) for word in words)])
+    assert isinstance(done.exception, AtelierError)
+    assert named.replace("{tmp}", str(tmp_path)) in str(done.exception)
+    assert not (tmp_path / "new").exists()
+
+
 def test_serving_without_a_store_says_how_to_get_one() -> None:
     done = CliRunner().invoke(app, ["serve", "--host", "me@nowhere.example"])
     assert isinstance(done.exception, AtelierError)

@@ -264,7 +264,7 @@ def test_the_command_says_what_is_served_and_what_not(mirror: Mirror, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         serve_models(mirror.store.root, lock_file(tmp_path), port=0, say=hear)
     port = said[1].rpartition(":")[2].rstrip("/")
-    assert said[0].startswith("vae/small.safetensors: not hashed") and said[1].startswith("1 of 2 files of models.yml")
+    assert said[0].startswith("vae/small.safetensors: not ") and said[1].startswith("1 of 2 files of models.yml")
     assert f"  ssh -N -R 127.0.0.1:{port}:127.0.0.1:{port} user@host" in said
     assert f'  models: {{mirrors: ["http://127.0.0.1:{port}"]}}' in said
     assert [thread for thread in threading.enumerate() if thread.name == "models-serve"] == [own]
@@ -300,7 +300,7 @@ def test_a_host_is_served_through_its_connection_until_that_ends(mirror: Mirror,
 def test_an_empty_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(AtelierError, match=r"no file of models\.yml that is known good") as caught:
         serve_models(tmp_path, lock_file(tmp_path), port=0)
-    assert "atelier models fetch --dest" in caught.value.hint
+    assert "make models-fetch DEST=" in caught.value.hint and "make models-verify DEEP=1 DEST=" in caught.value.hint
 
 
 @pytest.mark.parametrize(
