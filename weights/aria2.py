@@ -21,14 +21,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
+T = TypeVar("T")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FILE_TOO_LARGE = -25  # SIGXFSZ, a limit on the size of files
 DISK_FULL = {9, _FILE_TOO_LARGE}  # 9: no space
@@ -36,6 +38,7 @@ _BLOCK = 16 * 1024
 # Requests are sent ahead: else each piece would cost a round trip.
 _IN_ORDER = ("--stream-piece-selector=inorder", "--enable-http-pipelining=true")
 _MIB = 1 << 20
+_LOOK = 0.2  # seconds between two looks whether we are to end
 _UNREADABLE = (struct.error, IndexError, ZeroDivisionError)  # what reading aria2's notes ends in, where they are none
 # Bytes a second of one connection. Each holds 2 MiB that nobody else fetches: slower than this beside others, it would
 # keep a whole file waiting for longer than 40 s.
@@ -265,6 +268,28 @@ def ask(url: str, token: str | None, expected: int, limits: Limits) -> Answer | 
         return Answer(last, headers, response.status == 206)
 
 
+def in_time(asking: Callable[[], T], patience: float, stop: threading.Event) -> T | Unreachable | Stopped:
+    """What came of asking, where it comes in time: urllib's timeout begins again with each byte."""
+    answers: Future[T] = Future()
+
+    def listen() -> None:
+        try:
+            answers.set_result(asking())
+        except Exception as error:
+            answers.set_exception(error)
+
+    threading.Thread(target=listen, daemon=True).start()
+    until = time.monotonic() + patience
+    while not stop.is_set():
+        left = until - time.monotonic()
+        wait([answers], max(0.0, min(_LOOK, left)))
+        if answers.done():
+            return answers.result()
+        if left <= 0:
+            return Unreachable(explain(TimeoutError()))
+    return Stopped()
+
+
 def piece_length(size: int) -> int:
     """Bytes of one request: whoever holds the last one is waited for, and for each server a file is not many requests."""
     return 16 * _MIB if size >= 1024 * _MIB else 2 * _MIB
@@ -486,7 +511,7 @@ def run(
                 process.stdin.close()
         pace = Pace(limits, before)
         while process.poll() is None and not stop.is_set() and not slow:
-            reader.join(0.2)
+            reader.join(_LOOK)
             _keep(part)
             slow = pace.too_slow(done)
     finally:

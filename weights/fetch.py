@@ -430,7 +430,10 @@ class _FileRun:
         return answer, ready
 
     def _ask(self, url: str, limits: aria2.Limits) -> aria2.Answer | aria2.Outcome:
-        return self.run_.answered(url, lambda: aria2.ask(url, self._token(url), self.file.bytes, limits))
+        def asking() -> aria2.Answer | aria2.Outcome:
+            return aria2.ask(url, self._token(url), self.file.bytes, limits)
+
+        return self.run_.answered(url, lambda: aria2.in_time(asking, limits.patience, self.stop))
 
     def _token(self, url: str) -> str | None:
         return token_for(url, self.job.token, self.job.token_hosts)

@@ -125,7 +125,7 @@ def fetch(
     """The sha256 of one piece as this source sends it; into: the part that gets it. Else why it did not come."""
     first = index * PIECE
     last = min(first + PIECE, file.bytes) - 1
-    response = aria2.opened(url, token, (first, last), limits)
+    response = aria2.in_time(lambda: aria2.opened(url, token, (first, last), limits), limits.patience, stop)
     if not isinstance(response, HTTPResponse):
         return response
     with response:

@@ -17,7 +17,7 @@ from fetching import MIB, NAME, assert_published, in_background, job_for
 
 from weights.aria2 import Limits, retry_after
 from weights.decide import Patience
-from weights.fetch import Job, run
+from weights.fetch import Job, Result, run
 from weights.store import File, Store
 
 needs_aria2 = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
@@ -193,3 +193,36 @@ def test_who_sends_too_much_is_cut_off(
     assert gone.why == f"it sends more than its {len(SMALL)} bytes"
     assert max(taken) <= len(SMALL) + 2 * MIB
     assert_published(job)
+
+
+def drip(connection: socket.socket, _: str) -> None:
+    connection.sendall(b"HTTP/1.1 206 Partial\r\nX: ")
+    while True:
+        connection.sendall(b"a")
+        time.sleep(0.1)
+
+
+@needs_aria2
+def test_who_drips_its_header_is_not_waited_for(
+    tmp_path: Path, raw: Callable[[Answer], RawServer], good: FaultServer
+) -> None:
+    job = small_job(tmp_path, raw(drip).url(), good.url("a"))
+    thread, results = in_background(job)
+    thread.join(15)
+    assert results and results[0].ready
+    assert_published(job)
+
+
+@needs_aria2
+def test_we_end_while_a_header_drips(tmp_path: Path, raw: Callable[[Answer], RawServer]) -> None:
+    dripping, stop = raw(drip), threading.Event()
+    job = replace(small_job(tmp_path, dripping.url()), limits=Limits(patience=60.0))
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(run(job, stop)), daemon=True)
+    thread.start()
+    until = time.monotonic() + 5
+    while not dripping.requests and time.monotonic() < until:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(3)
+    assert results and results[0].ended
