@@ -103,7 +103,8 @@ def serving(store: Store, files: Sequence[File], bind: str = "127.0.0.1", port: 
             taken = asyncio.run_coroutine_threadsafe(start(), loop).result()
         except OSError as error:
             raise AtelierError(
-                f"cannot listen on {bind}:{port}: {error.strerror or error}", "choose another with --port or --bind"
+                f"cannot listen on {bind}:{port}: {error.strerror or error}",
+                "choose another with PORT= (--port), or --bind",
             ) from None
         yield taken
     finally:
@@ -118,17 +119,18 @@ def usage(bind: str, port: int, host: str | None) -> list[str]:
     address = f"[{bind}]" if ":" in bind else bind
     if bind in ("0.0.0.0", "::"):  # noqa: S104 - only compared
         address = "<address of this computer>"
-    setting = f'  models: {{mirrors: ["http://{address}:{port}"]}}'
+    setting = ["    settings:", f'      models: {{mirrors: ["http://{address}:{port}"]}}']
     if host:
-        return [f"{host} reaches it through its SSH connection. In group_data or hosts.yml, for this host:", setting]
+        return [f"{host} reaches it through its SSH connection. In hosts.yml, for this host:", *setting]
     if bind.startswith("127.") or bind in ("::1", "localhost"):
         return [
             "Only this computer reaches it. For a host without another way, keep this running as well:",
             f"  ssh -N -R 127.0.0.1:{port}:{address}:{port} user@host",
-            "and for that host, in group_data or hosts.yml:",
-            f'  models: {{mirrors: ["http://127.0.0.1:{port}"]}}',
+            "and in hosts.yml, for that host:",
+            setting[0],
+            f'      models: {{mirrors: ["http://127.0.0.1:{port}"]}}',
         ]
-    return ["Whoever reaches this address can read the weights. In group_data or hosts.yml:", setting]
+    return ["Whoever reaches this address can read the weights. In hosts.yml, for each host that is to:", *setting]
 
 
 def serve_models(

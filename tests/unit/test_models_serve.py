@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 
 from atelier.errors import AtelierError
 from atelier.models_serve import serve_models, serving, usage
+from atelier.settings import read_hosts
 from atelier.ssh import Destination
 from weights.store import File, Store
 from weights.verify import verify
@@ -266,7 +268,7 @@ def test_the_command_says_what_is_served_and_what_not(mirror: Mirror, tmp_path: 
     port = said[1].rpartition(":")[2].rstrip("/")
     assert said[0].startswith("vae/small.safetensors: not ") and said[1].startswith("1 of 2 files of models.yml")
     assert f"  ssh -N -R 127.0.0.1:{port}:127.0.0.1:{port} user@host" in said
-    assert f'  models: {{mirrors: ["http://127.0.0.1:{port}"]}}' in said
+    assert f'      models: {{mirrors: ["http://127.0.0.1:{port}"]}}' in said
     assert [thread for thread in threading.enumerate() if thread.name == "models-serve"] == [own]
 
 
@@ -291,7 +293,7 @@ def test_a_host_is_served_through_its_connection_until_that_ends(mirror: Mirror,
     with pytest.raises(AtelierError, match="the SSH connection ended"):
         serve_models(mirror.store.root, lock_file(tmp_path), port=0, ssh=connection, say=said.append)
     (port,) = connection.ports
-    assert said[1].startswith("gpu1 reaches it") and f'["http://127.0.0.1:{port}"]' in said[2]
+    assert said[1].startswith("gpu1 reaches it") and f'["http://127.0.0.1:{port}"]' in said[3]
     assert connection.checks == []
     with pytest.raises(AtelierError, match="do not go together"):
         serve_models(mirror.store.root, lock_file(tmp_path), "0.0.0.0", ssh=connection)
@@ -313,7 +315,11 @@ def test_an_empty_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         ("2001:db8::7", None, "http://[2001:db8::7]:8765"),
     ],
 )
-def test_usage_names_the_mirror_that_a_host_is_given(bind: str, host: str | None, expected: str) -> None:
+def test_usage_names_the_mirror_that_a_host_is_given(
+    bind: str, host: str | None, expected: str, tmp_path: Path
+) -> None:
     lines = usage(bind, 8765, host)
-    assert f'  models: {{mirrors: ["{expected}"]}}' in lines
+    pasted = [line for line in lines if re.match(r" +(settings|models):", line)]
+    (tmp_path / "hosts.yml").write_text("\n".join(["hosts:", "  box:", "    address: box", *pasted]))
+    assert read_hosts(tmp_path / "hosts.yml")["box"].settings == {"models": {"mirrors": [expected]}}
     assert any("ssh -N -R" in line for line in lines) == (bind.startswith("127.") and not host)
