@@ -11,6 +11,7 @@ from atelier.aim import Sources, for_each
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.models import Weight, read_lock
+from atelier.target import resolve
 from weights import adopt as taking
 from weights import fetch as fetching
 from weights import prune as pruning
@@ -181,8 +182,6 @@ def serve(
     Read-only, and only files that were hashed and are in the lock. With --host the host reaches it at its own
     127.0.0.1, through the SSH connection.
     """
-    from atelier.target import resolve
-
     if dest is None:
         raise AtelierError(
             "which store on this computer is to be served? DEST=DIR (--dest) names it",

@@ -208,13 +208,15 @@ def _say_transfer(target: Target, narrator: Narrator, found: transfer.Transfer) 
         return
     narrator.say(f"  weights          {found.text()}", style="red" if found.failed else "yellow")
     fetch = target.command("models-fetch")
-    remedies = {
-        f"make room on the disk of {target.settings.data_root}; it goes on by itself": found.waiting,
-        f"mend that, then: {fetch}": found.failed,
-        f"{fetch} goes on with it": found.stopped,
-    }
-    for remedy in [remedy for remedy, wanted in remedies.items() if wanted]:
-        narrator.say(f"                   -> {remedy}")
+    if found.waiting:
+        remedy = f"make room on the disk of {target.settings.data_root}; it goes on by itself"
+    elif found.failed:
+        remedy = f"mend that, then: {fetch}"
+    elif found.stopped:
+        remedy = f"{fetch} goes on with it"
+    else:
+        return
+    narrator.say(f"                   -> {remedy}")
 
 
 def _by_name(target: Target) -> dict[str, str]:
