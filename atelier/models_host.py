@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from atelier import lifecycle, operate, weights_unit
@@ -39,7 +40,7 @@ def fetch(target: Target, narrator: Narrator, sources: Literal["auto", "upstream
 def verify(target: Target, narrator: Narrator, deep: bool) -> int:
     """Check the store of the host, there. 0: every file is good."""
     operate.require_up(target, narrator)
-    status = _run(target, narrator, "verify", *(["--deep"] if deep else []))
+    status, _ = _run(target, narrator, "verify", *(["--deep"] if deep else []))
     if status:
         command = target.command("models-fetch")
         narrator.say(f"  -> {command} brings what is missing and sets aside what is wrong")
@@ -50,23 +51,31 @@ def prune(target: Target, narrator: Narrator, yes: bool) -> int:
     """List what the host's sets do not need; with yes remove it, while no deploy is at work."""
     operate.require_up(target, narrator)
     if not yes:
-        return min(_run(target, narrator, "prune"), 1)
+        return min(_run(target, narrator, "prune")[0], 1)
     ssh = target.ssh()
     with lifecycle.host_lock(ssh):
-        status = _run(target, narrator, "prune", "--yes")
-        line = lifecycle.audit_line(["Weights: prune"], "failed" if status else "weights pruned")
-        lifecycle.append_audit(ssh, target.settings, line)
+        status, told = _run(target, narrator, "prune", "--yes")
+        if status or _listed(told):
+            line = lifecycle.audit_line(["Weights: prune"], "failed" if status else "weights pruned")
+            lifecycle.append_audit(ssh, target.settings, line)
     return min(status, 1)
 
 
-def _run(target: Target, narrator: Narrator, *words: str) -> int:
-    """Run the program on the host and tell its lines as they come. Raises AtelierError."""
+def _listed(told: Sequence[str]) -> bool:
+    """Whether prune named a file, which it does of each that it removes, by its whole path."""
+    return any(line.startswith("/") and " is in use by process " not in line for line in told)
+
+
+def _run(target: Target, narrator: Narrator, *words: str) -> tuple[int, list[str]]:
+    """Run the program on the host and tell its lines as they come; its status, and they. Raises AtelierError."""
+    told: list[str] = []
     ssh = target.ssh()
     process = ssh.popen(attended_script(target.settings, *words))
     assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
     try:
         for raw in process.stdout:
-            narrator.say(f"  {raw.decode(errors='replace').rstrip()}")
+            told.append(raw.decode(errors="replace").rstrip())
+            narrator.say(f"  {told[-1]}")
         status = process.wait()
     finally:
         process.stdin.close()  # where we are interrupted, the host ends it too
@@ -77,7 +86,7 @@ def _run(target: Target, narrator: Narrator, *words: str) -> int:
         )
     if status == 255:
         raise connection_error(ssh.destination, "")
-    return status
+    return status, told
 
 
 def attended_script(settings: Settings, *words: str) -> str:

@@ -1,5 +1,6 @@
 """`atelier models ... --host`: what runs on the host, run here by a shell, with the program itself."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -15,6 +17,7 @@ from atelier import models_host
 from atelier.console import Narrator
 from atelier.settings import Settings
 from atelier.ssh import Completed
+from atelier.target import Target
 from stages import provision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +60,30 @@ def test_lines_and_status_are_those_of_the_program(settings: Settings, tmp_path:
     assert status == 0 and "vae/b: 0.00 GB: no set needs it" in told and "nothing was removed" in told
     status, told = outcome(settings, "prune", "--yes")
     assert status == 0 and not (tmp_path / "store/vae/b").exists() and (tmp_path / "store/vae/a").exists()
+
+
+def test_the_audit_log_tells_of_a_prune_that_removed_something(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit: list[str] = []
+    monkeypatch.setattr(models_host.operate, "require_up", lambda *_: None)
+    monkeypatch.setattr(models_host.lifecycle, "host_lock", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(
+        models_host.lifecycle, "append_audit", lambda *told: audit.append(json.loads(told[2])["result"])
+    )
+
+    def popen(script: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    target = cast(Target, SimpleNamespace(settings=settings, ssh=lambda: SimpleNamespace(popen=popen)))
+    (tmp_path / "store/vae/b").write_bytes(b"b")
+    assert [models_host.prune(target, Narrator(Console(file=io.StringIO())), yes) for yes in (False, True, True)] == [
+        0
+    ] * 3
+    assert not (tmp_path / "store/vae/b").exists() and audit == ["weights pruned"]
+    (tmp_path / "weights.json").write_text("{}")
+    assert models_host.prune(target, Narrator(Console(file=io.StringIO())), True) == 1
+    assert audit == ["weights pruned", "failed"]
 
 
 def test_a_host_that_was_never_deployed_says_so(settings: Settings, tmp_path: Path) -> None:
