@@ -100,8 +100,7 @@ def run(job: Job, stop: threading.Event | None = None) -> Result:
     stop = stop or threading.Event()
     store = Store(job.store, job.state)
     wanted = _once_each(job.files)
-    missing = [file for file in wanted if not store.known_good(file)]
-    if not missing:
+    if all(_known_good(store, file) for file in wanted):
         return Result(tuple(FileResult(file.name, True) for file in wanted))
     if not shutil.which("aria2c"):
         raise FetchError("aria2c is missing; install the package aria2")
@@ -115,6 +114,14 @@ def run(job: Job, stop: threading.Event | None = None) -> Result:
 
     with store.lock(waiting) as held:
         return _Run(job, store, stop, held, progress).of(wanted)
+
+
+def _known_good(store: Store, file: File) -> bool:
+    """What cannot be looked at is looked at closely, and told of, when its turn comes."""
+    try:
+        return store.known_good(file)
+    except OSError:
+        return False
 
 
 def _say(text: str) -> None:
@@ -172,21 +179,57 @@ class _Run:
         )
         watcher.start()
         try:
-            settled = {file.name: self._settle(file) for file in wanted}
-            missing = self._not_found_here([file for file in wanted if not settled[file.name]])
-            settled = {file.name: file not in missing for file in wanted}
-            same = {file.sha256: file for file in reversed(missing)}
-            self._check_space(list(same.values()))
-            with ThreadPoolExecutor(max(1, self.job.jobs)) as pool:
-                done = dict(zip(same, pool.map(self._fetch, same.values()), strict=True))
-            results = tuple(
-                FileResult(file.name, True) if settled[file.name] else self._named(file, same[file.sha256], done)
-                for file in wanted
-            )
+            results = self._results(wanted)
         finally:
             ended.set()
             watcher.join()
         return Result(results, self.stop.is_set() and not all(result.ready for result in results))
+
+    def _results(self, wanted: list[File]) -> tuple[FileResult, ...]:
+        done = {file.name: result for file in wanted if (result := self._settled(file))}
+        missing = [file for file in wanted if file.name not in done]
+        have = {file.sha256: file for file in wanted if file.name in done and done[file.name].ready}
+        # Several names for the same bytes are one fetch.
+        origins = {**{file.sha256: file for file in reversed(missing)}, **have}
+        lacking = [file for file in origins.values() if file.name not in done]
+        still = self._not_found_here(lacking)
+        self._check_space(still)
+        with ThreadPoolExecutor(max(1, self.job.jobs)) as pool:
+            fetched = zip(still, pool.map(self._fetch, still), strict=True)
+            done.update({file.name: result for file, result in fetched})
+        for file in lacking:
+            done.setdefault(file.name, FileResult(file.name, True))
+        for file in missing:
+            if file.name not in done:
+                origin = origins[file.sha256]
+                done[file.name] = self._named(file, origin, done[origin.name])
+        return tuple(self._looked_at(file, done[file.name], wanted) for file in wanted)
+
+    def _settled(self, file: File) -> FileResult | None:
+        """What is known of the file before anything is fetched. None: it is missing."""
+        try:
+            return FileResult(file.name, True) if self._settle(file) else None
+        except (OSError, StoreError) as error:
+            return self._unusable(file, error)
+
+    def _unusable(self, file: File, error: OSError | StoreError) -> FileResult:
+        """The result of a file whose name in the store cannot be used."""
+        why = f"{self.store.path(file)}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+        self.progress.state(file.name, "failed")
+        self._tell(f"{file.name}: {why}")
+        return FileResult(file.name, False, why)
+
+    def _looked_at(self, file: File, result: FileResult, wanted: list[File]) -> FileResult:
+        """The result, where the file is there still."""
+        if not result.ready or _known_good(self.store, file):
+            return result
+        # A record is of one file: of copies, the one that was recorded last.
+        copied = any(other.sha256 == file.sha256 and other.name != file.name for other in wanted)
+        path = self.store.path(file)
+        if copied and path.is_file() and path.stat().st_size == file.bytes:
+            return result
+        self.progress.state(file.name, "failed")
+        return FileResult(file.name, False, f"{path} is not there any more; run again", result.dropped)
 
     def _settle(self, file: File) -> bool:
         """Whether the file is there; another file with its name is set aside."""
@@ -215,16 +258,29 @@ class _Run:
         if missing and short:
             raise FetchError(f"{self.job.store}: {short}")
 
-    def _named(self, file: File, fetched: File, done: dict[str, FileResult]) -> FileResult:
-        """The result under this file's own name: two names for the same bytes are one fetch and two links."""
-        result = done[file.sha256]
-        if file.name == fetched.name or not result.ready:
-            return FileResult(file.name, result.ready, result.why, result.dropped)
+    def _named(self, file: File, origin: File, result: FileResult) -> FileResult:
+        """The result under this file's own name, of bytes that were to come under another one."""
+        if not result.ready:
+            self.progress.state(file.name, "failed")
+            return FileResult(file.name, False, result.why, result.dropped)
         part = self.store.incoming(file)
-        os.link(self.store.path(fetched), part)
-        self.store.publish(part, file)
+        try:
+            self._double(origin, part)
+            self.store.publish(part, file)
+        except (OSError, StoreError) as error:
+            return self._unusable(file, error)
         self.progress.state(file.name, "ready")
         return FileResult(file.name, True, "", result.dropped)
+
+    def _double(self, origin: File, part: Path) -> None:
+        """A second name for what is published; a copy where the file system knows no links."""
+        try:
+            os.link(self.store.path(origin), part)
+        except OSError:
+            shutil.copyfile(self.store.path(origin), part)
+            if sha256_of(part, self.heed) != origin.sha256:
+                part.unlink()
+                raise StoreError(f"{self.store.path(origin)}: its copy has other bytes") from None
 
     def _fetch(self, file: File) -> FileResult:
         try:

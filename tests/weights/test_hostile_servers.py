@@ -1,5 +1,7 @@
 """The fetch against servers that mean harm, or are beyond what a fault explains: the good mirror gets its turn."""
 
+import errno
+import os
 import random
 import shutil
 import socket
@@ -18,7 +20,7 @@ from fetching import MIB, NAME, assert_published, in_background, job_for
 from weights.aria2 import Limits, retry_after
 from weights.decide import Patience
 from weights.fetch import Job, Result, run
-from weights.store import File, Store
+from weights.store import File, Store, StoreError
 
 needs_aria2 = pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2c is not installed")
 
@@ -226,3 +228,80 @@ def test_we_end_while_a_header_drips(tmp_path: Path, raw: Callable[[Answer], Raw
     stop.set()
     thread.join(3)
     assert results and results[0].ended
+
+
+@needs_aria2
+def test_a_name_that_cannot_be_looked_at_costs_its_file_only(tmp_path: Path, good: FaultServer) -> None:
+    job = small_job(tmp_path, good.url("a"))
+    bad = File("vae/b.bin", 5, sha256(b"other").hexdigest())
+    job.store.mkdir()
+    (job.store / "vae").symlink_to("vae")
+    result = run(replace(job, files=(bad, *job.files)))
+    assert [(file.name, file.ready) for file in result.files] == [(bad.name, False), (NAME, True)]
+    assert result.files[0].why == f"{job.store / bad.name}: Too many levels of symbolic links"
+    assert_published(job)
+
+
+@needs_aria2
+def test_a_file_that_changes_while_it_is_read_costs_itself_only(
+    tmp_path: Path, good: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(tmp_path, good.url("a"))
+    bad = File("vae/b.bin", 5, sha256(b"other").hexdigest())
+    settle = Store.settle
+
+    def changing(store: Store, file: File, heard: Callable[[int], None] | None = None) -> object:
+        if file == bad:
+            raise StoreError("vae/b.bin: changed while it was read")
+        return settle(store, file, heard)
+
+    monkeypatch.setattr(Store, "settle", changing)
+    result = run(replace(job, files=(bad, *job.files)))
+    assert [(file.ready, file.why) for file in result.files] == [
+        (False, "vae/b.bin: changed while it was read"),
+        (True, ""),
+    ]
+    assert_published(job)
+
+
+@needs_aria2
+@pytest.mark.parametrize("search", [(), ("elsewhere",)])
+def test_two_names_of_one_file_where_links_are_refused(
+    tmp_path: Path, good: FaultServer, monkeypatch: pytest.MonkeyPatch, search: tuple[str, ...]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    job = small_job(tmp_path, good.url("a"))
+    (file,) = job.files
+    twin = replace(file, name="vae/b.safetensors")
+    job = replace(job, files=(file, twin), search=tuple(tmp_path / name for name in search))
+    for _ in range(3):
+        result = run(job)
+        assert result.ready
+        assert [(job.store / one.name).read_bytes() == SMALL for one in job.files] == [True, True]
+    (job.store / twin.name).unlink()
+    assert run(job).ready
+    assert [(job.store / one.name).read_bytes() == SMALL for one in job.files] == [True, True]
+    assert not list(job.store.rglob("*.wrong-*"))
+
+
+@needs_aria2
+def test_what_went_away_meanwhile_is_not_ready(
+    tmp_path: Path, good: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good.content["b"] = b"other"
+    job = small_job(tmp_path, good.url("a"))
+    other = File("vae/b.bin", 5, sha256(b"other").hexdigest(), (good.url("b"),))
+    assert run(job).ready
+    publish = Store.publish
+
+    def removing(store: Store, part: Path, file: File) -> None:
+        publish(store, part, file)
+        store.path(job.files[0]).unlink()
+
+    monkeypatch.setattr(Store, "publish", removing)
+    result = run(replace(job, files=(*job.files, other)))
+    assert [file.ready for file in result.files] == [False, True]
+    assert result.files[0].why == f"{job.store / NAME} is not there any more; run again"
