@@ -3,20 +3,23 @@
 import errno
 import fcntl
 import os
-import shutil
+import signal
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from weights.store import INCOMING, File, Store, StoreError, Wrong, identity, sha256_of
+from weights.store import INCOMING, File, Identity, Store, StoreError, Wrong, identity, protect, sha256_of
 
 How = Literal["reflinked", "linked", "renamed", "copied"]
 _FICLONE = 0x40049409
 # No files of anybody's: kernel interfaces, where a read may block or never end.
 _INTERFACES = {"proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf"}
 _NO_LINKS_HERE = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+# For each wanted file, in one run. Anybody can make files of the right size, and each costs as much as a right one.
+_HASHED = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Candidate:
     bytes: int
     device: int
     inode: int
+    sparse: bool = False
 
 
 @dataclass
@@ -74,7 +78,7 @@ def adopt(
             note(wrong.text)
         if not store.known_good(file):
             missing.append(file)
-    adoption = take(store, missing, search, copy, say)
+    adoption = take(store, missing, search, copy, say, needed=files)
     return Adoption(adoption.taken, settled.set_aside, [*settled.notes, *adoption.notes])
 
 
@@ -84,28 +88,47 @@ def take(
     search: Sequence[Path],
     copy: bool = False,
     say: Callable[[str], None] | None = None,
+    needed: Sequence[File] = (),
 ) -> Adoption:
     """Bring into the store what lies in it or in the search directories; the names of the files are free.
 
-    A file on another file system is copied only when copy is set, otherwise noted. The originals stay, except where
-    the file system knows no links: there they are moved. The caller holds the store's lock.
+    A file on another file system is copied only when copy is set, otherwise noted; so is one that somebody may be
+    writing to. The originals stay, a linked one as root's own and read-only. Where the file system knows no links they
+    are moved, unless theirs is the name of a needed file. The caller holds the store's lock.
     """
     adoption, missing = Adoption(), list(files)
+    skipped: set[tuple[int, str]] = set()
 
     def note(text: str) -> None:
         adoption.notes.append(text)
         if say:
             say(text)
 
+    def skip(candidate: Candidate, why: str) -> None:
+        if (candidate.bytes, why) not in skipped:
+            note(f"{candidate.path}, and whatever else is like it, was not looked at: {why}")
+        skipped.add((candidate.bytes, why))
+
     if not missing:
         return adoption
     candidates = find([store.root, *search], {file.bytes for file in missing}, note)
+    keep = {Path(os.path.realpath(store.path(file))) for file in needed}
+    left = Counter(file.bytes for file in missing for _ in range(_HASHED))
     for candidate in sorted(candidates, key=lambda candidate: _unlikely(candidate, missing)):
         wanted = [file for file in missing if file.bytes == candidate.bytes]
         if not wanted:
             continue
+        if candidate.sparse:
+            skip(candidate, "most of it was never written")
+            continue
+        if not left[candidate.bytes]:
+            skip(
+                candidate, f"for each missing file, {_HASHED} of its size are hashed, those of its name or sha256 first"
+            )
+            continue
+        left[candidate.bytes] -= 1
         try:
-            taken = _take(store, candidate, wanted, copy, note)
+            taken = _take(store, candidate, wanted, copy, keep, note)
         except (OSError, StoreError) as error:
             note(f"{candidate.path}: not used: {error}")
             continue
@@ -137,8 +160,13 @@ def find(roots: Sequence[Path], sizes: set[int], note: Callable[[str], None]) ->
     for top in tops:
         for path, entry_stat in _files(top, tops, sizes, interfaces, seen, note):
             key = (entry_stat.st_dev, entry_stat.st_ino)
-            found.setdefault(key, Candidate(path, entry_stat.st_size, *key))
+            found.setdefault(key, Candidate(path, entry_stat.st_size, *key, _is_decoy(entry_stat)))
     return list(found.values())
+
+
+def _is_decoy(found: os.stat_result) -> bool:
+    """Whether most of it is holes, which cost whoever made it nothing. Root and we ourselves may have reasons."""
+    return found.st_blocks * 512 * 2 < found.st_size and found.st_uid not in (0, os.geteuid())
 
 
 def _files(
@@ -195,63 +223,148 @@ def _interface_mounts() -> set[Path]:
 
 
 def _take(
-    store: Store, candidate: Candidate, wanted: Sequence[File], copy: bool, note: Callable[[str], None]
+    store: Store,
+    candidate: Candidate,
+    wanted: Sequence[File],
+    copy: bool,
+    keep: set[Path],
+    note: Callable[[str], None],
 ) -> Taken | None:
     """Prove the candidate's bytes and publish them under the name that they belong to. None: they belong to none."""
     brought = store.root / INCOMING / "adopted"
     brought.parent.mkdir(parents=True, exist_ok=True)
     # What a killed run left is a second name or a copy, never the only one.
     brought.unlink(missing_ok=True)
+    original = _open(candidate)
     try:
-        # First a name of our own, then the hash: nobody can put another file in its place in between.
-        how = _bring(candidate.path, brought)
-        file = _proved(brought if how else candidate.path, wanted)
+        if _reflinked(original, brought):
+            file, hashed = _proved(brought, wanted, candidate.bytes)
+            if file is None:
+                return None
+            store.publish(brought, file, hashed)
+            return Taken(file, candidate.path, "reflinked")
+        hindrance = _lease(original)
+        file, hashed = _proved(_again(original), wanted, candidate.bytes)
         if file is None:
             return None
-        if how is None and candidate.device == brought.parent.stat().st_dev:
-            store.publish(candidate.path, file)
-            return Taken(file, candidate.path, "renamed")
-        if how is None and not copy:
-            note(f"{file.name}: lies at {candidate.path} on another file system; not copied without being told to")
+        how: How | None = None
+        if not hindrance:
+            how = _linked(original, brought)
+            if how is None:
+                hindrance = "is on another file system"
+            elif how == "renamed" and candidate.path in keep:
+                hindrance = "is a file that is needed there"
+            elif not _made_ours(original):
+                hindrance = "was opened for writing meanwhile"
+        if how and not hindrance:
+            store.publish(brought if how == "linked" else candidate.path, file, hashed)
+            return Taken(file, candidate.path, how)
+        if not copy:
+            note(f"{file.name}: {candidate.path} {hindrance}; not copied without being told to")
             return None
-        if how is None:
-            how = "copied"
-            shutil.copyfile(candidate.path, brought)
-            if _proved(brought, [file]) is None:
-                raise StoreError("the copy has other bytes than the original")
-        store.publish(brought, file)
-        return Taken(file, candidate.path, how)
+        brought.unlink(missing_ok=True)
+        _copied(original, brought, file.bytes)
+        same, hashed = _proved(brought, [file], file.bytes)
+        if same is None:
+            raise StoreError("the copy has other bytes than the original")
+        store.publish(brought, file, hashed)
+        return Taken(file, candidate.path, "copied")
     finally:
+        os.close(original)
         brought.unlink(missing_ok=True)
 
 
-def _proved(path: Path, wanted: Sequence[File]) -> File | None:
-    before = identity(path.lstat())
-    sha256 = sha256_of(path)
-    if identity(path.lstat()) != before:
+def _open(candidate: Candidate) -> int:
+    """The very file that was found. Its owner may have put anything in its place since, such as a FIFO."""
+    descriptor = os.open(candidate.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    is_same = (found.st_dev, found.st_ino, found.st_size) == (candidate.device, candidate.inode, candidate.bytes)
+    if not stat.S_ISREG(found.st_mode) or not is_same:
+        os.close(descriptor)
+        raise StoreError("another file is in its place since it was found")
+    return descriptor
+
+
+def _again(descriptor: int) -> Path:
+    """A path by which the file behind a descriptor is reached, whatever has its name by now."""
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def _proved(path: Path, wanted: Sequence[File], size: int) -> tuple[File | None, Identity]:
+    """Whose bytes these are, if any's, and the identity under which they were hashed."""
+
+    def end(done: int) -> None:
+        if done > size:
+            raise StoreError("it grew while it was read")
+
+    before = identity(path.stat())
+    sha256 = sha256_of(path, end)
+    if identity(path.stat()) != before:
         raise StoreError("it changed while it was read")
-    return next((file for file in wanted if (file.sha256, file.bytes) == (sha256, before.bytes)), None)
+    return next((file for file in wanted if (file.sha256, file.bytes) == (sha256, before.bytes)), None), before
 
 
-def _bring(source: Path, brought: Path) -> How | None:
-    """Give the bytes a name in the store's own folder without copying them. None: this file system cannot."""
-    if _reflinked(source, brought):
-        return "reflinked"
+def _lease(original: int) -> str | None:
+    """Hear of it when anybody opens the file for writing from now on. None: nobody has it open for that; else why not.
+
+    The size and times of a file do not tell that it was written to: those of a mapping move once for many writes.
+    """
     try:
-        os.link(source, brought, follow_symlinks=False)
+        # The signal for a lease that ends is SIGIO, which would end this process; SIGURG is ignored.
+        fcntl.fcntl(original, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(original, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return "is open for writing in another program"
     except OSError as error:
-        if error.errno == errno.EXDEV or error.errno in _NO_LINKS_HERE:
+        return f"cannot be kept from being written to ({error.strerror})"
+    return None
+
+
+def _is_leased(original: int) -> bool:
+    return fcntl.fcntl(original, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+
+def _made_ours(original: int) -> bool:
+    """Take the leased file from its owner. False: somebody came to write first, and the file is as it was."""
+    if not _is_leased(original):
+        return False
+    before = os.fstat(original)
+    protect(original)
+    if _is_leased(original):
+        return True
+    if os.geteuid() == 0:
+        os.fchown(original, before.st_uid, before.st_gid)
+    os.fchmod(original, stat.S_IMODE(before.st_mode))
+    return False
+
+
+def _linked(original: int, brought: Path) -> Literal["linked", "renamed"] | None:
+    """Give the bytes a name in the store's own folder, or say that they are to be renamed. None: they cannot come."""
+    try:
+        # Python follows the link in /proc only when it is given a directory too, which an absolute path leaves unused.
+        os.link(_again(original), brought, src_dir_fd=original, follow_symlinks=True)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
             return None
+        if error.errno in _NO_LINKS_HERE:
+            return "renamed"
         raise
     return "linked"
 
 
-def _reflinked(source: Path, brought: Path) -> bool:
+def _reflinked(original: int, brought: Path) -> bool:
     """A reflink is better than a link: its owner can write to the original without touching ours."""
-    with source.open("rb") as original, brought.open("xb") as ours:
+    with brought.open("xb") as ours:
         try:
-            fcntl.ioctl(ours.fileno(), _FICLONE, original.fileno())
+            fcntl.ioctl(ours.fileno(), _FICLONE, original)
             return True
         except OSError:
             brought.unlink()
             return False
+
+
+def _copied(original: int, brought: Path, size: int) -> None:
+    with brought.open("xb") as ours:
+        done = 0
+        while done < size and (sent := os.sendfile(ours.fileno(), original, done, size - done)):
+            done += sent

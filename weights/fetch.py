@@ -38,7 +38,7 @@ from weights.decide import (
 )
 from weights.hashing import PartHash
 from weights.progress import Progress, write, write_every_second
-from weights.store import PIECE, File, Store, StoreError, sha256_of
+from weights.store import PIECE, File, Store, StoreError, identity, sha256_of
 
 GB = 1_000_000_000
 T = TypeVar("T")
@@ -246,7 +246,7 @@ class _Run:
         if missing and self.job.search:
             for file in missing:
                 self.progress.state(file.name, "looking for it on this machine")
-            take(self.store, missing, self.job.search, copy=True, say=self._tell)
+            take(self.store, missing, self.job.search, copy=True, say=self._tell, needed=self.job.files)
         still = [file for file in missing if not self.store.known_good(file)]
         for file in missing:
             self.progress.state(file.name, "waiting" if file in still else "ready")
@@ -568,9 +568,10 @@ class _FileRun:
     def _check(self) -> WrongBytes | None:
         self.run_.progress.state(self.file.name, "checking its sha256")
         hashed, self.hashed = self.hashed, None
+        before = identity(self.part.stat())
         found = hashed.sha256(self.file.sha256, self.run_.heed) if hashed else sha256_of(self.part, self.run_.heed)
         if found == self.file.sha256:
-            self.run_.store.publish(self.part, self.file)
+            self.run_.store.publish(self.part, self.file, before)
             return None
         return WrongBytes(found, self.file.sha256, tuple(dict.fromkeys(self.senders)), self._find_wrong_pieces())
 

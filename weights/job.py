@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from weights.aria2 import Limits
 from weights.fetch import GB, FetchError, Job
 from weights.store import File
+
+_GLOB = set("*?[")
 
 
 def read_job(path: Path) -> tuple[Job, Path | None]:
@@ -37,8 +40,20 @@ def read_job(path: Path) -> tuple[Job, Path | None]:
 
 
 def _found(patterns: Iterable[str]) -> tuple[Path, ...]:
-    found = (path for pattern in patterns for path in sorted(Path("/").glob(pattern.lstrip("/"))))
+    found = (
+        path for pattern in patterns for path in sorted(Path("/").glob(pattern.lstrip("/"))) if _counts(path, pattern)
+    )
     return tuple(path for path in found if path.is_dir())
+
+
+def _counts(path: Path, pattern: str) -> bool:
+    """Whether only root decided where this hit of a pattern leads: below a `*` anybody may have linked to anything."""
+    fixed = next((depth for depth, part in enumerate(Path(pattern).parts) if _GLOB & set(part)), len(path.parts))
+    below = [Path(*path.parts[: depth + 1]) for depth in range(fixed, len(path.parts))]
+    try:
+        return all(not stat.S_ISLNK(found.st_mode) or found.st_uid == 0 for found in map(Path.lstat, below))
+    except OSError:
+        return False
 
 
 def _path(told: str | None) -> Path | None:

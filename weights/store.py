@@ -125,6 +125,14 @@ def write_durably(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
+def protect(descriptor: int) -> None:
+    """Make a file read-only, root's own where we are root, and bring it to the disk."""
+    if os.geteuid() == 0:
+        os.fchown(descriptor, 0, 0)
+    os.fchmod(descriptor, 0o444)
+    os.fsync(descriptor)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory survive a power cut."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -186,8 +194,10 @@ class Store:
         (self.state / file.sha256).unlink(missing_ok=True)
         (self.state / f"{file.sha256}.json").unlink(missing_ok=True)
 
-    def publish(self, part: Path, file: File) -> None:
+    def publish(self, part: Path, file: File, hashed: Identity | None = None) -> None:
         """Give checked bytes their final name. The caller has hashed this very part; nothing is read here.
+
+        Given the identity that was hashed, it refuses another.
 
         The record comes before the name, so that a file killed in between needs no second hashing. What else has
         the name is set aside; where the right bytes are already there, the part is dropped. That something changed is
@@ -197,7 +207,8 @@ class Store:
         if part != final and self.known_good(file):
             part.unlink()
             return
-        self.record(file, identity(self._protect(part, file)))
+        found = self._protect(part, file, hashed)
+        self.record(file, found)
         final.parent.mkdir(parents=True, exist_ok=True)
         if part == final:
             sync_directory(final.parent)
@@ -207,21 +218,28 @@ class Store:
         if os.path.lexists(final):
             self.set_aside(file)
         part.rename(final)
+        if identity(final.lstat()) != found:
+            self.forget(file)
+            raise StoreError(
+                f"{file.name}: another file was put in the place of {part}; set aside as {self.set_aside(file)}"
+            )
         sync_directory(final.parent)
         sync_directory(part.parent)
 
-    def _protect(self, path: Path, file: File) -> os.stat_result:
-        """Read-only, root's own where we are root, and on the disk. Returns the stat of the very file."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    def _protect(self, path: Path, file: File, hashed: Identity | None) -> Identity:
+        """Read-only, root's own where we are root, and on the disk. Returns the identity of the very file."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_size != file.bytes:
                 raise StoreError(f"{file.name}: {path} has {found.st_size} bytes, expected {file.bytes}")
-            if os.geteuid() == 0:
-                os.fchown(descriptor, 0, 0)
-            os.fchmod(descriptor, 0o444)
-            os.fsync(descriptor)
-            return found
+            if hashed and identity(found) != hashed:
+                raise StoreError(f"{file.name}: {path} changed after it was hashed")
+            protect(descriptor)
+            now = identity(os.fstat(descriptor))
+            if hashed and now != hashed:
+                raise StoreError(f"{file.name}: {path} changed after it was hashed")
+            return now
         finally:
             os.close(descriptor)
 
@@ -252,7 +270,7 @@ class Store:
             if identity(final.lstat()) != identity(before):
                 raise StoreError(f"{file.name}: changed while it was read; end what writes to {final}, then run again")
             if sha256 == file.sha256:
-                self.publish(final, file)
+                self.publish(final, file, identity(before))
                 return None
         self.forget(file)
         return Wrong(file, self.set_aside(file), before.st_size, sha256)

@@ -2,8 +2,13 @@
 
 import errno
 import hashlib
+import mmap
 import os
-from dataclasses import replace
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,8 @@ from killing import killed_before
 
 from weights import adopt as adopt_module
 from weights.adopt import Adoption, adopt, find
-from weights.store import File, Store, sha256_of
+from weights.job import _found
+from weights.store import File, Store, StoreError, identity, sha256_of
 from weights.verify import verify
 
 GOOD = b"the right bytes" * 1000
@@ -37,7 +43,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The inodes of what was hashed, in order."""
     inodes: list[int] = []
 
-    def watch(path: Path) -> str:
+    def watch(path: Path, *more: object) -> str:
         inodes.append(path.stat().st_ino)
         return sha256_of(path)
 
@@ -65,9 +71,6 @@ def no_links(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
 
 def another_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
     no_links(monkeypatch, errno.EXDEV)
-    monkeypatch.setattr(
-        adopt_module, "find", lambda *arguments: [replace(found, device=-1) for found in find(*arguments)]
-    )
 
 
 def is_in_place(store: Store, file: File = FILE) -> bool:
@@ -278,7 +281,7 @@ def test_from_another_file_system_only_a_copy_that_was_asked_for(
 def test_a_copy_that_went_wrong_is_not_published(store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     another_file_system(monkeypatch)
     put(comfyui / "vae" / "x", GOOD)
-    monkeypatch.setattr("shutil.copyfile", lambda source, target: target.write_bytes(SAME_SIZE))
+    monkeypatch.setattr(adopt_module, "_copied", lambda original, target, size: target.write_bytes(SAME_SIZE))
     adoption = adopt(store, [FILE], [comfyui], copy=True)
     assert "the copy has other bytes" in adoption.notes[0]
     assert not os.path.lexists(store.path(FILE))
@@ -291,7 +294,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(
     no_reflinks(monkeypatch)
     original = put(comfyui / "vae" / "x", GOOD)
 
-    def written_to(path: Path) -> str:
+    def written_to(path: Path, *more: object) -> str:
         found = sha256_of(path)
         os.utime(original, ns=(1, 1))
         return found
@@ -345,3 +348,211 @@ def test_adopt_killed_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pyt
         assert is_in_place(store)
         assert (tree / "y").read_bytes() == SAME_SIZE
     assert step > 8
+
+
+def after_hashing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """What somebody does as soon as we have hashed a file."""
+
+    def hash_then_act(path: Path, *more: object) -> str:
+        found = sha256_of(path)
+        act()
+        return found
+
+    monkeypatch.setattr(adopt_module, "sha256_of", hash_then_act)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The file as its owner has it mapped, its first page written to: further writes to that move no time."""
+    descriptor = os.open(path, os.O_RDWR)
+    with mmap.mmap(descriptor, 0) as memory:
+        os.close(descriptor)
+        memory[0:1] = memory[0:1]
+        yield memory
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_file_that_its_owner_has_mapped_is_copied_not_linked(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch, copy: bool
+) -> None:
+    no_reflinks(monkeypatch)
+    original = put(comfyui / "x", GOOD)
+    with mapped(original) as memory:
+        adoption = adopt(store, [FILE], [comfyui], copy=copy)
+        memory[0:1] = b"X"
+    assert [taken.how for taken in adoption.taken] == (["copied"] if copy else [])
+    assert is_in_place(store) == copy
+    assert copy or "open for writing" in adoption.notes[0]
+    assert original.stat().st_mode & 0o200
+
+
+def test_bytes_that_change_behind_our_reading_are_never_published(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_reflinks(monkeypatch)
+    original = put(comfyui / "x", GOOD)
+    with mapped(original) as memory:
+        after_hashing(monkeypatch, lambda: memory.__setitem__(slice(0, 1), b"X"))
+        adopt(store, [FILE], [comfyui], copy=True)
+    assert not os.path.lexists(store.path(FILE)) or is_in_place(store)
+
+
+@pytest.mark.parametrize("error", [None, errno.EPERM])
+def test_a_file_that_is_opened_for_writing_after_it_was_hashed_is_copied(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    no_links(monkeypatch, error) if error else no_reflinks(monkeypatch)
+    original = put(comfyui / "x", GOOD)
+    original.chmod(0o640)
+    after_hashing(monkeypatch, lambda: _open_for_writing(original))
+    adoption = adopt(store, [FILE], [comfyui], copy=True)
+    assert [taken.how for taken in adoption.taken] == ["copied"]
+    assert is_in_place(store)
+    assert original.stat().st_ino != store.path(FILE).stat().st_ino
+    assert original.stat().st_mode & 0o777 == 0o640
+
+
+def _open_for_writing(path: Path) -> None:
+    code = "import os, sys; os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)"
+    subprocess.run([sys.executable, "-c", code, str(path)], stderr=subprocess.DEVNULL, check=False)
+
+
+def test_where_nobody_tells_who_writes_a_file_is_copied_not_linked(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_reflinks(monkeypatch)
+    monkeypatch.setattr(adopt_module.fcntl, "fcntl", lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid")))
+    original = put(comfyui / "x", GOOD)
+    assert "cannot be kept from being written to" in adopt(store, [FILE], [comfyui]).notes[0]
+    assert [taken.how for taken in adopt(store, [FILE], [comfyui], copy=True).taken] == ["copied"]
+    assert is_in_place(store)
+    assert original.stat().st_nlink == 1
+
+
+def test_a_linked_original_cannot_be_opened_for_writing_any_more(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_reflinks(monkeypatch)
+    original = put(comfyui / "x", GOOD)
+    if os.geteuid() == 0:
+        os.chown(original, 1000, 1000)
+    assert [taken.how for taken in adopt(store, [FILE], [comfyui]).taken] == ["linked"]
+    assert (original.stat().st_mode & 0o777, original.stat().st_uid) == (0o444, os.geteuid())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_swapped_after_it_was_hashed_is_not_published(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    no_reflinks(monkeypatch) if links else no_links(monkeypatch, errno.EPERM)
+    original, other = put(comfyui / "x", GOOD), put(comfyui / "y", SAME_SIZE + b"x")
+    os.truncate(other, FILE.bytes)
+    publish = Store.publish
+
+    def swap_first(self: Store, *arguments: object) -> None:
+        if other.exists():
+            other.replace(original)
+        publish(self, *arguments)
+
+    monkeypatch.setattr(Store, "publish", swap_first)
+    adopt(store, [FILE], [comfyui])
+    assert not os.path.lexists(store.path(FILE)) or is_in_place(store)
+    assert original.read_bytes() == SAME_SIZE
+
+
+def test_a_candidate_that_became_a_fifo_holds_nothing_up(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped = put(comfyui / "x", GOOD)
+
+    def find_then_swap(*arguments: object) -> object:
+        found = find(*arguments)
+        swapped.unlink()
+        os.mkfifo(swapped)
+        return found
+
+    monkeypatch.setattr(adopt_module, "find", find_then_swap)
+    code = os.fork()
+    if code == 0:
+        signal.alarm(5)
+        notes = adopt(store, [FILE], [comfyui]).notes
+        os._exit(0 if "another file is in its place" in notes[0] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(code, 0)[1]) == 0
+
+
+def test_a_file_that_grows_is_not_read_for_ever(store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = put(comfyui / "x", GOOD)
+    monkeypatch.setattr(adopt_module, "_open", lambda candidate: os.open(candidate.path, os.O_RDONLY))
+    monkeypatch.setattr(
+        adopt_module,
+        "find",
+        lambda *arguments: [found for found in find(*arguments) if not os.truncate(original, 2**30)],
+    )
+    assert "grew while it was read" in adopt(store, [FILE], [comfyui]).notes[0]
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_needed_file_of_the_same_bytes_keeps_its_name_where_there_are_no_links(
+    store: Store, monkeypatch: pytest.MonkeyPatch, copy: bool
+) -> None:
+    no_links(monkeypatch, errno.EPERM)
+    twin = File("vae/twin.safetensors", FILE.bytes, FILE.sha256)
+    put(store.path(FILE), GOOD)
+    adoption = adopt(store, [FILE, twin], [], copy=copy)
+    assert [taken.how for taken in adoption.taken] == (["copied"] if copy else [])
+    assert store.path(FILE).read_bytes() == GOOD
+    assert store.path(twin).exists() == copy
+    assert copy or "is a file that is needed there" in adoption.notes[0]
+
+
+def test_three_candidates_are_hashed_for_each_missing_file_and_no_more(
+    store: Store, comfyui: Path, hashed: list[int]
+) -> None:
+    for number in range(9):
+        put(comfyui / str(number), bytes([number]) * FILE.bytes)
+    adoption = adopt(store, [FILE], [comfyui])
+    assert len(hashed) == 3
+    (note,) = adoption.notes
+    assert str(comfyui / "3") in note and "3 of its size are hashed" in note
+    put(comfyui / "model.safetensors", GOOD)
+    assert len(adopt(store, [FILE], [comfyui]).taken) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user")
+def test_what_another_user_never_wrote_is_not_hashed(store: Store, comfyui: Path, hashed: list[int]) -> None:
+    wanted = File("vae/large.safetensors", 2**20, hashlib.sha256(b"\0" * 2**20).hexdigest())
+    for name in ("a", "b"):
+        put(comfyui / name, b"")
+        os.truncate(comfyui / name, wanted.bytes)
+        os.chown(comfyui / name, 1000, 1000)
+    (note,) = adopt(store, [wanted], [comfyui]).notes
+    assert str(comfyui / "a") in note and "never written" in note
+    assert hashed == []
+    os.chown(comfyui / "b", 0, 0)
+    assert [taken.source for taken in adopt(store, [wanted], [comfyui]).taken] == [comfyui / "b"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes links of another user")
+@pytest.mark.parametrize(("owner", "counts"), [(0, True), (1000, False)])
+@pytest.mark.parametrize("linked", ["ana/y/models", "ana/y", "ana"])
+def test_a_link_below_a_pattern_counts_only_when_it_is_roots(
+    tmp_path: Path, owner: int, counts: bool, linked: str
+) -> None:
+    target, link = tmp_path / "elsewhere", tmp_path / "home" / linked
+    (target / "y" / "models").mkdir(parents=True)
+    (target / "models").mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    os.chown(link, owner, owner, follow_symlinks=False)
+    hit = tmp_path / "home" / "ana" / "y" / "models"
+    assert _found([f"{tmp_path}/home/*/*/models"]) == ((hit,) if counts else ())
+    assert _found([str(hit)]) == (hit,)
+
+
+def test_what_changed_after_it_was_hashed_is_not_published(store: Store, tmp_path: Path) -> None:
+    part = put(store.incoming(FILE), GOOD)
+    hashed = identity(part.stat())
+    os.utime(part, ns=(1, 1))
+    with pytest.raises(StoreError, match="changed after it was hashed"):
+        store.publish(part, FILE, hashed)
+    assert not os.path.lexists(store.path(FILE))
