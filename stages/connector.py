@@ -33,7 +33,7 @@ class OpenSSHData(ConnectorData):
 class OpenSSHConnector(BaseConnector):
     """Runs every command as root over `atelier.ssh.Ssh`.
 
-    `commands` counts the round trips, `watch` sees each output line, `prelude` is shell that runs before each command.
+    `commands` counts the round trips, `watch` sees each line of what pyinfra prints, `prelude` is shell that runs before each command.
     """
 
     handles_execution = True
@@ -72,16 +72,20 @@ class OpenSSHConnector(BaseConnector):
         control = extract_control_arguments(arguments)
         unix_command = make_unix_command_for_host(self.state, self.host, command, **arguments)
         stdin = control.get("_stdin") or b""
-        status, lines = self._execute(unix_command.get_raw_value(), stdin, control.get("_timeout"))
+        status, lines = self._execute(unix_command.get_raw_value(), stdin, control.get("_timeout"), print_output)
         return status in (control.get("_success_exit_codes") or [0]), CommandOutput(lines)
 
-    def _execute(self, script: str, stdin: Any, timeout: int | None) -> tuple[int, list[OutputLine]]:
+    def _execute(
+        self, script: str, stdin: Any, timeout: int | None, shown: bool = False
+    ) -> tuple[int, list[OutputLine]]:
         type(self).commands += 1
         data = stdin if isinstance(stdin, bytes) else "\n".join([stdin] if isinstance(stdin, str) else stdin).encode()
         arguments, prefix = self.ssh.root_command(type(self).prelude + script)
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         lines: list[OutputLine] = []
-        readers = [gevent.spawn(self._collect, name, getattr(process, name), lines) for name in ("stdout", "stderr")]
+        readers = [
+            gevent.spawn(self._collect, name, getattr(process, name), lines, shown) for name in ("stdout", "stderr")
+        ]
         try:
             with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout} s")):
                 with contextlib.suppress(BrokenPipeError):  # the command ended without reading; its status says why
@@ -93,11 +97,11 @@ class OpenSSHConnector(BaseConnector):
             if process.poll() is None:
                 process.kill()
 
-    def _collect(self, name: str, stream: Any, lines: list[OutputLine]) -> None:
+    def _collect(self, name: str, stream: Any, lines: list[OutputLine], shown: bool) -> None:
         for raw in stream:
             line = raw.decode(errors="replace").rstrip("\r\n")
             lines.append(OutputLine(name, line))
-            if watch := type(self).watch:
+            if shown and (watch := type(self).watch):
                 watch(line)
 
     @override

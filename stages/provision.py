@@ -71,6 +71,7 @@ def _state(ssh: Ssh, deployment: Deployment, stages: Stages, check_for_changes: 
     pyinfra.is_cli = False
     inventory = Inventory(([("@openssh/target", {"ssh": ssh})], {}))
     state = State(inventory, Config(), check_for_changes=check_for_changes)
+    state.print_output, state.print_fact_output = True, False  # what commands print is for people; facts are raw probes
     state.set_stage(StateStage.Connect)
     connect_all(state)
     state.set_stage(StateStage.Prepare)

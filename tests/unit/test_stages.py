@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import gevent
 import pytest
-from pyinfra.api import Config, Inventory, State
+from pyinfra import host
+from pyinfra.api import Config, FactBase, Inventory, State, operation
+from pyinfra.api import deploy as pyinfra_deploy
 from pyinfra.api.connect import connect_all
 from pyinfra.api.deploy import add_deploy
 from pyinfra.api.exceptions import PyinfraError
@@ -29,7 +31,8 @@ from atelier.images import ImageBuild
 from atelier.models import Weight
 from atelier.settings import build_settings
 from atelier.tree import File
-from stages import docker, gpu, models, operations, services
+from stages import docker, gpu, models, operations, provision, services
+from stages.connector import OpenSSHConnector
 
 KEYRING = "/usr/share/keyrings/atelier-x.gpg"
 SOURCE = File("/etc/apt/sources.list.d/atelier-x.list", b"deb [signed-by=...] https://mirror/x /\n")
@@ -358,3 +361,35 @@ def test_the_manifest_names_what_fetches_the_weights_and_what_it_remembers() -> 
     assert "/opt/atelier/weights.token" not in created["files"]
     assert {"/opt/atelier/lib", "/opt/atelier/lib/weights", "/srv/atelier/state/weights"} <= set(created["directories"])
     assert "/opt/atelier/weights.token" in decide.declared(replace(PLAIN, builds=builds, token="t"))["files"]
+
+
+class Here:
+    """A connection that leads nowhere: commands run in a shell of this computer."""
+
+    def connect(self) -> None:
+        """It is there."""
+
+    def root_command(self, script: str) -> tuple[list[str], bytes]:
+        return ["sh", "-c", script], b""
+
+
+class Probe(FactBase[str]):
+    """What a probe prints."""
+
+    def command(self) -> str:
+        return "echo raw"
+
+
+@operation()
+def tell() -> Iterator[str]:
+    yield f"echo after {host.get_fact(Probe)}"
+
+
+def test_a_terminal_shows_what_commands_print_and_not_what_facts_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(OpenSSHConnector, "watch", seen.append)
+    stages = pyinfra_deploy("Tell")(lambda _: tell(name="Tell"))
+    with provision._state(Here(), None, stages, check_for_changes=False) as state:  # type: ignore[arg-type]
+        state.set_stage(StateStage.Execute)
+        run_ops(state)
+    assert seen == ["after raw"]
