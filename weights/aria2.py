@@ -32,6 +32,7 @@ from typing import IO, TypeVar
 
 T = TypeVar("T")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OTHER_DIGEST = 32  # all bytes are there, and the server's Digest header is another
 _FILE_TOO_LARGE = -25  # SIGXFSZ, a limit on the size of files
 DISK_FULL = {9, _FILE_TOO_LARGE}  # 9: no space
 _BLOCK = 16 * 1024
@@ -373,10 +374,16 @@ def _kept_path(part: Path) -> Path:
     return part.with_name(part.name + ".kept")
 
 
+def _drop_notes(part: Path) -> None:
+    """Take a part for whole."""
+    for path in (control_path(part), _kept_path(part)):
+        path.unlink(missing_ok=True)
+
+
 def drop(part: Path) -> None:
     """Begin again from nothing."""
-    for path in (control_path(part), _kept_path(part), part):
-        path.unlink(missing_ok=True)
+    _drop_notes(part)
+    part.unlink(missing_ok=True)
 
 
 def mend(part: Path) -> bool:
@@ -520,6 +527,9 @@ def run(
     if (bounded and process.returncode == _FILE_TOO_LARGE) or (part.exists() and part.stat().st_size > size):
         why = f"it sends more than its {size} bytes"
         return Missing(why) if len(answers) == 1 else Cut(why)  # nobody knows which of several
+    if process.returncode == _OTHER_DIGEST and part.exists() and part.stat().st_size == size:
+        _drop_notes(part)  # they say now that nothing is there; our own sha256 decides
+        return Fetched()
     progressed = saved_bytes(part) > before
     if process.returncode == 0:
         _kept_path(part).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The fetch against servers that mean harm, or are beyond what a fault explains: the good mirror gets its turn."""
 
+import base64
 import errno
 import os
 import random
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_server import FaultServer
@@ -141,10 +143,10 @@ def test_a_failure_nobody_thought_of_is_one_files(
     bad = File("vae/b.bin", 5, sha256(b"other").hexdigest(), (good.url("b"),))
     publish = Store.publish
 
-    def failing(store: Store, part: Path, file: File) -> None:
+    def failing(store: Store, part: Path, file: File, *more: Any, **options: Any) -> None:
         if file == bad:
             raise LookupError("nobody thought of this")
-        publish(store, part, file)
+        publish(store, part, file, *more, **options)
 
     monkeypatch.setattr(Store, "publish", failing)
     result = run(replace(job, files=(bad, *job.files)))
@@ -297,11 +299,36 @@ def test_what_went_away_meanwhile_is_not_ready(
     assert run(job).ready
     publish = Store.publish
 
-    def removing(store: Store, part: Path, file: File) -> None:
-        publish(store, part, file)
+    def removing(store: Store, part: Path, file: File, *more: Any, **options: Any) -> None:
+        publish(store, part, file, *more, **options)
         store.path(job.files[0]).unlink()
 
     monkeypatch.setattr(Store, "publish", removing)
     result = run(replace(job, files=(*job.files, other)))
     assert [file.ready for file in result.files] == [False, True]
     assert result.files[0].why == f"{job.store / NAME} is not there any more; run again"
+
+
+def lying_digest(connection: socket.socket, span: str) -> None:
+    low, _, high = span.removeprefix("bytes=").partition("-")
+    first, last = int(low or 0), int(high) if high else len(SMALL) - 1
+    body = SMALL[first : last + 1]
+    lie = base64.b64encode(bytes(32)).decode()
+    lines = (
+        "HTTP/1.1 206 Partial Content",
+        f"Content-Range: bytes {first}-{last}/{len(SMALL)}",
+        f"Content-Length: {len(body)}",
+        f"Digest: SHA-256={lie}",
+        "Connection: close",
+    )
+    connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+@needs_aria2
+def test_a_lie_about_the_digest_spoils_no_right_bytes(tmp_path: Path, raw: Callable[[Answer], RawServer]) -> None:
+    lying = raw(lying_digest)
+    job = small_job(tmp_path, lying.url())
+    result = run(job)
+    assert result.ready, result
+    assert_published(job)
+    assert lying.requests < 6
