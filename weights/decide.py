@@ -1,5 +1,6 @@
 """What to do next with a file, decided from what came of the last attempt. Pure: no clock, no disk, no network."""
 
+import urllib.parse
 from dataclasses import dataclass, replace
 
 from weights.aria2 import (
@@ -152,6 +153,27 @@ def without_query(url: str) -> str:
     return url.partition("?")[0]
 
 
+def server_of(url: str) -> str:
+    """A source as it is told beside a file's name: its server, without a login; a folder's file as it is."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "file" or not parts.netloc:
+        return without_query(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def told(action: GiveUp) -> str:
+    """Why a file is given up, and what to do about it where a source wants a login."""
+    if not action.refused:
+        return action.why
+    page, of_the_hub, _ = without_query(action.refused).partition("/resolve/")
+    if not of_the_hub:
+        return f"{action.why}. It asks for a login, and none is sent to mirrors"
+    return (
+        f"{action.why}. Accept the licence at {page} and give a token of that account "
+        "(models.token_file; HF_TOKEN or --token-file for a fetch here)"
+    )
+
+
 def choose(transfer: Transfer, now: float, afresh: bool = False) -> Action:
     """The source to ask next: rested before resting, fast before slow, as listed; without ranges only as the last."""
     if not transfer.sources:
@@ -167,7 +189,7 @@ def choose(transfer: Transfer, now: float, afresh: bool = False) -> Action:
 
 
 def _give_up(transfer: Transfer) -> GiveUp:
-    reasons = "; ".join(f"{without_query(gone.url)}: {gone.why}" for gone in transfer.dropped) or "no source is known"
+    reasons = "; ".join(f"{server_of(gone.url)}: {gone.why}" for gone in transfer.dropped) or "no source is known"
     if transfer.wrong:
         reasons = f"sha256 {transfer.wrong.found}, expected {transfer.wrong.expected}: {reasons}"
     return GiveUp(reasons, next((gone.url for gone in transfer.dropped if gone.refused), None))

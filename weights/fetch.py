@@ -34,6 +34,8 @@ from weights.decide import (
     WrongPiece,
     choose,
     decide,
+    server_of,
+    told,
     without_query,
 )
 from weights.hashing import PartHash
@@ -358,7 +360,7 @@ class _FileRun:
             if self.stop.is_set() or isinstance(action, End):
                 return self._failed(_ENDED)
             if isinstance(action, GiveUp):
-                return self._failed(_told(action))
+                return self._failed(told(action))
             if isinstance(action, PauseForSpace):
                 self._pause(action)
                 action = self._begin()
@@ -390,7 +392,7 @@ class _FileRun:
             if isinstance(action, Check):
                 return self._check()
             if action.wait:
-                waiting = f"waiting {action.wait:.0f} s for {without_query(action.url)}"
+                waiting = f"waiting {action.wait:.0f} s for {server_of(action.url)}"
                 self.run_.progress.state(self.file.name, waiting)
                 if self.stop.wait(action.wait):
                     return aria2.Stopped()
@@ -404,7 +406,7 @@ class _FileRun:
         before = self.transfer
         self.transfer, action = decide(before, url, outcome, time.monotonic(), self.job.patience)
         for gone in self.transfer.dropped[len(before.dropped) :]:
-            self.run_._tell(f"{self.file.name}: {without_query(gone.url)} is not asked again: {gone.why}")
+            self.run_._tell(f"{self.file.name}: {server_of(gone.url)} is not asked again: {gone.why}")
         if before.pieces and not self.transfer.pieces:
             self._forget_pieces(before.pieces)
         return action
@@ -588,10 +590,3 @@ class _FileRun:
                 f"are fetched again: {shown}"
             )
         return tuple(self.wrong_pieces)
-
-
-def _told(action: GiveUp) -> str:
-    if action.refused:
-        page = without_query(action.refused).partition("/resolve/")[0]
-        return f"{action.why}. Accept the licence at {page} and give a token of that account"
-    return action.why

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from weights.decide import without_query
+from weights.decide import server_of
 from weights.fetch import FetchError
 from weights.progress import Note, Snapshot, line, read_snapshot
 
@@ -96,7 +96,7 @@ def reasons(result: dict[str, Any]) -> Iterator[str]:
         yield f"{file['name']}: {file['why']}"
         for source in file["dropped"]:
             if source["why"] not in file["why"]:
-                yield f"{file['name']}: {without_query(source['url'])}: {source['why']}"
+                yield f"{file['name']}: {server_of(source['url'])}: {source['why']}"
 
 
 def later(notes: tuple[Note, ...], run: str, seen: dict[str, int]) -> list[str]:

@@ -43,7 +43,7 @@ def result(**changed: object) -> dict[str, object]:
     return {"job": "this job", "run": "r2", "ready": True, "ended": False, "error": "", "files": [], **changed}
 
 
-WRONG = "http://m/vae/a: sha256 ff, expected aa"
+WRONG = "http://m: sha256 ff, expected aa"
 FAILED = [
     {
         "name": "vae/a",
@@ -67,7 +67,7 @@ CONCLUDE = {
     "some could not be had": (
         RED,
         result(ready=False, files=FAILED),
-        Ending(False, (f"vae/a: {WRONG}", "vae/c: no space on the disk", "vae/c: http://m/vae/c: it answers 404")),
+        Ending(False, (f"vae/a: {WRONG}", "vae/c: no space on the disk", "vae/c: http://m: it answers 404")),
     ),
     "could not begin": (RED, result(ready=False, error="only 1 GB is free"), Ending(False, ("only 1 GB is free",))),
     "stopped": (OVER, None, STOPPED),
@@ -202,7 +202,7 @@ def test_a_unit_at_work_is_restarted_only_for_another_job(machine: Machine, job:
                 f"{machine.tells('result.json', result(job=machine.id, ready=False, files=FAILED))}; "
                 f"{machine.becomes('failed', result='exit-code')}"
             ),
-            [f"vae/a: {WRONG}", "vae/c: no space on the disk", "vae/c: http://m/vae/c: it answers 404"],
+            [f"vae/a: {WRONG}", "vae/c: no space on the disk", "vae/c: http://m: it answers 404"],
         ),
         (lambda machine: machine.becomes("inactive"), [f"{UNIT} was stopped before it was done"]),
         (

@@ -34,6 +34,8 @@ from weights.decide import (
     WrongPiece,
     choose,
     decide,
+    server_of,
+    told,
 )
 
 A, B = "http://a/f", "http://b/f?key=secret"
@@ -55,7 +57,7 @@ PIECE = WrongPiece(4, "bad", "good", as_before=True)
         (BOTH, Cut("x"), Fetch(B)),
         (ONE, Cut("x"), Fetch(A, wait=1.0)),
         (Transfer((Source(A, failures=1),)), Cut("x"), Fetch(A, wait=2.0)),
-        (Transfer((Source(A, failures=2),)), Cut("x"), GiveUp("http://a/f: x, 3 times in a row")),
+        (Transfer((Source(A, failures=2),)), Cut("x"), GiveUp("http://a: x, 3 times in a row")),
         (Transfer((Source(A, failures=2),)), Cut("x", progressed=True), Fetch(A)),
         (BOTH, Throttled(503, 7.0), Fetch(B)),
         (ONE, Throttled(503, 7.0), Fetch(A, wait=7.0)),
@@ -64,19 +66,19 @@ PIECE = WrongPiece(4, "bad", "good", as_before=True)
         (BOTH, TooSlow(progressed=True), Fetch(B)),
         (ONE, TooSlow(progressed=True), Fetch(A)),
         (BOTH, Missing("gone"), Fetch(B)),
-        (ONE, Missing("gone"), GiveUp("http://a/f: gone")),
-        (ONE, Refused(401), GiveUp("http://a/f: it answers 401", refused=A)),
+        (ONE, Missing("gone"), GiveUp("http://a: gone")),
+        (ONE, Refused(401), GiveUp("http://a: it answers 401", refused=A)),
         (BOTH, NoRanges(), Fetch(B)),
         (ONE, NoRanges(), Fetch(A, afresh=True)),
         (Transfer((Source(A, ranges=False),)), Cut("x", progressed=True), Fetch(A, wait=1.0, afresh=True)),
         (BOTH, WrongBytes("1", "2", (A,)), Fetch(B, afresh=True)),
         (BOTH, WrongBytes("1", "2", (A, B)), Fetch(A, afresh=True)),
-        (ONE, WrongBytes("1", "2", (A,)), GiveUp("http://a/f: sha256 1, expected 2")),
+        (ONE, WrongBytes("1", "2", (A,)), GiveUp("http://a: sha256 1, expected 2")),
         (ONE, WrongBytes("1", "2", ("an earlier run", A)), Fetch(A, afresh=True)),
         (ONE, Unreachable("no route", 59.0), Fetch(A, wait=1.0)),
-        (ONE, Unreachable("no route", 60.0), GiveUp("http://a/f: no route, tried for 60 s")),
+        (ONE, Unreachable("no route", 60.0), GiveUp("http://a: no route, tried for 60 s")),
         (BOTH, Unreachable("no route", 60.0), Fetch(B)),
-        (Transfer((Source(A, failures=2),)), Unreachable("x"), GiveUp("http://a/f: x, 3 times in a row")),
+        (Transfer((Source(A, failures=2),)), Unreachable("x"), GiveUp("http://a: x, 3 times in a row")),
         (ONE, DiskFull(), PauseForSpace(10.0)),
         (LISTED, Cut("x", progressed=True), Fetch(A, beside=(B,))),
         (LISTED, Cut("x"), Fetch(B)),
@@ -94,12 +96,12 @@ PIECE = WrongPiece(4, "bad", "good", as_before=True)
         (REPAIRING, Throttled(503, 7.0), Repair(B, suspects=(A,))),
         (REPAIRING_ONE, Throttled(503, 7.0), Repair(A, wait=7.0)),
         (REPAIRING_ONE, NoRanges(), Fetch(A, afresh=True)),
-        (REPAIRING_ONE, Missing("gone"), GiveUp("sha256 1, expected 2: http://a/f: gone")),
+        (REPAIRING_ONE, Missing("gone"), GiveUp("sha256 1, expected 2: http://a: gone")),
         (REPAIRING, PIECE, Repair(B)),
         (
             REPAIRING_ONE,
             PIECE,
-            GiveUp(f"sha256 1, expected 2: {A}: its piece 5 of 16 MiB has sha256 bad, expected good"),
+            GiveUp("sha256 1, expected 2: http://a: its piece 5 of 16 MiB has sha256 bad, expected good"),
         ),
         (REPAIRING_ONE, replace(PIECE, as_before=False), Fetch(A, afresh=True)),
         (Transfer((Source(A),), pauses=360), DiskFull(), GiveUp("no space on the disk")),
@@ -131,7 +133,39 @@ def test_after_a_wrong_mixture_only_one_source_sends() -> None:
 
 def test_reasons_show_no_signature() -> None:
     _, action = decide(Transfer((Source(B),)), B, Missing("gone"), 0.0, PATIENCE)
-    assert action == GiveUp("http://b/f: gone")
+    assert action == GiveUp("http://b: gone")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://m:8765/x/vae/a?signature=s", "http://m:8765"),
+        ("https://user:word@m/vae/a", "https://m"),
+        ("file:///m/vae/a", "file:///m/vae/a"),
+        ("nowhere", "nowhere"),
+    ],
+)
+def test_a_source_is_told_by_its_server_alone(url: str, expected: str) -> None:
+    assert server_of(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (GiveUp("http://a: gone"), "http://a: gone"),
+        (
+            GiveUp("https://hub: it answers 401", refused="https://hub/owner/model/resolve/main/f?x=y"),
+            "https://hub: it answers 401. Accept the licence at https://hub/owner/model and give a token of that account "
+            "(models.token_file; HF_TOKEN or --token-file for a fetch here)",
+        ),
+        (
+            GiveUp("http://m: it answers 401", refused="http://m/vae/a"),
+            "http://m: it answers 401. It asks for a login, and none is sent to mirrors",
+        ),
+    ],
+)
+def test_why_a_file_was_given_up(action: GiveUp, expected: str) -> None:
+    assert told(action) == expected
 
 
 def test_who_may_send_beside_others() -> None:

@@ -113,15 +113,18 @@ def test_ctrl_c_ends_it_with_one_message_and_the_next_run_goes_on(
 
 def test_a_file_that_cannot_be_had_is_named_with_what_each_source_sent(server: FaultServer, tmp_path: Path) -> None:
     server.faults.rate, server.faults.flip = 200e6, 5
-    wanted, url = hashlib.sha256(CONTENT).hexdigest(), server.url(NAME)
-    files = (File(NAME, len(CONTENT), wanted, (url,)), File("vae/b", 3, "b" * 64, (server.url("nothing"),)))
+    wanted, named = hashlib.sha256(CONTENT).hexdigest(), server.url("").rstrip("/")
+    files = (
+        File(NAME, len(CONTENT), wanted, (server.url(NAME),)),
+        File("vae/b", 3, "b" * 64, (server.url("nothing"),)),
+    )
     log = io.StringIO()
     with pytest.raises(AtelierError) as error:
         fetch_here(Job(files, tmp_path / "store", tmp_path / "state"), Narrator(Console(file=log, width=300)))
     head, *lines = error.value.message.splitlines()
     assert head == "2 of 2 files could not be had:" and "the same command" in error.value.hint
-    assert re.fullmatch(rf"    {NAME}: {url}: sha256 [0-9a-f]{{64}}, expected {wanted}", lines[0])
-    assert lines[1].startswith(f"    vae/b: {server.url('nothing')}: ") and "404" in lines[1]
+    assert re.fullmatch(rf"    {NAME}: {named}: sha256 [0-9a-f]{{64}}, expected {wanted}", lines[0])
+    assert lines[1].startswith(f"    vae/b: {named}: ") and "404" in lines[1]
     assert "is not asked again" in log.getvalue(), "it was told as it came"
 
 
