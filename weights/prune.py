@@ -31,23 +31,11 @@ def garbage(store: Store, needed: Sequence[File]) -> list[Garbage]:
     return sorted(found, key=lambda item: (-item.bytes, item.path))
 
 
-def remove(
-    store: Store, needed: Sequence[File], items: Sequence[Garbage], say: Callable[[str], None] | None = None
-) -> int:
-    """Remove what was listed and is garbage still. Returns the bytes removed. The caller holds the store's lock."""
-    still = {item.path: item for item in garbage(store, needed)}
-    removed = 0
-    for listed in items:
-        item = still.get(listed.path)
-        if item is None:
-            if say:
-                say(f"{listed.path}: kept, it is needed or gone")
-            continue
+def remove(items: Sequence[Garbage]) -> int:
+    """Remove what was found since the store's lock is held. Returns the bytes removed."""
+    for item in items:
         item.path.unlink()
-        removed += item.bytes
-        if say:
-            say(f"{item.path}: removed, {item.bytes} bytes")
-    return removed
+    return sum(item.bytes for item in items)
 
 
 def prune_aloud(store: Store, needed: Sequence[File], yes: bool, say: Callable[[str], None]) -> None:
@@ -62,7 +50,7 @@ def prune_aloud(store: Store, needed: Sequence[File], yes: bool, say: Callable[[
     with store.lock(waiting=say):
         items = garbage(store, needed)
         _list(store, items, say)
-        removed = remove(store, needed, items)
+        removed = remove(items)
     say(f"removed: {removed / 1e9:.2f} GB; all that is needed stays")
 
 
