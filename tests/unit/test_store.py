@@ -355,3 +355,19 @@ def test_pieces_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     whole, pieces = sha256_and_pieces(path)
     assert whole == sha256_of(path) == hashlib.sha256(content).hexdigest()
     assert pieces == [hashlib.sha256(content[at : at + 4096]).hexdigest() for at in range(0, size, 4096)]
+
+
+def test_what_is_swapped_while_it_is_published_is_set_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, other = part_of(store), store.root / "other"
+    other.write_bytes(WRONG)
+
+    def swap(_: Path) -> None:
+        if other.exists() and (store.state / "changed").exists():
+            other.replace(part)
+
+    monkeypatch.setattr(store_module, "sync_directory", swap)
+    with pytest.raises(StoreError, match="another file was put in the place"):
+        store.publish(part, FILE, identity(part.stat()))
+    assert not os.path.lexists(store.path(FILE))
+    assert not store.known_good(FILE)
+    assert all_contents(store) == [WRONG]
