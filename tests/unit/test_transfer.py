@@ -51,7 +51,7 @@ TOLD = {
     "done, and the unit forgotten by systemd": (unit("inactive", "") + result(GOOD), ""),
     "a file could not be had": (
         unit("failed", result="exit-code") + progress(HALF) + result(GOOD, BAD),
-        f"not all are there: loras/b: {WRONG}; loras/b: https://hub.example/b: it answers 401",
+        f"not all are there: loras/b: {WRONG}; loras/b: https://hub.example: it answers 401",
     ),
     "it could not begin": (
         unit("failed", result="exit-code") + result(error="/srv: make room for 3.00 GB"),
