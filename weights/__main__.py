@@ -16,7 +16,7 @@ from weights import verify as verification
 from weights.fetch import EndedError, FetchError, Job, Result, run
 from weights.follow import follow
 from weights.job import read_job
-from weights.progress import Progress, write, write_whole
+from weights.progress import Progress, plain, write, write_whole
 from weights.store import Store, StoreError
 
 
@@ -42,7 +42,7 @@ def main() -> int:
             return follow(told.job)
         return verify(told.job, told.deep) if told.verb == "verify" else prune(told.job, told.yes)
     except (FetchError, StoreError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(plain(str(error)), file=sys.stderr)
         return 1
 
 
@@ -69,7 +69,7 @@ def fetch(path: Path) -> int:
         return 143
     for why in [error, *(f"{file.name}: {file.why}" for file in result.files if not file.ready)]:
         if why:
-            print(why, file=sys.stderr)
+            print(plain(why), file=sys.stderr)
     return 0 if result.ready and not error else 1
 
 
@@ -101,7 +101,7 @@ def prune(path: Path, yes: bool) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(plain(text), flush=True)
 
 
 if __name__ == "__main__":

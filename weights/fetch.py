@@ -17,6 +17,7 @@ from typing import TypeVar
 from weights import aria2, pieces
 from weights.adopt import take
 from weights.decide import (
+    WAITS_FOR_SPACE,
     Action,
     Check,
     Dropped,
@@ -39,8 +40,8 @@ from weights.decide import (
     without_query,
 )
 from weights.hashing import PartHash
-from weights.progress import Progress, write, write_every_second
-from weights.store import PIECE, File, Store, StoreError, identity, sha256_of
+from weights.progress import Progress, plain, write, write_every_second
+from weights.store import INCOMING, PIECE, File, Store, StoreError, identity, sha256_of
 
 GB = 1_000_000_000
 T = TypeVar("T")
@@ -127,7 +128,7 @@ def _known_good(store: Store, file: File) -> bool:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(plain(text), flush=True)
 
 
 def _once_each(files: tuple[File, ...]) -> list[File]:
@@ -172,7 +173,7 @@ class _Run:
         self._silent: set[str] = set()  # servers that kept us waiting
 
     def of(self, wanted: list[File]) -> Result:
-        (self.job.store / ".incoming").mkdir(parents=True, exist_ok=True)
+        (self.job.store / INCOMING).mkdir(parents=True, exist_ok=True)
         for file in wanted:
             self.progress.add(file.name, file.bytes)
         ended = threading.Event()
@@ -427,7 +428,7 @@ class _FileRun:
         )
 
     def _pause(self, action: PauseForSpace) -> None:
-        self.run_.progress.state(self.file.name, "waiting for space")
+        self.run_.progress.state(self.file.name, WAITS_FOR_SPACE)
         free = shutil.disk_usage(self.job.store).free
         self.run_._tell(
             f"{self.file.name}: the disk is full, {free / GB:.2f} GB are free; it goes on when there is room"

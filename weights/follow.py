@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from weights.decide import server_of
 from weights.fetch import FetchError
-from weights.progress import Note, Snapshot, line, read_snapshot
+from weights.progress import Note, Snapshot, line, plain, read_snapshot
 
 UNIT = "atelier-weights.service"
 PROGRESS = "::progress:: "
@@ -104,11 +104,6 @@ def later(notes: tuple[Note, ...], run: str, seen: dict[str, int]) -> list[str]:
     last = seen.get(run, 0)
     seen[run] = max([last, *(note.number for note in notes)])
     return [note.text for note in notes if note.number > last]
-
-
-def plain(text: str) -> str:
-    """A text as one line that moves no cursor: it may hold names of files that anybody made."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def follow(path: Path) -> int:

@@ -45,6 +45,11 @@ class Snapshot:
     run: str = ""
 
 
+def plain(text: str) -> str:
+    """A text as one line that moves no cursor: it may hold names of files that anybody made."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def line(snapshot: Snapshot) -> str:
     """The run in one line, for people."""
     ready = sum(1 for file in snapshot.files if file.state == "ready")

@@ -2,10 +2,13 @@
 
 import base64
 import errno
+import json
 import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 from fault_server import FaultServer
-from fetching import MIB, NAME, assert_published, in_background, job_for
+from fetching import MIB, NAME, ROOT, assert_published, in_background, job_for
 
 from weights.aria2 import Limits, retry_after
 from weights.decide import Patience
@@ -332,3 +335,24 @@ def test_a_lie_about_the_digest_spoils_no_right_bytes(tmp_path: Path, raw: Calla
     assert result.ready, result
     assert_published(job)
     assert lying.requests < 6
+
+
+@needs_aria2
+def test_a_name_that_is_no_utf8_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / os.fsdecode(b"\xff\x1b[2J.safetensors")).write_bytes(SMALL)
+    path = tmp_path / "job.json"
+    described = {
+        "files": [{"name": NAME, "bytes": len(SMALL), "sha256": SMALL_SHA, "urls": []}],
+        "store": str(tmp_path / "store"),
+        "state": str(tmp_path / "state"),
+        "search": [str(tmp_path / "elsewhere")],
+        "reserve_bytes": 0,
+    }
+    path.write_text(json.dumps(described))
+    command = [sys.executable, "-m", "weights", "fetch", str(path)]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(command, cwd=ROOT, env=strict, capture_output=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert b"elsewhere/??[2J.safetensors" in ended.stdout
+    assert (tmp_path / "store" / NAME).read_bytes() == SMALL
