@@ -251,7 +251,9 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     entries += [entry for project in projects for entry in project.entries]
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
-    files |= {weights_unit.STARTED_AT_BOOT} | {f"{state}/weights/{weight.sha256}.json" for weight in deployment.weights}
+    files |= {weights_unit.STARTED_AT_BOOT} | {
+        f"{weights_unit.state(settings)}/{weight.sha256}.json" for weight in deployment.weights
+    }
     if upkeep.module_settings(deployment.gpu.files):
         files.add(upkeep.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):

@@ -20,11 +20,10 @@ from aiohttp.web_request import BaseRequest
 from atelier.errors import AtelierError
 from atelier.models import Weight, read_lock
 from atelier.ssh import Ssh
-from weights.store import PIECE, File, Store
+from weights.store import PIECE, PIECES, File, Store
 from weights.verify import recorded_pieces, shallow
 
 PORT = 8765
-PIECES = ".pieces.json"
 
 
 class _AsItIs(web.FileResponse):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier import weights_unit
+from weights.decide import WAITS_FOR_SPACE
 from weights.follow import UNIT, reasons
 from weights.progress import Snapshot, line, read_snapshot
 
@@ -13,7 +14,6 @@ SCRIPT = (
     f"systemctl show {UNIT} -p ActiveState -p InvocationID -p Result 2>/dev/null; "
     f"cat {weights_unit.RUN}/progress.json {weights_unit.RUN}/result.json 2>/dev/null"
 )
-WAITS_FOR_SPACE = "waiting for space"
 
 
 @dataclass(frozen=True)

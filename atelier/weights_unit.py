@@ -11,10 +11,10 @@ from atelier.models import Weight
 from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
 from weights import follow
+from weights.fetch import GB
 from weights.store import CHANGED as CHANGED_MARK
 
 UNIT = follow.UNIT
-GB = 1_000_000_000
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 STARTED_AT_BOOT = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
 """The link that `systemctl enable` makes."""

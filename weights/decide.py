@@ -17,6 +17,9 @@ from weights.aria2 import (
     Unreachable,
 )
 
+WAITS_FOR_SPACE = "waiting for space"
+"""What is told of a file while it waits for it."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from weights.aria2 import Limits
-from weights.fetch import GB, FetchError, Job
+from weights.fetch import FetchError, Job
 from weights.store import File
 
 _GLOB = set("*?[")
@@ -28,7 +28,7 @@ def read_job(path: Path) -> tuple[Job, Path | None]:
             usual.state,
             Limits(connections=told.get("connections", usual.limits.connections), proxy=told.get("proxy")),
             jobs=told.get("jobs", usual.jobs),
-            reserve=told.get("reserve_bytes", 2 * GB),
+            reserve=told.get("reserve_bytes", usual.reserve),
             search=_found(told.get("search", ())),
             token=_token(told.get("token_file")),
             progress=_path(told.get("progress")),

@@ -16,10 +16,9 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from weights import aria2
-from weights.store import PIECE, File, Store
+from weights.store import PIECE, PIECES, File, Store
 from weights.verify import recorded_pieces
 
-SUFFIX = ".pieces.json"
 WAIT = 3.0  # seconds for a list: what it saves is not worth more
 _CHUNK = 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -76,14 +75,14 @@ def ask(file: File, urls: Sequence[str], limits: aria2.Limits) -> tuple[Pieces |
         except queue.Empty:
             return None, silent
         if found:
-            return Pieces(found, url + SUFFIX), set()
+            return Pieces(found, url + PIECES), set()
         silent.remove(url)
     return None, set()
 
 
 def _list_from(url: str, file: File, limits: aria2.Limits, until: float) -> tuple[str, ...] | None:
     most = longest(file.bytes)
-    response = aria2.opened(url + SUFFIX, None, None, replace(limits, patience=WAIT))
+    response = aria2.opened(url + PIECES, None, None, replace(limits, patience=WAIT))
     if not isinstance(response, HTTPResponse):
         return None
     told = b""

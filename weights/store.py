@@ -17,6 +17,8 @@ from pathlib import Path
 
 PIECE = 16 * 1024 * 1024
 INCOMING = ".incoming"
+PIECES = ".pieces.json"
+"""What a list of pieces is named after its file's name, or its sha256."""
 CHANGED = "changed"
 _CHUNK = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
@@ -158,7 +160,7 @@ class Store:
 
     def pieces_path(self, file: File) -> Path:
         """Where the hashes of its pieces are kept."""
-        return self.state / f"{file.sha256}.pieces.json"
+        return self.state / f"{file.sha256}{PIECES}"
 
     def known_good(self, file: File) -> bool:
         """Whether the published file is the one that was hashed and found right. Reads no byte of it."""

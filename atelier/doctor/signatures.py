@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atelier.doctor.collect import Kind, Source
+from weights.decide import WAITS_FOR_SPACE
 
 
 @dataclass(frozen=True)
@@ -706,7 +707,7 @@ HOST = (
     ),
 )
 
-SPACE = r"(waiting for space$|no space on the disk|make room for \d)"
+SPACE = rf"({WAITS_FOR_SPACE}$|no space on the disk|make room for \d)"
 WRONG_BYTES = r"sha256 [0-9a-f]{8,}, expected "
 REFUSED = r"it answers 40[13]\b"
 FETCH = here("make models-fetch")
