@@ -12,7 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
-from weights.follow import NOTE, PROGRESS
+from weights.progress import NOTE, PROGRESS
 
 HEARTBEAT = 30  # seconds after which a step without a terminal says that it is still at work
 PROGRESS_EVERY = 15  # seconds after which it says how far it is, where it tells

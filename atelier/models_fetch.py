@@ -13,8 +13,7 @@ from pathlib import Path
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from weights.fetch import EndedError, FetchError, Job, Result, run
-from weights.follow import NOTE, PROGRESS, later
-from weights.progress import Snapshot, line, plain, read_snapshot
+from weights.progress import NOTE, PROGRESS, Snapshot, later, line, plain, read_snapshot
 from weights.store import StoreError
 
 

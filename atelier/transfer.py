@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier import weights_unit
+from atelier.weights_unit import UNIT
 from weights.decide import WAITS_FOR_SPACE
-from weights.follow import UNIT, reasons
+from weights.follow import reasons
 from weights.progress import Snapshot, line, read_snapshot
 
 SCRIPT = (

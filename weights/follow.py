@@ -18,13 +18,9 @@ from typing import Any, Literal
 
 from weights.decide import server_of
 from weights.fetch import FetchError
-from weights.progress import Note, Snapshot, line, plain, read_snapshot
+from weights.progress import NOTE, PROGRESS, Snapshot, later, line, plain, read_snapshot
 
 UNIT = "atelier-weights.service"
-PROGRESS = "::progress:: "
-"""How a line begins that tells how far it is; the next one takes its place."""
-NOTE = "::note:: "
-"""How a line begins that a person should see."""
 PAUSE = 1.0  # seconds between two looks
 _PATIENCE = 10.0  # seconds in which a program that has just begun says what it works on
 _FIELDS = {
@@ -97,13 +93,6 @@ def reasons(result: dict[str, Any]) -> Iterator[str]:
         for source in file["dropped"]:
             if source["why"] not in file["why"]:
                 yield f"{file['name']}: {server_of(source['url'])}: {source['why']}"
-
-
-def later(notes: tuple[Note, ...], run: str, seen: dict[str, int]) -> list[str]:
-    """The notes of a run that were not told yet."""
-    last = seen.get(run, 0)
-    seen[run] = max([last, *(note.number for note in notes)])
-    return [note.text for note in notes if note.number > last]
 
 
 def follow(path: Path) -> int:

@@ -11,6 +11,10 @@ from typing import Any
 
 WINDOW = 10.0  # seconds over which the rate is taken
 NOTES = 50  # the last ones are kept
+PROGRESS = "::progress:: "
+"""How a line begins that tells how far it is; the next one takes its place."""
+NOTE = "::note:: "
+"""How a line begins that a person should see."""
 
 
 @dataclass
@@ -63,6 +67,13 @@ def line(snapshot: Snapshot) -> str:
         f"{file.name}: {file.state}" for file in snapshot.files if file.state not in ("waiting", "fetching", "ready")
     ]
     return "; ".join([text, *told])
+
+
+def later(notes: tuple[Note, ...], run: str, seen: dict[str, int]) -> list[str]:
+    """The notes of a run that were not told yet."""
+    last = seen.get(run, 0)
+    seen[run] = max([last, *(note.number for note in notes)])
+    return [note.text for note in notes if note.number > last]
 
 
 @dataclass

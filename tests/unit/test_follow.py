@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from weights.follow import NOTE, PROGRESS, UNIT, Ending, Unit, attach, conclude, later
-from weights.progress import FileProgress, Note, Snapshot, plain
+from weights.follow import UNIT, Ending, Unit, attach, conclude
+from weights.progress import NOTE, PROGRESS, FileProgress, Note, Snapshot, later, plain
 
 ROOT = Path(__file__).parents[2]
 ACTIVE = Unit(active="active", sub="running", run="r2", result="success")
