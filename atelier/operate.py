@@ -16,7 +16,7 @@ from atelier.report import stand_ins
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target, sandbox_target
-from weights.follow import UNIT
+from atelier.weights_unit import UNIT
 
 Say = Callable[[str], None]
 
