@@ -125,7 +125,7 @@ def test_everyday_commands() -> None:
 
 
 def test_the_weights_of_a_host_are_checked_mended_and_pruned_from_here() -> None:
-    assert "4 of 4 files are good; " in atelier("models", "verify", "--deep")
+    assert "4 of 4 files are good, by every byte" in atelier("models", "verify", "--deep")
     weight = "/srv/atelier/models/vae/qwen_image_vae.safetensors"
     ssh(
         f't=$(stat -c %y {weight}); printf x | dd of={weight} bs=1 seek=99 conv=notrunc status=none; touch -d "$t" {weight}'
@@ -140,6 +140,7 @@ def test_the_weights_of_a_host_are_checked_mended_and_pruned_from_here() -> None
     atelier("models", "prune", "--yes")
     assert "not needed: nothing" in atelier("models", "prune")
     assert "weights pruned" in atelier("status") and "atelier-weights" in atelier("logs", "--service", "weights")
+    assert "Have ComfyUI read the weights that changed anew" in changes(deploy())
 
 
 def test_tunnel_brings_the_services_here_until_interrupted() -> None:
