@@ -61,7 +61,7 @@ def test_planted_secrets_are_not_in_a_bundle_from_the_host() -> None:
     ssh("docker exec -i -u 10001 forge-turbo sh -c 'cat >/proc/1/fd/1'", "\n".join(lines) + "\n")
     ssh("cat >>/var/log/apt/term.log", "\n".join(lines) + "\n")
     assert all(form in ssh("docker logs forge-turbo 2>&1") for form in [*forms, *shaped])
-    ssh("systemd-run -q --wait --unit planted --description 'curl planted-argument' sh -c 'exit 3' || true")
+    ssh("systemd-run -q --wait --unit planted --description 'curl planted-argument' sh -c 'exit 3'; [ $? -eq 3 ]")
     assert "planted-argument" in ssh("systemctl list-units --failed --full --plain --no-legend")
     files = bundle(atelier("doctor", "--bundle"))
     assert [name.rpartition("/")[2] for name, text in files.items() if "planted.service" in text] == [
