@@ -240,9 +240,9 @@ def test_a_server_that_forgets_requests_sent_ahead_gets_no_more_of_them(
     job = job_for(tmp_path, server)
     fetched, ahead = aria2.run, []
 
-    def noticed(part: Path, answers: Any, limits: aria2.Limits, *arguments: Any) -> aria2.Outcome:
+    def noticed(part: Path, size: int, answers: Any, limits: aria2.Limits, *others: Any) -> aria2.Outcome:
         ahead.append(limits.in_order)
-        return fetched(part, answers, limits, *arguments)
+        return fetched(part, size, answers, limits, *others)
 
     monkeypatch.setattr(aria2, "run", noticed)
     assert run(replace(job, limits=replace(job.limits, patience=1.0))).ready
