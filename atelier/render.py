@@ -226,6 +226,8 @@ def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...]) -> Proj
             for name, service in settings.enabled().items()
         ],
         "tls": settings.tls.model_dump(),
+        "trusted_proxies": settings.trusted_proxies,
+        "cors_origins": settings.cors_origins,
         "max_body_mb": settings.max_upload_mb,
     }
     directory = f"{settings.config_root}/services/{container}/config"

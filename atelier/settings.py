@@ -43,6 +43,25 @@ def _absolute(path: str) -> str:
 HostPath = Annotated[str, AfterValidator(_absolute)]
 
 
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError("must be an IP address or a network, for example 10.0.0.0/8") from None
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("must be a DNS name or an IP address") from None
+
+
+Network = Annotated[str, AfterValidator(_network)]
+Address = Annotated[str, AfterValidator(_address)]
+DnsName = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,11 +114,36 @@ class ServicesSettings(_Model):
 class TlsSettings(_Model):
     """Transport security of the gateway."""
 
-    mode: Literal["off", "files"] = Field("off", description="`off`, or `files`: your own certificate and key.")
+    mode: Literal["off", "internal", "acme", "files"] = Field(
+        "off",
+        description="`off`; `internal`: a certificate authority of this deployment's own, whose certificate lies beside the "
+        "credentials; `acme`: certificates from Let's Encrypt or another ACME server; `files`: your own certificate and key.",
+    )
     certificate: str | None = Field(
         None, description="The certificate chain (PEM), a file on this computer (mode `files`)."
     )
     key: str | None = Field(None, description="Its private key (PEM), a file on this computer (mode `files`).")
+    names: list[DnsName | Address] = Field(
+        [],
+        description="Further names and addresses under which the services are reached (mode `internal`; the host's own "
+        "address and localhost are always among them).",
+    )
+    domain: DnsName | None = Field(
+        None, description="Public DNS name of the host; its ports 80 and 443 must be reachable (mode `acme`)."
+    )
+    email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")] | None = Field(
+        None, description="Address that the ACME server may write to (mode `acme`)."
+    )
+    acme_directory: Annotated[str, Field(pattern=r"^https://\S+$")] | None = Field(
+        None, description="Directory URL of another ACME server than Let's Encrypt (mode `acme`)."
+    )
+    acme_root: str | None = Field(
+        None,
+        description="Root certificate (PEM) of that server, a file on this computer, where the system knows it not.",
+    )
+    hsts: bool = Field(
+        False, description="Tell browsers to use nothing but TLS for this name for a year (not with mode `internal`)."
+    )
 
 
 class ModelsSettings(_Model):
@@ -217,6 +261,15 @@ class Settings(_Model):
     bind_address: str = Field("127.0.0.1", description="Address that the gateway publishes the ports on.")
     allow_plaintext: bool = Field(False, description="Allow an address other than loopback without TLS.")
     allow_query_token: bool = Field(False, description="Accept `?token=` in a URL (it ends up in logs and histories).")
+    trusted_proxies: list[Network] = Field(
+        [],
+        description="Addresses or networks of reverse proxies in front of the gateway, whose `X-Forwarded-For` is believed.",
+    )
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[a-z0-9.-]+(:[0-9]{1,5})?$")]] = Field(
+        [],
+        description="Web pages of other origins that may call the services from a browser, with a token or password and "
+        "never with cookies.",
+    )
     gateway_container: ContainerName = Field("gateway", description="Name of the gateway's container.")
     proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
         None,
@@ -260,9 +313,7 @@ class Settings(_Model):
         nested = [PurePosixPath(self.config_root), PurePosixPath(self.data_root)]
         if nested[0] == nested[1] or nested[0] in nested[1].parents or nested[1] in nested[0].parents:
             raise ValueError("config_root, data_root: one lies inside the other; use two separate directories")
-        files = (self.tls.certificate, self.tls.key)
-        if files != (None, None) if self.tls.mode != "files" else None in files:
-            raise ValueError("tls: mode `files` needs certificate and key, and they need mode `files`")
+        _tls_possible(self.tls)
         chosen = [f"services.{name}.gpu" for name, service in enabled.items() if service.gpu]
         if self.profile == "cpu" and chosen:
             raise ValueError(
@@ -288,6 +339,22 @@ class Settings(_Model):
         """The services deployed on this host, by name (`comfyui`, `forge`)."""
         everything: dict[str, ServiceSettings] = {"comfyui": self.services.comfyui, "forge": self.services.forge}
         return {name: service for name, service in everything.items() if service.enabled}
+
+
+def _tls_possible(tls: TlsSettings) -> None:
+    files = (tls.certificate, tls.key)
+    if files != (None, None) if tls.mode != "files" else None in files:
+        raise ValueError("tls: mode `files` needs certificate and key, and they need mode `files`")
+    if (tls.domain is not None) != (tls.mode == "acme"):
+        raise ValueError("tls: mode `acme` needs domain, and domain needs mode `acme`")
+    if tls.mode != "acme" and (tls.email or tls.acme_directory or tls.acme_root):
+        raise ValueError("tls: email, acme_directory and acme_root need mode `acme`")
+    if tls.names and tls.mode != "internal":
+        raise ValueError("tls: names needs mode `internal`")
+    if tls.hsts and tls.mode in ("off", "internal"):
+        raise ValueError(
+            f"tls: hsts with mode `{tls.mode}` would lock browsers out; use it with `acme` or `files`, or leave it out"
+        )
 
 
 def _distinct(values: Mapping[str, object], what: str) -> None:
