@@ -124,14 +124,15 @@ def save(directory: Path, credentials: Credentials) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
     document = yaml.safe_dump(credentials.model_dump(), sort_keys=False, allow_unicode=True)
-    _write_private(
+    write_private(
         directory / "credentials.yml", "# Written by atelier. Keep it: the host cannot give it back.\n" + document
     )
-    _write_private(directory / TOKEN_FILE, credentials.comfyui.password_bcrypt)
-    _write_private(directory / ".env.generated", environment_file(credentials))
+    write_private(directory / TOKEN_FILE, credentials.comfyui.password_bcrypt)
+    write_private(directory / ".env.generated", environment_file(credentials))
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
+    """Write a file whole or not at all, for this user alone."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:  # mkstemp made it 0600
