@@ -38,6 +38,11 @@ class Request:
         """The first value of a header, or an empty string."""
         return next(iter(self.values(name)), "")
 
+    @property
+    def wants_page(self) -> bool:
+        """Whether a person will read the answer in a browser."""
+        return self.method == "GET" and "text/html" in self.value("accept")
+
 
 @dataclass(frozen=True)
 class Credential:
@@ -58,6 +63,7 @@ class Refuse:
     reason: str
     location: str | None = None
     challenge: str | None = None
+    retry_after: int | None = None  # seconds
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def same_origin(request: Request) -> bool:
 def _as_stranger(request: Request, target: Target, policy: Policy) -> Refuse | Open:
     if any(_matches(request, target, entry) for entry in policy.open):
         return Open(login=request.method == "POST")
-    if policy.login_redirect and request.method == "GET" and "text/html" in request.value("accept"):
+    if policy.login_redirect and request.wants_page:
         return Refuse(302, "no valid credential", location=policy.login_redirect)
     challenge = f'{policy.scheme} realm="{policy.title}"' if policy.challenge_paths.fullmatch(target.path) else None
     return Refuse(401, "no valid credential", challenge=challenge)

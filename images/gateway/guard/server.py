@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from guard.admission import Admission, OverloadedError, PasswordCheck, caller
+from guard.answers import RETRY_SECONDS, not_served, refusal
 from guard.config import Application
 from guard.conversation import Answer, Conversation, ConversationError
 from guard.decide import Ask, Open, Refuse, Request, judge, own_cookies
@@ -38,26 +39,25 @@ class Gate:
 
     async def judge(self, request: web.Request) -> web.Response:
         """Let a request pass to the application, to the guard's own pages, or not at all."""
-        if self.watch.refusal is not None:
-            return self._unavailable(self.watch.refusal)
         asked = Request(
             request.headers.get("X-Forwarded-Method", ""),
             request.headers.get("X-Forwarded-Uri", ""),
             tuple(request.headers.items()),
         )
-        return await self._guarded(self._verdict(asked))
+        return await self._answer(asked, self._verdict)
 
     async def serve(self, request: web.Request) -> web.Response:
         """Answer in the application's place what is open to strangers."""
-        if self.watch.refusal is not None:
-            return self._unavailable(self.watch.refusal)
-        asked = Request(request.method, request.raw_path, tuple(request.headers.items()))
-        verdict = judge(asked, self.application.policy, allow_query_token=self.application.allow_query_token)
-        if isinstance(verdict, Ask):
-            verdict = verdict.otherwise
-        if not isinstance(verdict, Open):
-            return _refusal(Refuse(403, "not a part of the login page"))
-        return await self._guarded(self._login(request) if verdict.login else self._page(request))
+
+        async def answer(asked: Request) -> web.Response:
+            verdict = judge(asked, self.application.policy, allow_query_token=self.application.allow_query_token)
+            if isinstance(verdict, Ask):
+                verdict = verdict.otherwise
+            if not isinstance(verdict, Open):
+                return refusal(Refuse(403, "not a part of the login page"))
+            return await (self._login(request) if verdict.login else self._page(request))
+
+        return await self._answer(Request(request.method, request.raw_path, tuple(request.headers.items())), answer)
 
     def health(self) -> web.Response:
         """Up or down, and nothing else."""
@@ -80,7 +80,7 @@ class Gate:
             verdict = verdict.otherwise
         if isinstance(verdict, Open):
             return web.Response(headers={"X-Atelier-Route": "guard", "X-Atelier-Who": "", "X-Atelier-Cookie": ""})
-        return _refusal(verdict)
+        return refusal(verdict)
 
     async def _page(self, request: web.Request) -> web.Response:
         return await self._fetch(request, request.raw_path)
@@ -92,13 +92,13 @@ class Gate:
         # ComfyUI's form has no user field once the account exists, and its handler does not compare the name.
         named = None if is_comfyui or not isinstance(user, str) else user
         if not isinstance(password, str) or (named is None and not is_comfyui):
-            return _refusal(Refuse(422, "a login needs its form fields"))
+            return refusal(Refuse(422, "a login needs its form fields"))
         if not await self.admission.login_is_right(named, password):
             headers = request.headers
             self._log_failure(headers.get("X-Request-Id", ""), headers.get("X-Forwarded-For", ""), "login")
             if is_comfyui:
-                return _refusal(Refuse(302, "wrong password", location="/login?wrong_password=1"))
-            return web.json_response({"detail": "Incorrect credentials."}, status=400)
+                return refusal(Refuse(302, "wrong password", location="/login?wrong_password=1"))
+            return refusal(Refuse(400, "wrong user name or password"), detail="Incorrect credentials.")
         fields = {"username": self.application.account.user, "password": password}
         return await self._fetch(request, "/login", urlencode(fields).encode())
 
@@ -119,23 +119,19 @@ class Gate:
             talk.close()
         return _passed_on(answer)
 
-    async def _guarded(self, work: Coroutine[None, None, web.Response]) -> web.Response:
-        try:
-            return await work
-        except AnswersStrangersError as error:
-            self.watch.distrust(str(error))
-            return self._unavailable(str(error))
-        except ConversationError as error:
-            return self._unavailable(str(error))
-        except OverloadedError:
-            return _refusal(Refuse(429, "too many logins are being checked; try again"))
-
-    def _unavailable(self, reason: str) -> web.Response:
-        return web.Response(
-            status=503,
-            text=f"{self.application.policy.title} is not being served: {reason}.\n",
-            headers={"Retry-After": "2", "Cache-Control": "no-store"},
-        )
+    async def _answer(self, asked: Request, answer: Callable[[Request], Awaitable[web.Response]]) -> web.Response:
+        title, refused = self.application.policy.title, self.watch.refusal
+        if refused is None:
+            try:
+                return await answer(asked)
+            except AnswersStrangersError as error:
+                refused = str(error)
+                self.watch.distrust(refused)
+            except ConversationError as error:
+                refused = str(error)
+            except OverloadedError:
+                return refusal(Refuse(429, "too many logins are being checked; try again", retry_after=RETRY_SECONDS))
+        return not_served(title, refused, as_page=asked.wants_page)
 
     def _on_change(self, refusal: str | None) -> None:
         self.admission.forget()
@@ -152,17 +148,6 @@ class Gate:
             address=address,
             request_id=request_id,
         )
-
-
-def _refusal(verdict: Refuse) -> web.Response:
-    headers = {"Cache-Control": "no-store"}
-    if verdict.location:
-        headers["Location"] = verdict.location
-    if verdict.challenge:
-        headers["WWW-Authenticate"] = verdict.challenge
-    if verdict.status == 429:
-        headers["Retry-After"] = "2"
-    return web.json_response({"error": verdict.reason}, status=verdict.status, headers=headers)
 
 
 def _passed_on(answer: Answer) -> web.Response:

@@ -1,0 +1,69 @@
+"""What the gateway's answers say about themselves: who refused, to whom, and in which form."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from gateway_harness import BODY_LIMIT_MB, MARKER, Gateway, wait_until
+
+REFUSED = [
+    ("comfyui", "GET", "/prompt", {}, 401),
+    ("comfyui", "GET", "/", {"Accept": "text/html"}, 302),
+    ("comfyui", "GET", "/internal/logs", {}, 403),
+    ("comfyui", "GET", "/a/../prompt", {}, 400),
+    ("comfyui", "TRACE", "/prompt", {}, 405),
+    ("comfyui", "POST", "/login", {}, 422),
+    ("forge", "GET", "/config", {"Authorization": "Basic " + "A" * 30}, 401),
+    ("forge", "POST", "/login", {}, 422),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "target", "headers", "status"), REFUSED)
+def test_a_refusal_names_the_gateway(
+    gateway: Gateway, kind: str, method: str, target: str, headers: dict[str, str], status: int
+) -> None:
+    answer = gateway.ask(kind, method, target, headers)
+    said = json.loads(answer.body)
+    assert (answer.status, said["by"], bool(said["error"])) == (status, "gateway", True)
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_a_wrong_login_names_the_gateway_and_speaks_gradio(gateway: Gateway) -> None:
+    said = json.loads(gateway.login("forge", username="nobody", password="wrong").body)
+    assert said["by"] == "gateway"
+    assert said["detail"] == "Incorrect credentials."
+
+
+def test_an_application_s_own_refusal_does_not(gateway: Gateway) -> None:
+    right = {"Authorization": gateway.authorization("forge")}
+    answer = gateway.ask("forge", "GET", "/config", right)  # Basic does not open gradio's own routes
+    assert answer.status == 401
+    assert "by" not in json.loads(answer.body)
+
+
+def test_caddy_s_own_refusals_name_the_gateway(gateway: Gateway) -> None:
+    headers = {"Authorization": gateway.authorization("comfyui")}
+    too_much = gateway.ask("comfyui", "POST", "/upload/image", headers, b"x" * (BODY_LIMIT_MB * 1000 * 1000 + 1))
+    assert (too_much.status, json.loads(too_much.body)) == (
+        413,
+        {"error": "request body too large", "by": "gateway"},
+    )
+
+
+def test_an_application_that_is_not_served(own_gateway: Callable[..., Gateway]) -> None:
+    """People read a page that says why, programs get JSON, and both hear when to come back."""
+    gateway = own_gateway(serve=False)
+    wait_until(lambda: "no connection" in gateway.output.read_text(), 10, "the first probe")
+    page = gateway.ask("comfyui", "GET", "/", {"Accept": "text/html,*/*"})
+    assert page.status == 503
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert b"<h1>ComfyUI is not being served</h1>" in page.body
+    assert b"no connection" in page.body
+    program = gateway.ask("comfyui", "GET", "/prompt", {"Authorization": gateway.authorization("comfyui")})
+    assert json.loads(program.body)["by"] == "gateway"
+    assert "ComfyUI is not being served: no connection" in json.loads(program.body)["error"]
+    for answer in (page, program):
+        assert MARKER not in answer.body
+        assert answer.headers["Retry-After"] == "2"
+        assert answer.headers["Cache-Control"] == "no-store"
