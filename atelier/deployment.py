@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atelier import SCHEMA, apt, render, weights_unit
+from atelier.certificates import Certificate, Internal
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.gpu import devices, upkeep
@@ -59,12 +60,17 @@ class Deployment:
     sources: Mode
     present: frozenset[str] = frozenset()
     """What the host has already: image tags, file names of image archives, sha256 of weights."""
-    certificate: render.Certificate | None = None
+    certificate: Certificate | None = None
+    """What the gateway gets from this computer."""
     gpu: GpuPlan = NO_GPU
     token: str | None = field(default=None, repr=False)
     """For gated repositories of weights."""
     only: str = ""
     """One service (or `gateway`) to act on, with the gateway; empty for all."""
+    internal: Internal | None = None
+    """The authority of mode `internal` with the certificate it issued, which this computer keeps."""
+    acme_roots: str = ""
+    """Certificates (PEM) by which the gateway knows the ACME server, where the system does not."""
 
     def image_tags(self) -> dict[str, str]:
         """Tag by image name."""
@@ -121,6 +127,7 @@ class Deployment:
             self.facts.controllers,
             self.gpu_devices(),
             self.certificate,
+            self.acme_roots,
         )
 
     def gpu_devices(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ def generate(target: Target, prompt: str, image: Path | None, service: str, say:
     size = (512, 512) if target.settings.profile == "gpu" else (64, 64)
     timeout = target.settings.timeouts.generation
     with services(target, ssh) as reach:
-        url, verify = reach.urls[service], trust(reach.certificate)
+        url, verify = reach.urls[service], trust(reach.anchor)
         if service == "comfyui":
             with ComfyUI(url, known.comfyui.password_bcrypt, verify=verify) as comfyui:
                 data = _with_comfyui(comfyui, prompt, reference, size, timeout, say)

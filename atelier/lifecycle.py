@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal
 
+from atelier import certificates, hostfacts, images, models_lock, paths, preflight, sources, weights_unit
 from atelier import credentials as store
-from atelier import hostfacts, images, models_lock, paths, preflight, render, sources, weights_unit
+from atelier.certificates import Anchor, Certificate
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.deployment import Deployment, uses_docker_ce
@@ -68,6 +69,8 @@ def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[st
 def keep_credentials(target: Target, deployment: Deployment) -> None:
     """Store the credentials of a deploy on this computer before the host gets them, the derived files included."""
     store.save(paths.secrets_dir(target.name), deployment.credentials)
+    if deployment.internal:
+        certificates.save(paths.secrets_dir(target.name), deployment.internal)
 
 
 def gather(ssh: Ssh, target: Target) -> HostFacts:
@@ -106,9 +109,23 @@ def prepare(
     weights, token = weights_for(settings, paths.PROJECT), models_token(settings)
     fetcher = weights_unit.entries(settings, weights, token)
     present = frozenset(ssh.run(hostfacts.presence_script(settings, weights, fetcher)).stdout.split())
-    certificate = read_certificate(settings.tls)
+    internal = choose_internal(target, narrator.say) if settings.tls.mode == "internal" else None
+    certificate = internal.gateway if internal else read_certificate(target)
+    _require_valid(certificate, settings.tls)
     return Deployment(
-        settings, facts, credentials, builds, weights, chosen.mode, present, certificate, gpu, token, only
+        settings,
+        facts,
+        credentials,
+        builds,
+        weights,
+        chosen.mode,
+        present,
+        certificate,
+        gpu,
+        token,
+        only,
+        internal,
+        read_roots(settings.tls),
     )
 
 
@@ -152,19 +169,80 @@ def sandbox_settings(settings: Settings, mode: str) -> Settings:
     return settings.model_copy(update=update)
 
 
-def read_certificate(tls: TlsSettings) -> render.Certificate | None:
-    """The operator's certificate and key. Raises AtelierError when they cannot be read or do not belong together."""
-    if tls.mode == "off":
+def choose_internal(target: Target, say: Callable[..., None]) -> certificates.Internal:
+    """Authority and certificate of mode `internal`: those kept on this computer, made anew where a deploy has to.
+
+    Nothing is stored. Raises AtelierError when it cannot be done with what is kept.
+    """
+    settings = target.settings
+    given = (target.destination.resolved(), target.destination.host, settings.bind_address, *settings.tls.names)
+    names = certificates.usable_names((*given, *certificates.OWN_NAMES))
+    kept = certificates.load(paths.secrets_dir(target.name))
+    chosen = certificates.up_to_date(kept, target.name, names, datetime.datetime.now(datetime.timezone.utc))
+    if kept.authority.chain and chosen.authority != kept.authority:
+        say(f"  TLS: {certificates.AUTHORITY_FILE} is made anew for {', '.join(names)}; users import it again")
+    return chosen
+
+
+def read_certificate(target: Target) -> Certificate | None:
+    """What the gateway has from this computer: in mode `internal` what is kept, in mode `files` what the operator names.
+
+    Raises AtelierError when it cannot be read, or certificate and key do not belong together.
+    """
+    tls = target.settings.tls
+    if tls.mode == "internal":
+        return certificates.load(paths.secrets_dir(target.name)).gateway
+    if tls.mode != "files":
         return None
     chain, key = (paths.PROJECT / str(name) for name in (tls.certificate, tls.key))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=lambda: b"")
-        return render.Certificate(chain.read_text(encoding="ascii"), key.read_text(encoding="ascii"))
+        return Certificate(chain.read_text(encoding="ascii"), key.read_text(encoding="ascii"))
     except (OSError, UnicodeDecodeError) as error:
         raise AtelierError(
             f"tls: {chain} and {key} are not a certificate and its key: {error}",
             "name a PEM chain and its private key without a passphrase",
         ) from None
+
+
+def _require_valid(certificate: Certificate | None, tls: TlsSettings) -> None:
+    if certificate is None:
+        return
+    begins, ends = certificates.lifetime(certificate.chain)
+    standing = certificates.validity(begins, ends, datetime.datetime.now(datetime.timezone.utc), renews_itself=False)
+    if standing in ("has ended", "begins later"):
+        raise AtelierError(
+            f"tls: {tls.certificate} is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d} only",
+            "name one that is valid now",
+        )
+
+
+def read_anchor(target: Target) -> Anchor | None:
+    """What clients have to accept from the gateway; None where it speaks no TLS. Raises AtelierError."""
+    tls = target.settings.tls
+    if tls.mode == "off":
+        return None
+    if tls.mode == "internal":
+        roots = certificates.load(paths.secrets_dir(target.name)).authority.chain
+        return Anchor(roots, certificates.OWN_NAMES[0])
+    if tls.mode == "acme":
+        return Anchor(read_roots(tls), str(tls.domain), system=True)
+    certificate = read_certificate(target)
+    # The name in the operator's own is not asked: the way to it may be a forward on this computer.
+    return Anchor(certificate.chain if certificate else "", "")
+
+
+def read_roots(tls: TlsSettings) -> str:
+    """The root certificates of an ACME server that the system does not know; empty where it does. Raises AtelierError."""
+    if not tls.acme_root:
+        return ""
+    path = paths.PROJECT / Path(tls.acme_root).expanduser()
+    try:
+        text = path.read_text(encoding="ascii")
+        certificates.lifetime(text)
+    except (OSError, ValueError) as error:
+        raise AtelierError(f"tls.acme_root: {path}: {error}", "name a file with certificates in PEM") from None
+    return text
 
 
 def find_obstacles(

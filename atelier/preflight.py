@@ -12,7 +12,7 @@ from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan, host_refusals
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild
-from atelier.settings import Settings
+from atelier.settings import ACME_PORTS, Settings
 from sandbox import sources as apt_sources
 
 GIB = 1 << 30
@@ -293,13 +293,16 @@ def _network(facts: HostFacts, settings: Settings) -> list[Finding]:
         for listener in facts.listeners
         if listener.process != ours and _overlap(listener.address, bind)
     }
+    wanted = {service.port: (name, f"services.{name}.port") for name, service in settings.enabled().items()}
+    if settings.tls.mode == "acme":
+        wanted |= dict.fromkeys(ACME_PORTS, ("the ACME server", "another tls.mode"))
     return found + [
         Finding(
-            f"port {service.port} for {name} is in use by {taken[service.port].process or 'another program'}",
-            f"stop that program, or set services.{name}.port",
+            f"port {port} for {name} is in use by {taken[port].process or 'another program'}",
+            f"stop that program, or set {setting}",
         )
-        for name, service in settings.enabled().items()
-        if service.port in taken
+        for port, (name, setting) in wanted.items()
+        if port in taken
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jinja2
 
 from atelier import paths
+from atelier.certificates import Certificate
 from atelier.credentials import Credentials
 from atelier.settings import ServiceSettings, Settings
 from atelier.tree import Directory, Entry, File
@@ -51,15 +52,21 @@ def environment() -> jinja2.Environment:
 
 @dataclass(frozen=True)
 class Network:
-    """A Docker network that the deploy creates. An internal one has no way out and no address of the host on it."""
+    """A Docker network that the deploy creates. An internal one has no address of the host on it.
+
+    way_out: whether the internet can be reached from it.
+    """
 
     name: str
     internal: bool
+    way_out: bool = False
 
     def options(self) -> dict[str, str]:
         """Options of the bridge driver."""
         bridge = "com.docker.network.bridge"
-        return {f"{bridge}.inhibit_ipv4": "true"} if self.internal else {f"{bridge}.enable_ip_masquerade": "false"}
+        if self.internal:
+            return {f"{bridge}.inhibit_ipv4": "true"}
+        return {f"{bridge}.enable_ip_masquerade": str(self.way_out).lower()}
 
     def create_command(self) -> str:
         """The command that creates it."""
@@ -108,17 +115,13 @@ def network_name(container: str) -> str:
 
 
 def networks(settings: Settings) -> tuple[Network, ...]:
-    """One internal network for each application, and the gateway's own, which publishes its ports."""
+    """One internal network for each application, and the gateway's own, which publishes its ports.
+
+    The gateway talks to the internet only where it fetches its certificates there.
+    """
     internal = tuple(Network(network_name(service.container), True) for service in settings.enabled().values())
-    return (*internal, Network(network_name(settings.gateway_container), False))
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The gateway's certificate chain and private key, PEM."""
-
-    chain: str
-    key: str
+    way_out = settings.tls.mode == "acme"
+    return (*internal, Network(network_name(settings.gateway_container), False, way_out))
 
 
 def secret_files(
@@ -171,17 +174,19 @@ def projects(
     controllers: frozenset[str],
     gpus: Mapping[str, str],
     certificate: Certificate | None = None,
+    acme_roots: str = "",
 ) -> tuple[Project, ...]:
     """The compose projects in the order in which they start; the gateway is the last.
 
     images: tag by service name and `gateway`. controllers: cgroup v2 controllers of the host. gpus: CDI device by service.
+    acme_roots: certificates (PEM) by which the gateway knows the ACME server.
     """
     secrets = secret_files(settings, credentials, certificate)
     applications = tuple(
         _application(settings, name, service, images[name], controllers, gpus.get(name), secrets[service.container])
         for name, service in settings.enabled().items()
     )
-    return (*applications, _gateway(settings, images["gateway"], secrets[settings.gateway_container]))
+    return (*applications, _gateway(settings, images["gateway"], secrets[settings.gateway_container], acme_roots))
 
 
 def _application(
@@ -211,7 +216,7 @@ def _application(
     return _project(settings, name, service.container, compose, variables, secrets, ())
 
 
-def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...]) -> Project:
+def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...], acme_roots: str) -> Project:
     container = settings.gateway_container
     gateway = {
         "applications": [
@@ -239,14 +244,25 @@ def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...]) -> Proj
         )
         for name in ("Caddyfile", "guard.json")
     )
+    if acme_roots:
+        config += (File(f"{directory}/acme-roots.crt", acme_roots.encode()),)
+    # What the ACME server gave, so that a container made anew does not ask for it again.
+    kept = (Directory(acme_storage(settings), 0o700, settings.service_user),) if settings.tls.mode == "acme" else ()
     ports = {f"{name.upper()}_PORT": str(service.port) for name, service in settings.enabled().items()}
     variables = _common_variables(settings, container, image) | {
         "BIND_ADDRESS": f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address,
         "CONFIG_DIR": directory,
+        **({"ACME_DIR": acme_storage(settings)} if kept else {}),
         **ports,
     }
     compose = jinja.get_template("services/gateway/compose.yaml.j2").render(container=container, gateway=gateway)
-    return _project(settings, "gateway", container, compose, variables, secrets, (Directory(directory), *config))
+    further = (Directory(directory), *config, *kept)
+    return _project(settings, "gateway", container, compose, variables, secrets, further)
+
+
+def acme_storage(settings: Settings) -> str:
+    """Where the gateway keeps what an ACME server gave it."""
+    return f"{settings.state_dir()}/acme"
 
 
 def _common_variables(settings: Settings, container: str, image: str) -> dict[str, str]:

@@ -28,6 +28,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 ContainerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
 Size = Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]$")]
 
+ACME_PORTS = (80, 443)
+"""Where an ACME server asks whether a name is ours."""
+
 
 def _absolute(path: str) -> str:
     if not path.startswith("/") or ".." in PurePosixPath(path).parts:
@@ -139,7 +142,8 @@ class TlsSettings(_Model):
     )
     acme_root: str | None = Field(
         None,
-        description="Root certificate (PEM) of that server, a file on this computer, where the system knows it not.",
+        description="Root certificates (PEM) of that server and of what it issues, a file on this computer, where the "
+        "system does not know them.",
     )
     hsts: bool = Field(
         False, description="Tell browsers to use nothing but TLS for this name for a year (not with mode `internal`)."
@@ -314,6 +318,15 @@ class Settings(_Model):
         if nested[0] == nested[1] or nested[0] in nested[1].parents or nested[1] in nested[0].parents:
             raise ValueError("config_root, data_root: one lies inside the other; use two separate directories")
         _tls_possible(self.tls)
+        if self.tls.mode == "acme":
+            if address.is_loopback:
+                raise ValueError(
+                    f"tls.mode, bind_address: the ACME server cannot reach {address}; set bind_address: 0.0.0.0, or use "
+                    "another tls.mode"
+                )
+            for key, port in ports.items():
+                if port in ACME_PORTS:
+                    raise ValueError(f"{key}: {port} is where the ACME server asks; give the service another port")
         chosen = [f"services.{name}.gpu" for name, service in enabled.items() if service.gpu]
         if self.profile == "cpu" and chosen:
             raise ValueError(

@@ -48,6 +48,11 @@ class Destination:
         options += ["-p", str(self.port)] if self.port else []
         return [*options, self.host]
 
+    def resolved(self) -> str:
+        """The name or address that ssh connects to, where the host is an alias of the operator's ssh configuration."""
+        answer = subprocess.run(["ssh", "-G", *self.arguments()], capture_output=True, text=True).stdout
+        return next((line.split(" ", 1)[1] for line in answer.splitlines() if line.startswith("hostname ")), self.host)
+
 
 @dataclass(frozen=True)
 class Completed:

@@ -19,13 +19,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from atelier import credentials, paths
+from atelier.certificates import Anchor, Certificate
 from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
-from atelier.lifecycle import read_certificate
-from atelier.render import Certificate
+from atelier.lifecycle import read_anchor, read_certificate
 from atelier.report import (
     CheckResult,
     Report,
@@ -76,23 +78,41 @@ def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reach:
-    """How this computer reaches the host's services: base URL by name, and the certificate that they must show."""
+    """How this computer reaches the host's services: base URL by name, and what they must show."""
 
     urls: dict[str, str]
-    certificate: Certificate | None
+    anchor: Anchor | None
 
 
-def trust(certificate: Certificate | None) -> ssl.SSLContext | bool:
-    """What a client verifies: this certificate chain and nothing else, or as usual where there is none.
+class _ForOneName(ssl.SSLContext):
+    """Asks for one name whatever a URL says: the way to it is a forward on this computer."""
 
-    The names in it are not asked: the way to it is a forward on this computer.
-    """
-    if certificate is None:
+    name = ""
+
+    @override
+    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(
+            *arguments, **{**options, "server_hostname": self.name or options.get("server_hostname")}
+        )
+
+    @override
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        return super().wrap_bio(
+            *arguments, **{**options, "server_hostname": self.name or options.get("server_hostname")}
+        )
+
+
+def trust(anchor: Anchor | None) -> ssl.SSLContext | bool:
+    """What a client verifies: these roots and this name and nothing else, or as usual where there is no TLS."""
+    if anchor is None:
         return True
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
+    context = _ForOneName(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.name = bool(anchor.name), anchor.name
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=certificate.chain)
+    if anchor.roots:
+        context.load_verify_locations(cadata=anchor.roots)
+    if anchor.system:
+        context.load_default_certs()
     return context
 
 
@@ -103,7 +123,7 @@ def services(target: Target, ssh: Ssh) -> Iterator[Reach]:
     ports = {name: service.port for name, service in settings.enabled().items()}
     with ssh.forward(ports, settings.own_address()) as local:
         urls = {name: f"{settings.scheme()}://127.0.0.1:{port}" for name, port in local.items()}
-        yield Reach(urls, read_certificate(settings.tls))
+        yield Reach(urls, read_anchor(target))
 
 
 def verify(
@@ -138,7 +158,8 @@ def verify(
         say(sentence, "yellow")
     with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as reach:
         work = Path(folder)
-        secrets = secret_strings(known, reach.certificate)
+        certificate = read_certificate(target)
+        secrets = secret_strings(known, certificate)
         context = {
             "target": {
                 "name": target.name,
@@ -154,7 +175,8 @@ def verify(
             "secrets_dir": str(paths.secrets_dir(target.name)),
             "deployed": deployed,
             "urls": reach.urls,
-            "certificate": asdict(reach.certificate) if reach.certificate else None,
+            "certificate": asdict(certificate) if certificate else None,
+            "anchor": asdict(reach.anchor) if reach.anchor else None,
             "work": str(work),
             "selected": [check.id for check in selected],
         }

@@ -16,10 +16,11 @@ from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
 from atelier import credentials, imagecheck
+from atelier.certificates import Anchor, Certificate
 from atelier.comfyui import ComfyUI
 from atelier.errors import AtelierError
 from atelier.forge import Forge
-from atelier.render import Certificate, secret_files
+from atelier.render import secret_files
 from atelier.settings import Settings
 from atelier.ssh import Destination, Ssh
 from atelier.verify import secret_strings, trust
@@ -54,7 +55,7 @@ class Anonymous(httpx.Client):
         except httpx.TransportError as error:
             hint = "see `make status`: the gateway, or its port, is down"
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                hint = "the gateway shows another certificate than tls.certificate: run `make deploy`"
+                hint = "the gateway shows no certificate that tls.mode allows, or one that has ended: run `make deploy`"
             raise AtelierError(f"{method} {url}: no answer: {error}", hint) from None
 
 
@@ -73,7 +74,8 @@ class Stack:
         self.urls: dict[str, str] = self.context["urls"]
         given = self.context["certificate"]
         certificate = Certificate(**given) if given else None
-        self.trust = trust(certificate)
+        anchor = self.context["anchor"]
+        self.trust = trust(Anchor(**anchor) if anchor else None)
         self.deployed: dict[str, Any] = self.context["deployed"]
         secrets_dir = Path(self.context["secrets_dir"])
         known = credentials.load(secrets_dir)
