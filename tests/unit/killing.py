@@ -3,8 +3,10 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
-CHANGES = ("os.rename", "os.remove", "os.chmod", "os.chown", "os.mkdir", "os.link", "os.truncate", "open")
+CHANGES = ("os.rename", "os.remove", "os.chmod", "os.chown", "os.mkdir", "os.link", "os.truncate")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def killed_before(step: int, work: Callable[[], object]) -> bool:
@@ -13,9 +15,9 @@ def killed_before(step: int, work: Callable[[], object]) -> bool:
     if child == 0:
         count = 0
 
-        def die(event: str, arguments: tuple[object, ...]) -> None:
+        def die(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal count
-            if event in CHANGES:
+            if event in CHANGES or (event == "open" and arguments[2] & WRITING):
                 count += 1
                 if count == step:
                     os._exit(9)

@@ -5,14 +5,14 @@ import copy
 import hashlib
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from loopback import at_work
 
-from atelier import workflows
+from atelier import comfyui, workflows
 from atelier.comfyui import (
     ComfyUI,
     ComfyUIError,
@@ -225,10 +225,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     server = Fake()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with at_work(server):
+        yield server
 
 
 @pytest.fixture
@@ -296,10 +294,11 @@ def test_refused_workflows(fake, client, answer, words):
     assert taken_back == ("half" in str(answer)), "what was accepted of a half refused workflow is taken back"
 
 
-def test_a_time_out_is_named_and_takes_the_generation_back(fake, client):
+def test_a_time_out_is_named_and_takes_the_generation_back(fake, client, monkeypatch):
+    monkeypatch.setattr(comfyui, "POLL_SECONDS", 0.01)
     prompt_id = client.submit(GRAPH)
     with pytest.raises(GenerationError, match=r"time-out: no result within 0 s \(pending\)"):
-        client.wait(prompt_id, 0.4)
+        client.wait(prompt_id, 0.05)
     assert {path for _, path, body in fake.seen if prompt_id.encode() in body} == {"/prompt", "/queue", "/interrupt"}
 
 

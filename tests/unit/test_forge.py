@@ -2,11 +2,11 @@
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from loopback import at_work
 
 from atelier.forge import Forge, ForgeError, checkpoint_name, differences, parse_infotext
 
@@ -81,10 +81,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def fake() -> Iterator[Fake]:
     server = Fake()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with at_work(server):
+        yield server
 
 
 def forge(fake: Fake, password: str = "p:a,ss") -> Forge:  # noqa: S107

@@ -1,12 +1,12 @@
 """`atelier models lock` against a server that answers as the hub does on the first hop."""
 
 import logging
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from loopback import at_work
 
 from atelier import paths
 from atelier.errors import AtelierError
@@ -45,7 +45,6 @@ class Hub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -54,9 +53,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     hub = Hub()
     hub.answers[PLACE] = hub.answers[PLACE.replace("main", COMMIT)] = (302, LFS)
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    with at_work(hub.server):
+        yield hub
 
 
 ENTRY = """# ours

@@ -2,11 +2,12 @@
 
 import base64
 import subprocess
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from loopback import at_work
 
 from atelier import hostfacts
 
@@ -32,10 +33,14 @@ class _Proxy(BaseHTTPRequestHandler):
 def proxy() -> Iterator[tuple[type[_Proxy], str]]:
     handler = type("Handler", (_Proxy,), {"asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield handler, f"http://joe:hunter2@127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with at_work(server):
+        yield handler, f"http://joe:hunter2@127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.fixture(autouse=True)
+def no_pause_before_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "apt.conf").write_text('Acquire::Retries::Delay "false";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
 
 
 def _unreachable(script: str) -> dict[str, str]:

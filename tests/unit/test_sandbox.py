@@ -6,13 +6,13 @@ import http.client
 import json
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from loopback import at_work
 
 from sandbox import base, boot, cgroup, internet, machine, network, proxy, sources, supervisor, tools
 
@@ -234,10 +234,8 @@ class Archive(BaseHTTPRequestHandler):
 def archive() -> Iterator[int]:
     Archive.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with at_work(server):
+        yield server.server_port
 
 
 @pytest.fixture
