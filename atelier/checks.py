@@ -21,7 +21,7 @@ class Check:
 
     requirement: what must be true; numbers are lines of the list of known failures. hint: what to do when it is red.
     service, profile: it exists only where that service is deployed, or under that profile: `gpu` (a simulated one too),
-    `cuda` (one that computes), `cpu`. quick: part of QUICK=1.
+    `cuda` (one that computes), `cpu`. tls: it exists only where the gateway speaks TLS. quick: part of QUICK=1.
     optional: may be skipped without making the verdict incomplete.
     """
 
@@ -31,6 +31,7 @@ class Check:
     hint: str
     service: Literal["comfyui", "forge"] | None = None
     profile: Literal["gpu", "cuda", "cpu"] | None = None
+    tls: bool = False
     quick: bool = True
     optional: bool = False
 
@@ -134,6 +135,13 @@ CATALOGUE: tuple[Check, ...] = (
         "images whose PyTorch fits driver and card (10, 16)",
         "see `make plan` for the PyTorch that fits, and `make doctor`",
         profile="cuda",
+    ),
+    Check(
+        "access.certificate",
+        "The services show the declared certificate, and it lasts for a while",
+        "what clients are told to trust is what they meet, and it does not end unnoticed",
+        _REDEPLOY,
+        tls=True,
     ),
     *_for_services(
         "access.{service}.healthz", "{name}: /healthz says up", "a public state that says nothing else", _LOGS
@@ -258,6 +266,8 @@ def existing(settings: Settings) -> list[Check]:
     enabled = settings.enabled()
     profiles = {"cpu": ("cpu",), "gpu-simulated": ("gpu",), "gpu": ("gpu", "cuda")}[settings.profile]
     checks = [check for check in CATALOGUE if check.service in (None, *enabled) and check.profile in (None, *profiles)]
+    if settings.tls.mode == "off":
+        checks = [check for check in checks if not check.tls]
     return sorted(checks, key=lambda check: GROUPS.index(check.group))
 
 

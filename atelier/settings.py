@@ -344,6 +344,11 @@ class Settings(_Model):
         address = wildcard.get(self.bind_address, self.bind_address)
         return f"[{address}]" if ":" in address else address
 
+    def published_ports(self) -> set[int]:
+        """The ports of the host that the gateway publishes."""
+        ports = {service.port for service in self.enabled().values()}
+        return ports | set(ACME_PORTS) if self.tls.mode == "acme" else ports
+
     def state_dir(self) -> str:
         """Where the host records what it carries."""
         return f"{self.data_root}/state"

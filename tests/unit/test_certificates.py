@@ -221,9 +221,7 @@ def test_what_is_kept_is_this_users_alone_and_comes_back(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("written", range(4))
-def test_killed_while_storing_the_next_deploy_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
-) -> None:
+def test_killed_while_storing_the_next_deploy_goes_on(tmp_path: Path, written: int) -> None:
     certificates.save(tmp_path, FIRST)
     wider = certificates.up_to_date(FIRST, "gpu1", LATER, NOW)
     changed = [name for name, text in certificates._files(wider).items() if text != certificates._files(FIRST)[name]]
@@ -234,6 +232,15 @@ def test_killed_while_storing_the_next_deploy_goes_on(
     assert chosen.authority.key == FIRST.authority.key
     assert accepts("gpu.example.com", chosen.gateway, chosen.authority.chain) == ""
     assert (chosen == wider) == (written == 3)
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_killed_while_storing_the_first_the_next_deploy_goes_on(tmp_path: Path, written: int) -> None:
+    for name, text in list(certificates._files(FIRST).items())[:written]:
+        (tmp_path / name).write_text(text)
+    chosen = certificates.up_to_date(certificates.load(tmp_path), "gpu1", NAMES, NOW)
+    assert accepts("localhost", chosen.gateway, chosen.authority.chain) == ""
+    assert (chosen.authority.key == FIRST.authority.key) == (written > 0)
 
 
 @pytest.mark.parametrize("name", ["ca.crt", "ca.key"])

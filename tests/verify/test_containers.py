@@ -82,7 +82,7 @@ def test_only_the_gateway_publishes_ports(stack, check):
         if (ports := {port: doors for port, doors in (container["NetworkSettings"]["Ports"] or {}).items() if doors})
     }
     gateway = stack.settings.gateway_container
-    wanted = sorted(f"{stack.settings.bind_address}:{service.port}" for service in stack.settings.enabled().values())
+    wanted = sorted(f"{stack.settings.bind_address}:{port}" for port in stack.settings.published_ports())
     check(
         f"the gateway publishes {', '.join(wanted)}",
         published.get(gateway, "nothing"),
@@ -90,7 +90,7 @@ def test_only_the_gateway_publishes_ports(stack, check):
     )
     ours = [container for container in published if container in stack.containers.values() and container != gateway]
     check.none("no other container of ours publishes a port", [f"{name}: {published[name]}" for name in ours])
-    ports = {f":{service.port}" for service in stack.settings.enabled().values()}
+    ports = {f":{port}" for port in stack.settings.published_ports()}
     doors = [
         f"{name}: {door}"
         for name in published

@@ -22,7 +22,7 @@ def listeners(output: str, ports: set[int]) -> dict[int, set[str]]:
 
 @pytest.mark.check("host.listening")
 def test_ports_listen_on_the_configured_address_only(stack, check):
-    ports = {service.port for service in stack.settings.enabled().values()}
+    ports = stack.settings.published_ports()
     bind = stack.settings.bind_address
     allowed = set(ANY) if bind in WILDCARDS else {bind, f"[{bind}]"}
     for port, addresses in listeners(stack.output("ss -Hltn"), ports).items():
@@ -53,7 +53,7 @@ def test_other_addresses_refuse(stack, check):
     if bind in WILDCARDS:
         check("every address is meant to be bound", bind, True)
         return
-    ports = [service.port for service in stack.settings.enabled().values()]
+    ports = sorted(stack.settings.published_ports())
     answering = [f"{bind}:{port}" for port in ports if reach(stack, bind, port)]
     seen = ", ".join(answering) or "nothing"
     check(f"{bind} answers on {ports}", seen, len(answering) == len(ports), "a service is down: see `make status`")
