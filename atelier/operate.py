@@ -9,6 +9,7 @@ from pathlib import Path
 
 from atelier import credentials as store
 from atelier import paths, transfer
+from atelier.certificates import AUTHORITY_FILE
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan
@@ -124,10 +125,16 @@ def host_credentials(target: Target) -> store.Credentials:
 
 
 def addresses(target: Target, settings: Settings) -> dict[str, str]:
-    """The URL of each service as seen on the host."""
+    """The URL of each service as seen on the host; by its public name where a certificate is for that alone."""
     wildcard = settings.bind_address in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-    address = target.destination.host if wildcard else settings.own_address()
+    address = settings.tls.domain or (target.destination.host if wildcard else settings.own_address())
     return {name: f"{settings.scheme()}://{address}:{service.port}" for name, service in settings.enabled().items()}
+
+
+def authority_file(target: Target) -> Path | None:
+    """The certificate that clients have to trust in mode `internal`."""
+    own = target.settings.tls.mode == "internal"
+    return paths.secrets_dir(target.name) / AUTHORITY_FILE if own else None
 
 
 TITLES = {"comfyui": "ComfyUI", "forge": "Stable Diffusion WebUI Forge"}
@@ -140,6 +147,8 @@ def print_access(target: Target, narrator: Narrator) -> None:
     for name, url in addresses(target, settings).items():
         narrator.say(f"  {TITLES[name]:<30} {url}  (on the host)")
     suffix = f" {target.argument}" if target.argument else ""
+    if authority := authority_file(target):
+        narrator.say(f"  {'Certificate authority':<30} {authority}  (import it in browsers; curl --cacert)")
     narrator.say()
     narrator.say(f"  Log in:        make credentials{suffix}")
     narrator.say(f"  From here:     make tunnel{suffix}")
@@ -152,18 +161,22 @@ def show_credentials(target: Target, narrator: Narrator) -> int:
     known = host_credentials(target)
     urls = addresses(target, target.settings)
     directory = paths.secrets_dir(target.name)
+    authority = authority_file(target)
+    curl = f"curl --cacert {shlex.quote(str(authority))}" if authority else "curl"
     if "comfyui" in urls:
         narrator.say("ComfyUI", style="bold")
         narrator.say(f"  browser    {urls['comfyui']}   user {known.comfyui.user}   password {known.comfyui.password}")
         narrator.say(f"  token      {directory / store.TOKEN_FILE}")
         token = shlex.quote(f"Authorization: Bearer {known.comfyui.password_bcrypt}")
-        narrator.say(f"  program    curl -H {token} {urls['comfyui']}/system_stats")
+        narrator.say(f"  program    {curl} -H {token} {urls['comfyui']}/system_stats")
     if "forge" in urls:
         narrator.say("Forge", style="bold")
         narrator.say(f"  browser    {urls['forge']}   user {known.forge.user}   password {known.forge.password}")
         pair = shlex.quote(f"{known.forge.user}:{known.forge.password}")
-        narrator.say(f"  program    curl -u {pair} {urls['forge']}/sdapi/v1/samplers")
+        narrator.say(f"  program    {curl} -u {pair} {urls['forge']}/sdapi/v1/samplers")
     narrator.say(f"For shells:  set -a; . {shlex.quote(str(directory / '.env.generated'))}")
+    if authority:
+        narrator.say(f"Browsers:    import {authority} as a certificate authority")
     narrator.say("The addresses are the host's own; `make tunnel` brings them here.")
     return 0
 

@@ -11,7 +11,7 @@ from stack import Stack
 from atelier.certificates import lifetime, validity
 
 REMEDIES = {
-    "internal": "run `make deploy`: it issues another one; where the clock of this computer is wrong, mend that first",
+    "internal": "run `make deploy`; where the clock of this computer is wrong, mend that first",
     "files": "put a valid certificate where tls.certificate and tls.key point, then `make deploy`",
     "acme": "the ACME server gives none: see `make logs SERVICE=gateway`; it must reach ports 80 and 443 by tls.domain",
 }
