@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import pytest
@@ -62,10 +63,10 @@ def own_gateway(
     """Makes gateways of the test's own, for tests that break things."""
     made: list[Gateway] = []
 
-    def make(**options: bool) -> Gateway:
+    def make(**settings: Any) -> Gateway:
         directory = tmp_path / str(len(made))
         directory.mkdir()
-        made.append(make_gateway(directory, gateway_python, accounts, **options))
+        made.append(make_gateway(directory, gateway_python, accounts, **settings))
         return made[-1]
 
     yield make

@@ -29,7 +29,8 @@ class Fake:
         self.sessions: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        names = ("Authorization", "Cookie", "X-Forwarded-For", "X-Forwarded-Uri", "X-Atelier-Who")
+        names = ("Authorization", "Cookie", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Uri", "X-Atelier-Who")
+        names += ("X-Real-IP", "Forwarded")
         shown = {name: request.headers.get(name) for name in names}
         self.log.write(
             json.dumps({"method": request.method, "target": request.raw_path, "open": self.is_open, **shown}) + "\n"

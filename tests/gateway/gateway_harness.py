@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = ROOT / "images" / "gateway"
 MARKER = b"APPLICATION BYTES"
 BODY_LIMIT_MB = 8
+DEFAULTS = {
+    "tls": {"mode": "off", "hsts": False},
+    "trusted_proxies": [],
+    "cors_origins": [],
+    "max_body_mb": BODY_LIMIT_MB,
+}
 
 
 @dataclass
@@ -135,9 +141,15 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 
 
 def write_config(
-    directory: Path, accounts: dict[str, dict[str, str]], upstreams: dict[str, int], ports: dict[str, int], query: bool
+    directory: Path,
+    accounts: dict[str, dict[str, str]],
+    upstreams: dict[str, int],
+    ports: dict[str, int],
+    *,
+    query: bool = False,
+    **settings: Any,
 ) -> None:
-    """Render the real templates and the credentials file into `directory`."""
+    """Render the real templates and the credentials file into `directory`; `settings` are the gateway's."""
     templates = jinja2.Environment(  # noqa: S701 - not HTML
         loader=jinja2.FileSystemLoader(ROOT / "templates" / "services" / "gateway" / "config"),
         undefined=jinja2.StrictUndefined,
@@ -153,7 +165,7 @@ def write_config(
         }
         for kind, port in upstreams.items()
     ]
-    gateway = {"applications": applications, "tls": {"mode": "off"}, "max_body_mb": BODY_LIMIT_MB}
+    gateway = DEFAULTS | {"applications": applications} | settings
     (directory / "config").mkdir(exist_ok=True)
     (directory / "secrets").mkdir(exist_ok=True)
     for name in ("Caddyfile", "guard.json"):
@@ -181,13 +193,14 @@ def start_entrypoint(directory: Path, python: str, health_port: int, output: Pat
 
 
 def make_gateway(
-    directory: Path, python: str, accounts: dict[str, dict[str, str]], *, query: bool = False, serve: bool = True
+    directory: Path, python: str, accounts: dict[str, dict[str, str]], *, serve: bool = True, **settings: Any
 ) -> Gateway:
+    """A running gateway; `settings` as in write_config."""
     applications = {
         kind: FakeApplication(kind, account, directory / f"{kind}.log", python) for kind, account in accounts.items()
     }
     ports = {kind: free_port() for kind in accounts}
-    write_config(directory, accounts, {kind: app.port for kind, app in applications.items()}, ports, query)
+    write_config(directory, accounts, {kind: app.port for kind, app in applications.items()}, ports, **settings)
     health_port = free_port()
     output = directory / "output.log"
     process = start_entrypoint(directory, python, health_port, output)

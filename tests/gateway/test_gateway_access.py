@@ -203,7 +203,7 @@ def test_the_guard_serves_only_login_pages_itself(gateway: Gateway) -> None:
     guard = http.client.HTTPConnection("gateway")
     guard.sock = socket.socket(socket.AF_UNIX)
     guard.sock.connect(str(gateway.output.parent / "run" / "guard.sock"))
-    ours = {"X-Atelier-Purpose": "serve", "X-Atelier-Application": "comfyui-qwen"}
+    ours = {"X-Atelier-Purpose": "serve", "X-Atelier-Application": "comfyui-qwen", "X-Atelier-Peer": "127.0.0.1"}
     for target, status in (("/login", 200), ("/prompt", 403), ("/internal/logs", 403)):
         guard.request("GET", target, headers=ours | {"Authorization": gateway.authorization("comfyui")})
         answer = guard.getresponse()

@@ -53,7 +53,7 @@ def probes_of_open(application: FakeApplication) -> list[dict[str, Any]]:
 def test_does_not_start_without_credentials(tmp_path: Path, gateway_python: str, accounts, how: str) -> None:
     content, message = BROKEN_CREDENTIALS[how]
     port = free_port()
-    write_config(tmp_path, accounts, {"comfyui": free_port()}, {"comfyui": port}, False)
+    write_config(tmp_path, accounts, {"comfyui": free_port()}, {"comfyui": port})
     credentials = tmp_path / "secrets" / "credentials.json"
     credentials.unlink()
     if content is not None:
@@ -71,7 +71,7 @@ def test_does_not_start_without_credentials(tmp_path: Path, gateway_python: str,
 def test_does_not_start_without_configuration(
     tmp_path: Path, gateway_python: str, accounts, name: str, content: str | None
 ) -> None:
-    write_config(tmp_path, accounts, {"comfyui": free_port()}, {"comfyui": free_port()}, False)
+    write_config(tmp_path, accounts, {"comfyui": free_port()}, {"comfyui": free_port()})
     (tmp_path / "config" / name).unlink()
     if content is not None:
         (tmp_path / "config" / name).write_text(content)

@@ -67,3 +67,31 @@ def test_an_application_that_is_not_served(own_gateway: Callable[..., Gateway]) 
         assert MARKER not in answer.body
         assert answer.headers["Retry-After"] == "2"
         assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_addresses_from_trusted_proxies_only(own_gateway: Callable[..., Gateway]) -> None:
+    """What the application and the log are told of the client; several X-Forwarded-For headers are one list."""
+    gateway = own_gateway(trusted_proxies=["127.0.0.1/32"])
+    token = gateway.authorization("comfyui")
+    said = [
+        ("X-Forwarded-For", "192.0.2.1, 203.0.113.5"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Real-IP", "192.0.2.66"),
+        ("Forwarded", "for=192.0.2.67"),
+    ]
+    gateway.ask("comfyui", "GET", "/queue", [("Authorization", token), *said])
+    gateway.ask("comfyui", "GET", "/queue", [("Authorization", token[:-1] + "!"), *said])
+    gateway.ask("comfyui", "GET", "/queue", [("Authorization", token + "A"), *said])
+    seen = next(r for r in gateway.applications["comfyui"].requests() if r["target"] == "/queue")
+    assert (seen["X-Forwarded-For"], seen["X-Forwarded-Proto"]) == ("203.0.113.5", "https")
+    assert (seen["X-Real-IP"], seen["Forwarded"]) == (None, None)
+    (refused,) = [line for line in gateway.log_lines() if line.get("event") == "credential refused"]
+    assert refused["address"] == "203.0.113.5"
+
+
+def test_addresses_from_nobody_else(gateway: Gateway) -> None:
+    headers = {"Authorization": gateway.authorization("comfyui"), "X-Forwarded-For": "203.0.113.5"}
+    gateway.ask("comfyui", "GET", "/nobody-else", headers | {"X-Forwarded-Proto": "https"})
+    seen = next(r for r in gateway.applications["comfyui"].requests() if r["target"] == "/nobody-else")
+    assert (seen["X-Forwarded-For"], seen["X-Forwarded-Proto"]) == ("127.0.0.1", "http")

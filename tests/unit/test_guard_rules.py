@@ -155,14 +155,20 @@ GOOD_APPLICATION = {
 GOOD_CREDENTIALS = {"comfyui": {"user": "a", "password_bcrypt": TOKEN}}
 
 
-def write(directory: Path, applications: object, credentials: object) -> None:
-    (directory / "guard.json").write_text(json.dumps({"applications": applications}))
+GOOD_GATEWAY = {"tls": False, "trusted_proxies": []}
+
+
+def write(directory: Path, applications: object, credentials: object, **gateway: object) -> None:
+    (directory / "guard.json").write_text(json.dumps({"applications": applications, **GOOD_GATEWAY, **gateway}))
     (directory / "credentials.json").write_text(json.dumps(credentials))
 
 
 def test_configuration(tmp_path: Path) -> None:
-    write(tmp_path, [GOOD_APPLICATION], GOOD_CREDENTIALS)
-    (application,) = load(tmp_path, tmp_path).values()
+    write(tmp_path, [GOOD_APPLICATION], GOOD_CREDENTIALS, tls=True, trusted_proxies=["10.0.0.0/24", "2001:db8::1/128"])
+    config = load(tmp_path, tmp_path)
+    assert config.surroundings.tls
+    assert [str(network) for network in config.surroundings.trusted_proxies] == ["10.0.0.0/24", "2001:db8::1/128"]
+    (application,) = config.applications.values()
     assert (application.host, application.port, application.account.password_bcrypt) == ("comfyui-qwen", 8188, TOKEN)
     assert TOKEN not in repr(application)
 
@@ -180,6 +186,21 @@ def test_configuration(tmp_path: Path) -> None:
 )
 def test_wrong_configuration(tmp_path: Path, change: dict[str, object], message: str) -> None:
     write(tmp_path, [GOOD_APPLICATION | change], GOOD_CREDENTIALS)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gateway", "message"),
+    [
+        ({"tls": "off"}, "`tls` must be true or false"),
+        ({"trusted_proxies": "10.0.0.1"}, "must be a list of words"),
+        ({"trusted_proxies": ["10.0.0.1/8"]}, "10.0.0.1/8 is no network"),
+        ({"extra": 1}, "needs exactly the keys"),
+    ],
+)
+def test_wrong_gateway(tmp_path: Path, gateway: dict[str, object], message: str) -> None:
+    write(tmp_path, [GOOD_APPLICATION], GOOD_CREDENTIALS, **gateway)
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, tmp_path)
 

@@ -8,7 +8,7 @@ from guard.server import run
 
 config_dir, secrets_dir, socket = map(Path, sys.argv[1:])
 try:
-    applications = load(config_dir, secrets_dir)
+    config = load(config_dir, secrets_dir)
 except ConfigError as error:
     sys.exit(f"gateway: {error}")
-run(applications, socket)
+run(config, socket)

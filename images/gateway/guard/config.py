@@ -1,14 +1,17 @@
 """Reads `guard.json` and `credentials.json`; whatever is wrong with them keeps the gateway from starting."""
 
+import ipaddress
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guard.client import Network, Surroundings, read_default_gateways
 from guard.policy import POLICIES, Policy
 
 _BCRYPT = re.compile(r"\$2b\$(1[0-9]|2[0-9]|3[01])\$[./A-Za-z0-9]{53}")
+ROUTES = Path("/proc/net/route")
 _UPSTREAM = re.compile(r"(?P<host>[A-Za-z0-9][A-Za-z0-9._-]*):(?P<port>[0-9]{1,5})")
 
 
@@ -36,18 +39,47 @@ class Application:
     account: Account
 
 
-def load(config_dir: Path, secrets_dir: Path) -> dict[str, Application]:
-    """The applications by name. Raises ConfigError."""
+@dataclass(frozen=True)
+class Config:
+    """All that the guard is told: the applications by name, and the network around the gateway."""
+
+    applications: dict[str, Application]
+    surroundings: Surroundings
+
+
+def load(config_dir: Path, secrets_dir: Path) -> Config:
+    """The guard's configuration. Raises ConfigError."""
     config_file, credentials_file = config_dir / "guard.json", secrets_dir / "credentials.json"
-    declared = _read_object(config_file).get("applications")
-    if not isinstance(declared, list) or not declared:
+    declared = _read_object(config_file)
+    keys = {"applications", "tls", "trusted_proxies"}
+    if set(declared) != keys:
+        raise ConfigError(f"{config_file}: needs exactly the keys {', '.join(sorted(keys))}")
+    entries, tls = declared["applications"], declared["tls"]
+    if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{config_file}: `applications` must list at least one application")
+    if not isinstance(tls, bool):
+        raise ConfigError(f"{config_file}: `tls` must be true or false")
     credentials = _read_object(credentials_file)
-    applications = [_application(entry, credentials, config_file, credentials_file) for entry in declared]
+    applications = [_application(entry, credentials, config_file, credentials_file) for entry in entries]
     by_name = {application.name: application for application in applications}
     if len(by_name) < len(applications):
         raise ConfigError(f"{config_file}: two applications have the same name")
-    return by_name
+    proxies = tuple(_network(entry, config_file) for entry in _words(declared["trusted_proxies"], config_file))
+    own_gateways = read_default_gateways(ROUTES.read_text())
+    return Config(by_name, Surroundings(proxies, own_gateways, tls))
+
+
+def _words(value: Any, config_file: Path) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ConfigError(f"{config_file}: `trusted_proxies` must be a list of words")
+    return value
+
+
+def _network(text: str, config_file: Path) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"{config_file}: `trusted_proxies`: {text} is no network") from error
 
 
 def _application(entry: Any, credentials: dict[str, Any], config_file: Path, credentials_file: Path) -> Application:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
@@ -19,7 +19,8 @@ from aiohttp import web
 
 from guard.admission import Admission, OverloadedError, PasswordCheck, caller
 from guard.answers import RETRY_SECONDS, not_served, refusal
-from guard.config import Application
+from guard.client import Client, Surroundings, read_client
+from guard.config import Application, Config
 from guard.conversation import Answer, Conversation, ConversationError
 from guard.decide import Ask, Open, Refuse, Request, judge, own_cookies
 from guard.watch import PATIENCE, AnswersStrangersError, Watch, prove_closed
@@ -32,39 +33,40 @@ PAGE_HEADERS = frozenset({"content-type", "set-cookie", "location", "etag", "las
 class Gate:
     """Everything the guard does for one application."""
 
-    def __init__(self, application: Application, check_password: PasswordCheck) -> None:
+    def __init__(self, application: Application, surroundings: Surroundings, check_password: PasswordCheck) -> None:
         self.application = application
+        self._surroundings = surroundings
         self.admission = Admission(application, check_password)
         self.watch = Watch(application, self._on_change)
 
     async def judge(self, request: web.Request) -> web.Response:
         """Let a request pass to the application, to the guard's own pages, or not at all."""
-        asked = Request(
-            request.headers.get("X-Forwarded-Method", ""),
-            request.headers.get("X-Forwarded-Uri", ""),
-            tuple(request.headers.items()),
-        )
-        return await self._answer(asked, self._verdict)
+        headers = tuple(request.headers.items())
+        asked = Request(request.headers["X-Forwarded-Method"], request.headers["X-Forwarded-Uri"], headers)
+        return await self._answer(asked, self._verdict(asked, self._client(request)))
 
     async def serve(self, request: web.Request) -> web.Response:
         """Answer in the application's place what is open to strangers."""
-
-        async def answer(asked: Request) -> web.Response:
-            verdict = judge(asked, self.application.policy, allow_query_token=self.application.allow_query_token)
-            if isinstance(verdict, Ask):
-                verdict = verdict.otherwise
-            if not isinstance(verdict, Open):
-                return refusal(Refuse(403, "not a part of the login page"))
-            return await (self._login(request) if verdict.login else self._page(request))
-
-        return await self._answer(Request(request.method, request.raw_path, tuple(request.headers.items())), answer)
+        asked = Request(request.method, request.raw_path, tuple(request.headers.items()))
+        verdict = judge(asked, self.application.policy, allow_query_token=self.application.allow_query_token)
+        if isinstance(verdict, Ask):
+            verdict = verdict.otherwise
+        if not isinstance(verdict, Open):
+            return refusal(Refuse(403, "not a part of the login page"))
+        client = self._client(request)
+        answer = self._login(request, client) if verdict.login else self._fetch(request, client, request.raw_path)
+        return await self._answer(asked, answer)
 
     def health(self) -> web.Response:
         """Up or down, and nothing else."""
         up = self.watch.refusal is None
         return web.Response(status=200 if up else 503, text="up\n" if up else "down\n")
 
-    async def _verdict(self, asked: Request) -> web.Response:
+    def _client(self, request: web.Request) -> Client:
+        forwarded = [request.headers.get(f"X-Atelier-Forwarded-{what}", "") for what in ("For", "Proto")]
+        return read_client(request.headers["X-Atelier-Peer"], forwarded[0], forwarded[1], self._surroundings)
+
+    async def _verdict(self, asked: Request, client: Client) -> web.Response:
         application = self.application
         verdict = judge(asked, application.policy, allow_query_token=application.allow_query_token)
         if isinstance(verdict, Ask):
@@ -73,19 +75,18 @@ class Gate:
                     headers={
                         "X-Atelier-Route": "application",
                         "X-Atelier-Who": caller(verdict.credential, application),
+                        "X-Atelier-Client": str(client.address),
+                        "X-Atelier-Proto": client.scheme,
                         "X-Atelier-Cookie": own_cookies(asked.values("cookie"), application.policy),
                     }
                 )
-            self._log_failure(asked.value("x-request-id"), asked.value("x-forwarded-for"), verdict.credential.scheme)
+            self._log_failure(asked.value("x-request-id"), client, verdict.credential.scheme)
             verdict = verdict.otherwise
         if isinstance(verdict, Open):
             return web.Response(headers={"X-Atelier-Route": "guard", "X-Atelier-Who": "", "X-Atelier-Cookie": ""})
         return refusal(verdict)
 
-    async def _page(self, request: web.Request) -> web.Response:
-        return await self._fetch(request, request.raw_path)
-
-    async def _login(self, request: web.Request) -> web.Response:
+    async def _login(self, request: web.Request, client: Client) -> web.Response:
         form = await request.post()
         user, password = form.get("username"), form.get("password")
         is_comfyui = self.application.policy.kind == "comfyui"
@@ -94,18 +95,18 @@ class Gate:
         if not isinstance(password, str) or (named is None and not is_comfyui):
             return refusal(Refuse(422, "a login needs its form fields"))
         if not await self.admission.login_is_right(named, password):
-            headers = request.headers
-            self._log_failure(headers.get("X-Request-Id", ""), headers.get("X-Forwarded-For", ""), "login")
+            self._log_failure(request.headers.get("X-Request-Id", ""), client, "login")
             if is_comfyui:
                 return refusal(Refuse(302, "wrong password", location="/login?wrong_password=1"))
             return refusal(Refuse(400, "wrong user name or password"), detail="Incorrect credentials.")
         fields = {"username": self.application.account.user, "password": password}
-        return await self._fetch(request, "/login", urlencode(fields).encode())
+        return await self._fetch(request, client, "/login", urlencode(fields).encode())
 
-    async def _fetch(self, request: web.Request, target: str, form: bytes = b"") -> web.Response:
+    async def _fetch(self, request: web.Request, client: Client, target: str, form: bytes = b"") -> web.Response:
         application = self.application
-        kept = ("X-Forwarded-Proto", "X-Forwarded-Host", "If-None-Match")
+        kept = ("X-Forwarded-Host", "If-None-Match")
         headers = [(name, request.headers[name]) for name in kept if name in request.headers]
+        headers.append(("X-Forwarded-Proto", client.scheme))
         if form:
             headers.append(("Content-Type", "application/x-www-form-urlencoded"))
         talk = await Conversation.open(application.host, application.port, patience=PATIENCE)
@@ -119,11 +120,13 @@ class Gate:
             talk.close()
         return _passed_on(answer)
 
-    async def _answer(self, asked: Request, answer: Callable[[Request], Awaitable[web.Response]]) -> web.Response:
-        title, refused = self.application.policy.title, self.watch.refusal
-        if refused is None:
+    async def _answer(self, asked: Request, answer: Coroutine[None, None, web.Response]) -> web.Response:
+        refused = self.watch.refusal
+        if refused is not None:
+            answer.close()
+        else:
             try:
-                return await answer(asked)
+                return await answer
             except AnswersStrangersError as error:
                 refused = str(error)
                 self.watch.distrust(refused)
@@ -131,7 +134,7 @@ class Gate:
                 refused = str(error)
             except OverloadedError:
                 return refusal(Refuse(429, "too many logins are being checked; try again", retry_after=RETRY_SECONDS))
-        return not_served(title, refused, as_page=asked.wants_page)
+        return not_served(self.application.policy.title, refused, as_page=asked.wants_page)
 
     def _on_change(self, refusal: str | None) -> None:
         self.admission.forget()
@@ -140,12 +143,12 @@ class Gate:
         else:
             log("not served", application=self.application.name, reason=refusal)
 
-    def _log_failure(self, request_id: str, address: str, scheme: str) -> None:
+    def _log_failure(self, request_id: str, client: Client, scheme: str) -> None:
         log(
             "credential refused",
             application=self.application.name,
             scheme=scheme,
-            address=address,
+            address=client.name,
             request_id=request_id,
         )
 
@@ -160,10 +163,13 @@ def log(event: str, **fields: str) -> None:
     print(json.dumps({"ts": round(time.time(), 3), "logger": "guard", "event": event, **fields}), file=sys.stderr)
 
 
-def build(applications: dict[str, Application]) -> web.Application:
+def build(config: Config) -> web.Application:
     """The guard as an aiohttp application."""
     check_password = PasswordCheck()
-    gates = {name: Gate(application, check_password) for name, application in applications.items()}
+    gates = {
+        name: Gate(application, config.surroundings, check_password)
+        for name, application in config.applications.items()
+    }
 
     async def handle(request: web.Request) -> web.Response:
         purpose = request.headers.get("X-Atelier-Purpose")
@@ -201,10 +207,10 @@ def _end_when_broken(task: asyncio.Task[None]) -> None:
         os._exit(1)
 
 
-def run(applications: dict[str, Application], socket: Path) -> None:
+def run(config: Config, socket: Path) -> None:
     """Serve on a Unix socket until SIGTERM."""
     web.run_app(
-        build(applications),
+        build(config),
         path=str(socket),
         access_log=None,
         print=None,
