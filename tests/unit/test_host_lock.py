@@ -25,17 +25,30 @@ HOST = cast(Ssh, SimpleNamespace(popen=_popen, destination=SimpleNamespace(host=
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "LOCK_DIRECTORY", str(tmp_path / "lock"))
-    monkeypatch.setattr(lifecycle, "BEAT", 0.1)
-    monkeypatch.setattr(lifecycle, "SILENCE", 1)
+    monkeypatch.setattr(lifecycle, "BEAT", 0.02)
+    monkeypatch.setattr(lifecycle, "SILENCE", 0.6)
 
 
 def _guarded(script: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["sh", "-c", lifecycle.guard() + script], capture_output=True, text=True)
 
 
+def _left_running(script: str) -> "subprocess.Popen[bytes]":
+    """A command that has begun, and goes on until it is ended."""
+    left = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert left.stdout
+    left.stdout.readline()
+    return left
+
+
+def _end(left: "subprocess.Popen[bytes]") -> None:
+    assert left.stdin
+    left.stdin.close()
+
+
 def test_a_deploy_that_lives_keeps_the_lock_and_one_that_ended_does_not() -> None:
     with lifecycle.host_lock(HOST):
-        time.sleep(1.5)
+        time.sleep(0.8)
         with (
             pytest.raises(AtelierError, match=r"another deploy of here is running: held by .+ since"),
             lifecycle.host_lock(HOST),
@@ -48,9 +61,11 @@ def test_a_deploy_that_lives_keeps_the_lock_and_one_that_ended_does_not() -> Non
 
 def test_a_deploy_out_of_reach_loses_the_lock_and_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "BEAT", 60.0)
+    monkeypatch.setattr(lifecycle, "SILENCE", 0.1)
     with lifecycle.host_lock(HOST):
         asleep = lifecycle.guard()
-        time.sleep(1.5)
+        subprocess.run(["flock", "--wait", "20", f"{lifecycle.LOCK_DIRECTORY}/lock", "true"], check=True)
+        monkeypatch.setattr(lifecycle, "SILENCE", 60)
         monkeypatch.setattr(lifecycle, "HOLDER", "another")
         with lifecycle.host_lock(HOST):
             assert _guarded("echo done").stdout == "done\n"
@@ -60,14 +75,18 @@ def test_a_deploy_out_of_reach_loses_the_lock_and_does_nothing_more(monkeypatch:
         assert not late.stdout
 
 
-def test_what_a_killed_deploy_left_running_is_waited_for() -> None:
+def test_what_a_killed_deploy_left_running_is_waited_for(tmp_path: Path) -> None:
     with lifecycle.host_lock(HOST):
-        left = subprocess.Popen(["sh", "-c", lifecycle.guard() + "echo; sleep 1"], stdout=subprocess.PIPE)
-        assert left.stdout
-        left.stdout.readline()
+        left = _left_running(f"{lifecycle.guard()} echo; read -r _; sleep 0.2; echo >{tmp_path}/done")
     said: list[str] = []
-    with lifecycle.host_lock(HOST, said.append):
-        assert left.poll() is not None
+
+    def hear(line: str) -> None:
+        said.append(line)
+        _end(left)
+
+    with lifecycle.host_lock(HOST, hear):
+        assert (tmp_path / "done").exists()
+    assert left.wait() == 0
     assert "interrupted deploy" in said[0]
 
 
@@ -76,11 +95,14 @@ def test_one_who_only_follows_a_transfer_is_not_waited_for() -> None:
 
     release = follow_shell(Settings.model_validate({"profile": "cpu"})).partition(";")[0]
     with lifecycle.host_lock(HOST):
-        left = subprocess.Popen(
-            ["sh", "-c", f"{lifecycle.guard()} sh -c '{release}; echo; sleep 2'"], stdout=subprocess.PIPE
-        )
-        assert left.stdout
-        left.stdout.readline()
-    with lifecycle.host_lock(HOST):
+        left = _left_running(f"{lifecycle.guard()} sh -c '{release}; echo; read -r _'")
+    said: list[str] = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        _end(left)
+
+    with lifecycle.host_lock(HOST, hear):
         assert left.poll() is None
-    left.wait()
+    assert said == []
+    _end(left)
