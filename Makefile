@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
-	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE
+	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -19,7 +19,7 @@ store = $(call option,--dest,DEST) $(call option,--set,SET)
 by_name = $(if $(call given,HOST)$(call given,LIMIT),$(error $@ takes NAME=, not HOST= or LIMIT=))
 atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
-.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials outputs \
+.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials rotate outputs \
 	models-fetch models-verify models-prune models-serve models-adopt models-lock \
 	test bench lint lock docs sandbox-up sandbox-down
 
@@ -28,8 +28,9 @@ help: ## this list
 	@printf '%s\n' '' 'Target: HOST=user@address[:port], or LIMIT=name of hosts.yml; neither: the sandbox.' \
 		'models-*: the weights of that target, or with DEST=DIR those of a store on this computer.'
 
-deploy: ## everything: preflight, host, driver, Docker, weights, images, services, quick verify [SERVICE=] [REBOOT=1]
-	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES) $(call flag,--reboot,REBOOT)
+deploy: ## everything: preflight, host, driver, Docker, weights, images, services, quick verify [SERVICE=] [REBOOT=1] [IMPORT=]
+	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES) $(call flag,--reboot,REBOOT) \
+		$(call option,--import,IMPORT)
 plan: ## what deploy would change; changes nothing
 	$(atelier) plan $(target) $(call option,--sources,SOURCES)
 preflight: ## all reasons why a deploy would fail, before anything is changed
@@ -54,6 +55,8 @@ tunnel: ## the services on this computer's localhost, over SSH
 	$(atelier) tunnel $(target)
 credentials: ## how to log in, with ready-to-paste examples
 	$(atelier) credentials $(target)
+rotate: ## new credentials in, old ones out, and the proof of both [SERVICE=comfyui|forge] [YES=1]
+	$(atelier) rotate $(target) $(call option,--service,SERVICE) $(call flag,--yes,YES)
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
 models-fetch: ## the weights alone: on a host, or with DEST=DIR into a store here [SET=] [MIRROR=]

@@ -19,6 +19,15 @@ def weights(deployment: Deployment) -> None:
     models.weights(deployment)
 
 
+def rotate(deployment: Deployment) -> None:
+    """Other credentials for what runs: the applications first, and the gateway, which lets in, last."""
+    state.declare(deployment)
+    credentials.secrets(deployment)
+    services.running(deployment)
+    services.gateway(deployment)
+    state.record(deployment)
+
+
 def deploy(deployment: Deployment) -> None:
     """Bring one host to what is declared."""
     driver(deployment)

@@ -1,5 +1,6 @@
 """The command line: `make X` runs `atelier X`. Exit 0 done, 1 a failure with one clear reason; plan 2, verify 3 as documented."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from atelier import lifecycle, models_app, operate
+from atelier import importing, lifecycle, models_app, operate, rotation
 from atelier.aim import Host, Limit, Sources, for_each
 from atelier.console import Narrator, fail
+from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.gpu.plan import plan_gpu
 from atelier.hostfacts import HostFacts
@@ -61,23 +63,43 @@ def deploy(
     reboot: Annotated[
         bool, typer.Option("--reboot", help="Restart the host without asking, where it must be.")
     ] = False,
+    import_from: Annotated[
+        Path | None,
+        typer.Option("--import", help="First deploy: token file or .env.generated of before, or their folder."),
+    ] = None,
 ) -> None:
     """Everything: preflight, host, driver, Docker, credentials, weights, images, services, quick verify."""
+
+    imported = importing.import_credentials(import_from, os.environ) if import_from else None
+
+    def choose(target: Target, facts: HostFacts) -> Credentials:
+        return lifecycle.choose_credentials(target, facts, os.environ, imported.credentials if imported else None)
 
     def action(target: Target, narrator: Narrator) -> int:
         from stages import provision
 
         started = time.monotonic()
+        if imported:
+            narrator.say(f"  {imported.summary}")
         ssh = operate.connected(target, narrator)
         only = operate.service_name(target, service)
 
         def attempt() -> provision.Outcome | None:
             with lifecycle.host_lock(ssh):
-                deployment = lifecycle.prepare(target, ssh, sources, narrator, only)
+                if only:
+                    rotation.require_none_unfinished(target)
+                deployment = lifecycle.prepare(
+                    target, ssh, sources, narrator, only, lambda facts: choose(target, facts)
+                )
                 obstacles = lifecycle.find_obstacles(ssh, deployment, narrator, waits_for_lock=True)
                 operate.print_findings(obstacles, narrator)
                 operate.print_gpu_plan(deployment.gpu, narrator)
-                return None if obstacles else provision.deploy_with_driver(target, ssh, deployment, narrator)
+                if obstacles:
+                    return None
+                outcome = provision.deploy_with_driver(target, ssh, deployment, narrator)
+                if not outcome.restart:
+                    rotation.conclude(target, ssh, deployment, narrator)
+                return outcome
 
         outcome = attempt()
         if outcome and outcome.restart:
@@ -275,6 +297,34 @@ def tunnel(host: Host = "", limit: Limit = "") -> None:
 def credentials(host: Host = "", limit: Limit = "") -> None:
     """How to log in, with ready-to-paste examples. Shows the passwords."""
     for_each(host, limit, operate.show_credentials)
+
+
+@app.command()
+def rotate(
+    host: Host = "",
+    limit: Limit = "",
+    service: Annotated[str, typer.Option("--service", help="comfyui or forge; default: both.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it although generations run, which are lost.")] = False,
+) -> None:
+    """New credentials in, old ones out, proved through the gateway. Finishes a rotation that was interrupted."""
+
+    def action(target: Target, narrator: Narrator) -> int:
+        from stages import provision
+
+        operate.require_up(target, narrator)
+        only = operate.service_name(target, service)
+        if only == "gateway":
+            raise AtelierError("SERVICE=gateway: it has no credentials of its own", "SERVICE=comfyui or forge, or none")
+        ssh = target.ssh()
+        ssh.connect()
+        with lifecycle.host_lock(ssh):
+            rotation.rotate(
+                target, ssh, only, yes, narrator, lambda changed: provision.rotate(target, ssh, changed, narrator)
+            )
+        narrator.say(f"Rotated. {target.command('credentials')} shows what is in force now.")
+        return 0
+
+    for_each(host, limit, action)
 
 
 @app.command()

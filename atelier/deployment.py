@@ -7,7 +7,7 @@ from typing import Any
 
 from atelier import SCHEMA, apt, render, weights_unit
 from atelier.certificates import Certificate, Internal
-from atelier.credentials import Credentials
+from atelier.credentials import Credentials, fingerprint
 from atelier.errors import AtelierError
 from atelier.gpu import devices, upkeep
 from atelier.gpu.plan import GpuPlan
@@ -161,9 +161,11 @@ class Deployment:
 
     def identity(self) -> tuple[Entry, ...]:
         """The files that tie the host to its operator's store and to this release's layout."""
+        state = self.settings.state_dir()
         return (
-            File(f"{self.settings.state_dir()}/instance", f"{self.credentials.instance}\n".encode()),
-            File(f"{self.settings.state_dir()}/schema", f"{SCHEMA}\n".encode()),
+            File(f"{state}/instance", f"{self.credentials.instance}\n".encode()),
+            File(f"{state}/credentials", f"{fingerprint(self.credentials)}\n".encode()),
+            File(f"{state}/schema", f"{SCHEMA}\n".encode()),
         )
 
     def secrets(self) -> tuple[Entry, ...]:

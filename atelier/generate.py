@@ -51,7 +51,7 @@ def generate(target: Target, prompt: str, image: Path | None, service: str, say:
             with ComfyUI(url, known.comfyui.password_bcrypt, verify=verify) as comfyui:
                 data = _with_comfyui(comfyui, prompt, reference, size, timeout, say)
         else:
-            with Forge(url, known.forge.user, known.forge.password, verify=verify) as forge:
+            with Forge(url, known.forge.user, known.forge.password or "", verify=verify) as forge:
                 data = _with_forge(forge, prompt, reference, size, timeout)
     imagecheck.decode(data)
     folder = paths.outputs_dir(target.name)

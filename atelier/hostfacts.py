@@ -61,6 +61,8 @@ class HostFacts:
     gid_owner: str = ""
     service_user_uid: str = ""
     instance: str = ""
+    fingerprint: str = ""
+    """Of the credentials that it was given last."""
     schema: str = ""
     deployed: bool = False
     deployed_gpus: dict[str, str] = field(default_factory=dict)
@@ -100,6 +102,7 @@ s unrepairable; dpkg-query -W -f '${{db:Status-Eflag}}\\n' 2>/dev/null | grep -q
 s gid; getent group {settings.service_uid} | cut -d: -f1
 s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
 s instance; cat {shlex.quote(state)}/instance 2>/dev/null
+s fingerprint; cat {shlex.quote(state)}/credentials 2>/dev/null
 s schema; cat {shlex.quote(state)}/schema 2>/dev/null
 s deployed; cat {shlex.quote(state)}/deployed.json 2>/dev/null
 {gpu_facts.script(root)}
@@ -255,6 +258,7 @@ def parse(output: str) -> HostFacts:
         gid_owner=one("gid"),
         service_user_uid=one("user"),
         instance=one("instance"),
+        fingerprint=one("fingerprint"),
         schema=one("schema"),
         deployed=bool(one("deployed")),
         deployed_gpus=_deployed_gpus("\n".join(sections.get("deployed", []))),

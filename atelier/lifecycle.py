@@ -39,31 +39,53 @@ BEAT, SILENCE = 20.0, 90
 """Seconds between the signs of life that keep the lock, and without one after which the host takes it back."""
 
 
-def choose_credentials(target: Target, facts: HostFacts, environment: Mapping[str, str]) -> Credentials:
-    """The credentials of a deploy: those stored on this computer, else fresh ones, which only a deploy stores.
+def choose_credentials(
+    target: Target, facts: HostFacts, environment: Mapping[str, str], imported: Credentials | None = None
+) -> Credentials:
+    """The credentials of a deploy: those stored on this computer, else fresh or imported ones, which only a deploy stores.
 
     Raises AtelierError rather than rotate anything silently: when the host carries credentials that this computer does
-    not know, or when the environment asks for others than are stored.
+    not know, or when the environment or an import asks for others than are stored.
     """
     directory = paths.secrets_dir(target.name)
     stored = store.load(directory)
-    if facts.instance and (stored is None or stored.instance != facts.instance):
-        known = "has no credentials for it" if stored is None else "knows other credentials under that name"
-        remedy = f"copy .secrets/{target.name}/ from the computer that deployed it to {directory}"
-        if target.kind == "sandbox":
-            remedy += f"; or throw the sandbox away: make sandbox-down NAME={target.name}"
-        raise AtelierError(
-            f"{target.name} was deployed before (instance {facts.instance}) and this computer {known}", remedy
-        )
+    require_known(target, facts, stored, store.load_former(directory))
     if stored is None:
-        return store.generate(environment)
+        return imported or store.generate(environment)
     names = store.differing(stored, environment)
     if names:
         raise AtelierError(
             f"{', '.join(names)} in the environment differ from the stored credentials of {target.name}",
-            "unset them; they choose credentials at the first deploy only",
+            f"unset them; {target.command('rotate')} is what changes credentials, and takes them from there",
+        )
+    if imported and not store.is_same_account(imported.comfyui, stored.comfyui):
+        raise AtelierError(
+            f"IMPORT: {target.name} has credentials already, in {directory}",
+            f"leave IMPORT out; {target.command('rotate')} changes them",
         )
     return stored
+
+
+def require_known(
+    target: Target, facts: HostFacts, stored: Credentials | None, former: store.Former | None = None
+) -> None:
+    """Raises AtelierError when the host carries credentials that this computer does not know."""
+    directory = paths.secrets_dir(target.name)
+    remedy = f"copy .secrets/{target.name}/ from the computer that deployed it to {directory}"
+    rotate = f"; where nobody has that any more, {target.command('rotate')} makes new ones"
+    sandbox = f"; or throw the sandbox away: make sandbox-down NAME={target.name}" if target.kind == "sandbox" else ""
+    deployed_before = f"{target.name} was deployed before (instance {facts.instance}) and this computer"
+    if facts.instance and stored is None:
+        raise AtelierError(f"{deployed_before} has no credentials for it", remedy + rotate + sandbox)
+    if facts.instance and stored and stored.instance != facts.instance:
+        raise AtelierError(f"{deployed_before} knows other credentials under that name", remedy + sandbox)
+    known = {store.fingerprint(each) for each in (stored, former and former.credentials) if each}
+    if facts.fingerprint and facts.fingerprint not in known:
+        raise AtelierError(
+            f"{target.name} has newer credentials than this computer: they were rotated from another one, "
+            f"or {directory} is an old copy",
+            remedy + rotate + sandbox,
+        )
 
 
 def keep_credentials(target: Target, deployment: Deployment) -> None:
@@ -89,15 +111,17 @@ def prepare(
     source_mode: Literal["auto", "upstream", "double"],
     narrator: Narrator,
     only: str = "",
+    choose: Callable[[HostFacts], Credentials] | None = None,
 ) -> Deployment:
     """Everything decided: sources fetched into the local cache, images planned, credentials chosen.
 
-    The host is not changed. only: one service, with the gateway, instead of all. Raises AtelierError.
+    The host is not changed. only: one service, with the gateway, instead of all. choose: what chooses the credentials
+    instead of `choose_credentials`. Raises AtelierError.
     """
     if source_mode == "double" and target.kind != "sandbox":
         raise AtelierError("SOURCES=double: doubles are for the sandbox only", "leave SOURCES out, or HOST=sandbox")
     facts = gather(ssh, target)
-    credentials = choose_credentials(target, facts, os.environ)
+    credentials = choose(facts) if choose else choose_credentials(target, facts, os.environ)
     narrator.begin("Sources", "Fetch sources at their pinned commits into the local cache")
     chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
     settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings

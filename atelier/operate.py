@@ -163,9 +163,17 @@ def show_credentials(target: Target, narrator: Narrator) -> int:
     directory = paths.secrets_dir(target.name)
     authority = authority_file(target)
     curl = f"curl --cacert {shlex.quote(str(authority))}" if authority else "curl"
+    if store.unfinished(directory):
+        narrator.say(
+            f"A rotation is not finished ({target.command('rotate')}); until it is, the host may hold those of "
+            f"{directory / store.FORMER_FILE}.",
+            style="yellow",
+        )
+    unknown = f"not known here ({target.command('rotate')} makes one that is)"
     if "comfyui" in urls:
         narrator.say("ComfyUI", style="bold")
-        narrator.say(f"  browser    {urls['comfyui']}   user {known.comfyui.user}   password {known.comfyui.password}")
+        password = known.comfyui.password or unknown
+        narrator.say(f"  browser    {urls['comfyui']}   user {known.comfyui.user}   password {password}")
         narrator.say(f"  token      {directory / store.TOKEN_FILE}")
         token = shlex.quote(f"Authorization: Bearer {known.comfyui.password_bcrypt}")
         narrator.say(f"  program    {curl} -H {token} {urls['comfyui']}/system_stats")

@@ -62,10 +62,11 @@ VERSIONS = (
 
 def secret_strings(known: Credentials, certificate: Certificate | None) -> list[str]:
     """Everything that no report, log or argument may hold; of a private key each line."""
-    pairs = [f"{account.user}:{account.password}" for account in (known.comfyui, known.forge)]
+    accounts = [(account.user, account.password) for account in (known.comfyui, known.forge) if account.password]
+    passwords = [text for user, password in accounts for text in (password, f"{user}:{password}")]
     hashes = [known.comfyui.password_bcrypt, known.forge.password_bcrypt]
     lines = [line for line in certificate.key.splitlines() if line and "-----" not in line] if certificate else []
-    return [*hashes, *pairs, known.comfyui.password, known.forge.password, known.comfyui_cookie_key, *lines]
+    return [*hashes, *passwords, known.comfyui_cookie_key, *lines]
 
 
 def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:

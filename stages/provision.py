@@ -146,6 +146,15 @@ def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Na
         return outcome
 
 
+def rotate(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+    """Other credentials for what runs, with their line in the audit log. Raises AtelierError with what failed."""
+    lifecycle.keep_credentials(target, deployment)
+    with _audited(ssh, deployment.settings, narrator) as audit:
+        outcome = apply(ssh, deployment, narrator, audit.changed, deploy.rotate)
+        audit.verdict = "rotated"
+        return outcome
+
+
 @dataclass
 class _Audit:
     verdict: str = "failed"

@@ -27,7 +27,7 @@ def known_secrets(
         for account in (credentials.comfyui, credentials.forge):
             digest = account.password_bcrypt
             # Mangled by a shell or by compose, a hash loses its head; salt and digest tell as much.
-            found |= {account.password, digest, digest[7:], digest[29:], f"{account.user}:{account.password}"}
+            found |= {account.password or "", digest, digest[7:], digest[29:], f"{account.user}:{account.password}"}
         found.add(credentials.comfyui_cookie_key)
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     files += [Path(name) for name in (settings.tls.key,) if name]

@@ -1,0 +1,178 @@
+"""Credentials of the previous stack, taken over at a first deploy: its token file and its `.env.generated`.
+
+What it wrote by hand and by scripts is read where it can mean one thing only, and refused by name where it cannot.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.credentials import (
+    ENVIRONMENT_FILE,
+    ENVIRONMENT_NAMES,
+    TOKEN_FILE,
+    USERS,
+    Account,
+    Credentials,
+    check_password,
+    check_user,
+    generate,
+    is_password,
+)
+from atelier.errors import AtelierError
+
+TOKEN_NAME = "COMFYUI_TOKEN"  # noqa: S105 - a variable's name
+_TOKEN = re.compile(r"\$2b\$(1[0-9]|2[0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
+_MEND = "mend that line, or remove it"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value that was found: in which variable, if any, and where."""
+
+    name: str
+    where: str
+    text: str
+
+    def place(self) -> str:
+        """For messages, which never show the value."""
+        return f"{self.name} in {self.where}" if self.name else self.where
+
+    def is_token(self) -> bool:
+        """Whether it is, or was meant to be, a bearer token, under whatever name (the previous stack had five)."""
+        return self.name in ("", TOKEN_NAME) or re.match(r"\$\$?2[abxy]?\$", self.text) is not None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Credentials with what was found, and a sentence that says what that was."""
+
+    credentials: Credentials
+    summary: str
+
+
+def import_credentials(path: Path, environment: Mapping[str, str]) -> Imported:
+    """Credentials with the token and passwords found at a path; fresh ones for what is not there.
+
+    path: the token file, the `.env.generated`, or a folder that holds them. The environment adds what they lack.
+    Raises AtelierError that names file and variable, and never a secret.
+    """
+    values = [value for file in _files(path) for value in read(file)]
+    values += [Value(name, "the environment", environment[name]) for name in ENVIRONMENT_NAMES if name in environment]
+    tokens = [value for value in values if value.is_token()]
+    token, given = _one(tokens), {name: _one([v for v in values if v.name == name]) for name in ENVIRONMENT_NAMES}
+    if token is None and not any(given.values()):
+        raise AtelierError(
+            f"IMPORT={path} holds none of {', '.join((TOKEN_NAME, *ENVIRONMENT_NAMES))}",
+            "name them so, or leave IMPORT out",
+        )
+    chosen = {name: value.text for name, value in given.items() if value}
+    fresh = generate({name: text for name, text in chosen.items() if not (token and name.startswith("COMFYUI"))})
+    if token is None:
+        return Imported(fresh, _summary(values, given, None))
+    account = _account_of(token, given)
+    return Imported(fresh.model_copy(update={"comfyui": account}), _summary(values, given, token))
+
+
+def _files(path: Path) -> list[Path]:
+    found = [path / name for name in (TOKEN_FILE, ENVIRONMENT_FILE)] if path.is_dir() else [path]
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise AtelierError(
+            f"IMPORT={path}: no such file, or a folder without {TOKEN_FILE} and {ENVIRONMENT_FILE}",
+            "name the token file, the .env.generated, or their folder",
+        )
+    return found
+
+
+def read(file: Path) -> list[Value]:
+    """What a file of the previous stack holds: a token alone, or variables that are not empty. Raises AtelierError."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AtelierError(f"IMPORT: {file} cannot be read: {error}", "name the right file") from None
+    lines = [line.strip() for line in text.splitlines()]
+    if len([line for line in lines if line]) == 1 and "=" not in text:
+        return [Value("", str(file), require_token(text.strip(), str(file)))]
+    found = [
+        _assignment(line, f"line {number} of {file}", file)
+        for number, line in enumerate(lines, 1)
+        if line and not line.startswith("#")
+    ]
+    return [value for value in found if value.text]
+
+
+def _assignment(line: str, place: str, file: Path) -> Value:
+    match = _ASSIGNMENT.fullmatch(line)
+    if not match:
+        raise AtelierError(f"IMPORT: {place} is not `NAME=value`", _MEND)
+    name, text = match[1], match[2].strip()
+    while text.startswith(f"{name}="):  # the previous stack's sync wrote KEY=KEY=value
+        text = text.removeprefix(f"{name}=")
+    value = Value(name, str(file), _unquoted(text, f"{name} in {place}"))
+    if not value.text or not value.is_token():
+        return value
+    return Value(name, value.where, require_token(value.text, value.place()))
+
+
+def _unquoted(text: str, place: str) -> str:
+    if re.fullmatch("'[^']*'", text):
+        return text[1:-1]
+    if re.fullmatch(r'"(?:[^"\\]|\\.)*"', text):
+        return re.sub(r'\\([\\"$`])', r"\1", text[1:-1])
+    if re.search(r"""\s#|["'`\\]""", text):
+        raise AtelierError(f"IMPORT: {place}: quotes, or a comment, that can be read in several ways", _MEND)
+    return text
+
+
+def require_token(text: str, place: str) -> str:
+    """A bearer token as ComfyUI-Login and the gateway take it. Raises AtelierError that says what is wrong with it."""
+    token = text.replace("$$", "$")  # as compose files write a dollar
+    if _TOKEN.fullmatch(token):
+        return token
+    if re.match(r"\$2[axy]?\$", token):
+        reason = "is another kind of hash; ComfyUI-Login and the gateway take $2b$ only"
+    elif len(token) != 60:
+        reason = f"has {len(token)} characters, not 60; a `$` in it may have been taken for a variable on the way"
+    elif re.match(r"\$2b\$0", token):
+        reason = "is a hash of a cost below 10"
+    else:
+        reason = "is not a bcrypt hash"
+    raise AtelierError(
+        f"IMPORT: {place}: the token {reason}", "take the one that the old ComfyUI has in login/PASSWORD, line 1"
+    )
+
+
+def _one(values: list[Value]) -> Value | None:
+    if len({value.text for value in values}) > 1:
+        places = ", ".join(value.place() for value in values)
+        raise AtelierError(f"IMPORT: values that differ: {places}", "leave the one that is in force")
+    return values[0] if values else None
+
+
+def _account_of(token: Value, given: Mapping[str, Value | None]) -> Account:
+    """The account of a token; its password is known where one was given, and then must be the token's."""
+    user, password = given["COMFYUI_USER"], given["COMFYUI_PASSWORD"]
+    if password and not is_password(password.text, token.text):
+        raise AtelierError(
+            f"IMPORT: {password.place()} is not the password of the token ({token.place()})",
+            "remove it: the token goes on working, and `make rotate` makes a password that is known",
+        )
+    return Account(
+        user=check_user(user.text) if user else USERS["comfyui"],
+        password=check_password(password.text, password.name) if password else None,
+        password_bcrypt=token.text,
+    )
+
+
+def _summary(values: list[Value], given: Mapping[str, Value | None], token: Value | None) -> str:
+    taken = [token.place()] if token else []
+    taken += [value.place() for value in given.values() if value]
+    known = {*ENVIRONMENT_NAMES, token.name if token else ""}
+    unread = sorted({value.name for value in values if not value.is_token()} - known)
+    fresh = ["ComfyUI's token and password"] if not token and not given["COMFYUI_PASSWORD"] else []
+    fresh += [] if given["FORGE_PASSWORD"] else ["Forge's password"]
+    told = {"Imported": taken, "made anew": fresh, "not read": unread}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
