@@ -60,6 +60,13 @@ def test_what_an_unconfirmed_credential_gets_is_what_a_stranger_gets() -> None:
             assert rows[cell.kind, cell.method, cell.target] in ("401", "page"), str(cell)
 
 
+@pytest.mark.parametrize("query", ["a=\xe9", "token=x&\udcff", "a=\x01", "a b", "a=\x7f"])
+def test_a_query_is_printable_ascii(query: str) -> None:
+    for policy in POLICIES.values():
+        request = decide.Request("GET", f"/?{query}", (("Authorization", SHOWN.authorization[policy.kind]),))
+        assert decide.judge(request, policy) == decide.Refuse(400, "malformed query")
+
+
 NOTHING = re.compile(r"(?!)")
 ANYTHING = re.compile(r".*")
 POLICY_RULES = {

@@ -19,6 +19,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TARGET_LIMIT = 8192  # characters; the longest real one, a workflow's name in /userdata, stays far below
 _RAW_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,=:@/[\]-]|%[0-9A-Fa-f]{2})*")
+_RAW_QUERY = re.compile(r"[!-~]*")
 _AUTHORIZATION = re.compile(r"(?P<scheme>[A-Za-z]+) (?P<value>[A-Za-z0-9._~+/$=-]+)")
 
 
@@ -117,6 +118,8 @@ def read_target(raw: str, policy: Policy) -> Target | Refuse:
         return Refuse(414, "request target too long")
     if not _RAW_PATH.fullmatch(path):
         return Refuse(400, "malformed path")
+    if not _RAW_QUERY.fullmatch(query):
+        return Refuse(400, "malformed query")
     decoded = _decode(path)
     # Decoded once more, in case an application or a library in it decodes twice.
     twice = None if decoded is None else _decode(decoded)
