@@ -14,6 +14,7 @@ from rich.text import Text
 
 from weights.progress import NOTE, PROGRESS
 
+TICK = 0.2  # seconds between two looks at the step
 HEARTBEAT = 30  # seconds after which a step without a terminal says that it is still at work
 PROGRESS_EVERY = 15  # seconds after which it says how far it is, where it tells
 WAITING = "waiting for "
@@ -93,15 +94,18 @@ class Narrator:
         self.console.print(Text(line, style=style), soft_wrap=True)
 
     def _tick(self) -> None:
-        while not self._stopped.wait(0.2):
-            step, now = self._step, time.monotonic()
-            if not step:
-                continue
-            if self._live:
-                self._live.update(Text(self._moving(step, f"({now - self._started:.0f} s)")))
-            elif now - self._silent_since >= (PROGRESS_EVERY if self._progress else HEARTBEAT):
-                self._silent_since = now
-                self.say(f"    ... {self._progress or f'{step}: {now - self._started:.0f} s so far'}", style="dim")
+        while not self._stopped.wait(TICK):
+            self._tell(self._step, time.monotonic())
+
+    def _tell(self, step: str, now: float) -> None:
+        """How far the step is, where there is one and it is time to say so."""
+        if not step:
+            return
+        if self._live:
+            self._live.update(Text(self._moving(step, f"({now - self._started:.0f} s)")))
+        elif now - self._silent_since >= (PROGRESS_EVERY if self._progress else HEARTBEAT):
+            self._silent_since = now
+            self.say(f"    ... {self._progress or f'{step}: {now - self._started:.0f} s so far'}", style="dim")
 
     def _moving(self, step: str, seconds: str) -> str:
         """What a terminal shows of the step, in one line."""

@@ -446,7 +446,7 @@ def test_output_and_status_of_a_query_come_back() -> None:
     assert asked("echo denied >&2; exit 3").problem == "denied"
     assert asked("exit 3").problem == "it ended with status 3"
     assert asked("exit 3", quiet_failure=True).problem == ""
-    assert asked("sleep 5", seconds=1).problem == "no answer within 1 s"
+    assert asked("sleep 5", seconds=0.1).problem == "no answer within 0.1 s"
     assert asked("printf '\\033[31mred\\033[0m'").text.strip() == "red"
 
 

@@ -159,16 +159,16 @@ def test_a_warning_beside_a_full_answer_is_no_error(working: Host) -> None:
 
 
 def test_a_hanging_nvidia_smi_is_ended(working: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_facts, "SMI_SECONDS", 1)
+    monkeypatch.setattr(gpu_facts, "SMI_SECONDS", 0.1)
     working.command("nvidia-smi", "exec sleep 30")
     facts = working.facts()
-    assert facts.smi_error == "nvidia-smi did not answer within 1 s" and facts.loaded.version == "580.95.05"
+    assert facts.smi_error == "nvidia-smi did not answer within 0.1 s" and facts.loaded.version == "580.95.05"
 
 
 def test_one_that_nothing_can_end_is_left_behind(working: Host) -> None:
     """A process stuck in the driver outlives SIGKILL, and so does the timeout(1) that waits for it."""
     timeout = shutil.which("timeout")
-    working.command("timeout", f'case $1 in -k) exec sleep 8;; *) shift; exec {timeout} 0.3 "$@";; esac')
+    working.command("timeout", f'case $1 in -k) exec sleep 8;; *) shift; exec {timeout} 0.1 "$@";; esac')
     started = time.monotonic()
     assert working.facts().smi_error == "nvidia-smi did not answer within 20 s"
     assert time.monotonic() - started < 5
