@@ -1,12 +1,15 @@
 """`python3 -m weights VERB JOB` as a host runs it: its exit status, its lines, and the result that it leaves."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,17 @@ from weights.fetch import Result
 ROOT = Path(__file__).parents[2]
 GOOD, BAD = b"the right bytes" * 1000, b"the wrong bytes" * 1000
 NAME = "vae/a.safetensors"
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """The program decides what signals do to it; whoever ran it has them as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Host:
@@ -43,6 +57,15 @@ class Host:
         }
 
     def run(self, verb: str, *options: str) -> tuple[int, str, str]:
+        """The program in this process: one of its own spends most of its time on imports."""
+        self.job.write_text(json.dumps(self.told))
+        out, errors = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, signals_kept(), redirect_stdout(out), redirect_stderr(errors):
+            patch.setenv("INVOCATION_ID", "r7")
+            patch.setattr(sys, "argv", ["weights", verb, str(self.job), *options])
+            return program.main(), out.getvalue(), errors.getvalue()
+
+    def run_as_a_process(self, verb: str, *options: str) -> tuple[int, str, str]:
         self.job.write_text(json.dumps(self.told))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "INVOCATION_ID": "r7"}
         command = [sys.executable, "-m", "weights", verb, str(self.job), *options]
@@ -61,7 +84,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def test_a_fetch_leaves_a_result_that_says_of_which_job_and_run_it_is(host: Host) -> None:
-    assert host.run("fetch")[0] == 0
+    assert host.run_as_a_process("fetch")[0] == 0
     job = hashlib.sha256(host.job.read_bytes()).hexdigest()
     about = {key: host.result()[key] for key in ("job", "run", "ready", "error", "ended")}
     assert about == {"job": job, "run": "r7", "ready": True, "error": "", "ended": False}
@@ -71,7 +94,7 @@ def test_a_fetch_leaves_a_result_that_says_of_which_job_and_run_it_is(host: Host
 
 def test_a_file_that_cannot_be_had_is_in_the_result_with_its_source(host: Host) -> None:
     host.source.write_bytes(BAD)
-    status, _, errors = host.run("fetch")
+    status, _, errors = host.run_as_a_process("fetch")
     (file,) = host.result()["files"]
     found, wanted = hashlib.sha256(BAD).hexdigest(), hashlib.sha256(GOOD).hexdigest()
     assert status == 1 and not host.result()["ready"]
@@ -112,12 +135,8 @@ def test_a_host_s_deep_verify_leaves_no_pieces(host: Host) -> None:
 def test_a_run_that_was_ended_ends_as_by_a_signal_and_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.job.write_text(json.dumps(host.told))
     monkeypatch.setattr(program, "run", lambda job, stop: Result((), ended=True))
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with signals_kept():
         assert program.fetch(host.job) == 143
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     assert host.result()["ended"] is True
 
 
@@ -134,5 +153,5 @@ def test_prune_removes_what_the_job_does_not_need_when_told(host: Host) -> None:
 @pytest.mark.parametrize("verb", ["fetch", "follow", "verify", "prune"])
 def test_a_damaged_job_is_one_line_that_names_it(host: Host, verb: str) -> None:
     host.told = {"files": 1}
-    status, _, errors = host.run(verb)
+    status, _, errors = host.run_as_a_process(verb)
     assert status == 1 and str(host.job) in errors and "Traceback" not in errors
