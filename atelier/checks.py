@@ -197,6 +197,13 @@ CATALOGUE: tuple[Check, ...] = (
         _LOGS.format(service="forge"),
         service="forge",
     ),
+    *_for_services(
+        "access.{service}.matrix",
+        "{name}: every path gives every kind of caller what the table says",
+        "each service's own credential opens it, nothing else does (1, 2, 3, 5, 24)",
+        "access.html beside this report shows each request; " + _CLOSE,
+        quick=False,
+    ),
     Check(
         "secrets.files",
         "Secret files belong to the service user and nobody else can read them",

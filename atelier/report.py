@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+import jinja2
 from pydantic import BaseModel, ConfigDict, Field
+
+from atelier import paths
 
 Verdict = Literal["passed", "failed", "incomplete"]
 CheckVerdict = Literal["passed", "warning", "failed", "skipped"]
 
+ACCESS_PAGE = "access.html"
 REMOVED = "[secret]"
 SHORTEST_SECRET = 6
 """Shorter strings are not searched for: they would be found everywhere. Passwords have 8 characters at least."""
@@ -49,6 +53,25 @@ class ReportImage(_Model):
     sha256: str
 
 
+class AccessRow(_Model):
+    """One request, and per kind of caller `<wanted> <seen>`, separated by commas.
+
+    Seen: a status, `/gateway` where the gateway says that it refused, `!` before it where that was not wanted, `-` where
+    it was not asked. docs/report.md explains what is wanted.
+    """
+
+    request: str
+    cells: str
+
+
+class AccessMatrix(_Model):
+    """The table of who gets what, as one check saw it. `columns` are the kinds of callers."""
+
+    check: str
+    columns: list[str]
+    rows: list[AccessRow]
+
+
 class Report(_Model):
     """One verification of one host. Times are UTC, as 2026-11-21T20:44:00Z."""
 
@@ -61,6 +84,7 @@ class Report(_Model):
     checks: list[CheckResult]
     versions: dict[str, str]
     images: list[ReportImage]
+    matrices: list[AccessMatrix] = []
 
 
 def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: bool = False) -> Verdict:
@@ -149,6 +173,8 @@ def as_markdown(report: Report, line: str) -> str:
         cells = (f"`{check.id}`", check.verdict, f"{check.seconds:.2f}", check.expected, check.observed)
         text.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     text += ["", "## Versions", "", *(f"- {name}: {version}" for name, version in sorted(report.versions.items())), ""]
+    if report.matrices:
+        text += ["## Who gets what", "", f"[{ACCESS_PAGE}]({ACCESS_PAGE})", ""]
     if report.images:
         text += ["## Images", ""]
         text += [f"![{image.check}, {image.width}x{image.height}]({image.file})" for image in report.images]
@@ -170,6 +196,29 @@ def as_junit(report: Report) -> str:
             detail.text = _printable(f"expected: {check.expected}\nobserved: {check.observed}\n{check.hint}")
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def as_access_page(report: Report) -> str:
+    """access.html: the tables of who gets what, for people."""
+    loader = jinja2.FileSystemLoader(paths.PROJECT / "templates" / "report")
+    templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    tables = [
+        (matrix, [(row.request, [_cell(cell) for cell in row.cells.split(", ")]) for row in matrix.rows])
+        for matrix in report.matrices
+    ]
+    return templates.get_template(f"{ACCESS_PAGE}.j2").render(report=report, tables=tables)
+
+
+def _cell(text: str) -> dict[str, str]:
+    """One cell for the page: what was seen, what was wanted, and the class of style."""
+    wanted, seen = text.split(" ")
+    if seen.startswith("!"):
+        style = "wrong"
+    elif seen == "-":
+        style = "unasked"
+    else:
+        style = "refused" if seen.endswith("/gateway") or not wanted.startswith(("in", "page", "?page")) else "let-in"
+    return {"wanted": wanted, "seen": seen.lstrip("!").removesuffix("/gateway"), "style": style}
 
 
 def _printable(text: str) -> str:
@@ -201,6 +250,8 @@ def publish(
         (draft / "report.json").write_text(as_json(clean), encoding="utf-8")
         (draft / "report.md").write_text(as_markdown(clean, headline(clean, required)), encoding="utf-8")
         (draft / "junit.xml").write_text(as_junit(clean), encoding="utf-8")
+        if clean.matrices:
+            (draft / ACCESS_PAGE).write_text(as_access_page(clean), encoding="utf-8")
         for image in clean.images if images else []:
             shutil.copyfile(images / image.file, draft / image.file)  # type: ignore[operator]
         draft.chmod(0o755)

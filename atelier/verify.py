@@ -29,6 +29,7 @@ from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.lifecycle import read_anchor, read_certificate
 from atelier.report import (
+    AccessMatrix,
     CheckResult,
     Report,
     ReportImage,
@@ -194,6 +195,7 @@ def verify(
             checks=results,
             versions=_versions(ssh, deployed) | run.versions,
             images=run.images,
+            matrices=run.matrices,
         )
         place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
     _conclude(report, place, required(selected), len(declared) - len(selected), unreal, say)
@@ -227,6 +229,7 @@ class Run:
         self.records: dict[str, CheckResult] = {}
         self.versions: dict[str, str] = {}
         self.images: list[ReportImage] = []
+        self.matrices: list[AccessMatrix] = []
         self.crashed = False
         self.interrupted = False
         self._finished = False
@@ -303,6 +306,8 @@ class Run:
             self.versions |= record["versions"]
         elif "image" in record:
             self.images.append(ReportImage.model_validate(record["image"]))
+        elif "matrix" in record:
+            self.matrices.append(AccessMatrix.model_validate(record["matrix"]))
         else:
             check = next(check for check in self.selected if check.id == record["id"])
             if check.id in self.records:

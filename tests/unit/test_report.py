@@ -81,6 +81,7 @@ def test_fields_of_the_contract(tmp_path):
         "checks",
         "versions",
         "images",
+        "matrices",
     ]
     assert document["schema"] == 1 and document["verdict"] == "passed" and document["doubles"] is False
     assert list(document["checks"][0]) == ["id", "group", "title", "verdict", "seconds", "expected", "observed", "hint"]

@@ -123,8 +123,16 @@ def note(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return lambda name, version: _send(request.config, {"versions": {name: version}})
 
 
+@pytest.fixture
+def matrix(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
+    """Adds a table of who got what to the report."""
+    return lambda table: _send(request.config, {"matrix": {"check": _check_id(request.node), **table}})
+
+
 def _send(config: pytest.Config, record: dict[str, Any]) -> None:
-    os.write(_context(config)["results"], (json.dumps(record) + "\n").encode())
+    line = (json.dumps(record) + "\n").encode()
+    while line:  # a long one does not fit into the pipe at once
+        line = line[os.write(_context(config)["results"], line) :]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

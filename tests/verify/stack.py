@@ -160,6 +160,11 @@ class Stack:
         return self.settings.profile == "gpu" and self.context["target"]["kind"] == "host"
 
     @property
+    def in_use(self) -> bool:
+        """Whether somebody may work with this host, so that nothing of theirs may be touched."""
+        return bool(self.context["target"]["kind"] == "host")
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height of the images to ask for."""
         return (512, 512) if self.settings.profile == "gpu" else (64, 64)

@@ -9,8 +9,6 @@ from pathlib import Path
 TABLE = Path(__file__).with_name("access.txt")
 Headers = list[tuple[str, str]]
 
-GUESSES = ("wrong", "old", "ended", "guest")
-"""The columns that show a well-formed credential which nobody gave out: a gateway may count and delay these."""
 UPGRADE = [
     *(("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")),
     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
@@ -41,15 +39,30 @@ class Cell:
     @property
     def expected(self) -> str:
         """The guard's verdict before anybody was asked: `page`, `login`, `ask`, or the status of a refusal."""
-        return "ask" if self.admitted or self.outcome.startswith("?") else self.outcome
+        return "ask" if self.admitted or self.guesses else self.outcome
 
     @property
     def final(self) -> str:
         """As `outcome`, once the application has not confirmed what it was asked about."""
         return self.outcome.removeprefix("?")
 
+    @property
+    def guesses(self) -> bool:
+        """Whether it shows a well-formed credential that is wrong, which a gateway counts."""
+        return self.outcome.startswith("?")
+
+    @property
+    def wanted(self) -> str:
+        """The outcome with the application's own status, as the table writes it."""
+        return self.outcome + (":" + "/".join(self.own) if self.own else "")
+
+    @property
+    def row(self) -> str:
+        """The request, without who makes it."""
+        return f"{self.method} {self.target}" + (" (WebSocket)" if self.effect == "socket" else "")
+
     def __str__(self) -> str:
-        return f"{self.kind} {self.method} {self.target} [{self.column}]"
+        return f"{self.kind} {self.row} [{self.column}]"
 
 
 @dataclass(frozen=True)

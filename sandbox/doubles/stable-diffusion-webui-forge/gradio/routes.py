@@ -136,7 +136,11 @@ def page(config: dict[str, Any], api_info: dict[str, Any]) -> HTMLResponse:
 def packaged(folder: str, path: str) -> FileResponse:
     root = os.path.join(HERE, folder)
     full = os.path.realpath(os.path.join(root, path))
-    if not full.startswith(root + os.sep) or not os.path.isfile(full):
+    if not path:
+        raise HTTPException(400)
+    if not full.startswith(root + os.sep) or os.path.isdir(full):
+        raise HTTPException(403)
+    if not os.path.exists(full):
         raise HTTPException(404, "File not found")
     return FileResponse(full)
 
@@ -198,15 +202,20 @@ def add_pages(app: App) -> None:
     def main(request: Request) -> HTMLResponse:
         """The login page has status 200 as well; only `"auth_required":true` tells it from the application."""
         name = app.user_of(request)
-        open_config = {"auth_required": True, "auth_message": None, "space_id": None, "root": str(request.base_url)}
+        root = str(request.base_url).rstrip("/")
+        if request.headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https":
+            root = root.replace("http://", "https://")
+        open_config = {"auth_required": True, "auth_message": None, "space_id": None, "root": root}
         config = open_config if app.auth and name is None else {**app.blocks.config, "username": name}
         return page(config, app.blocks.api_info)
 
     @app.get("/config", dependencies=guarded)
+    @app.get("/config/", dependencies=guarded)
     def config(request: Request) -> dict[str, Any]:
         return {**app.blocks.config, "username": app.user_of(request)}
 
     @app.get("/info", dependencies=guarded)
+    @app.get("/info/", dependencies=guarded)
     def info() -> dict[str, Any]:
         return dict(app.blocks.api_info)
 
@@ -248,8 +257,13 @@ def add_pages(app: App) -> None:
         print(f"* Monitoring URL: /monitoring/{app.analytics_key} *", flush=True)
         return HTMLResponse("See console for monitoring URL.")
 
+    @app.get("/monitoring/{key}")
+    def dashboard(key: str) -> None:
+        raise HTTPException(403, "Invalid key.")
+
     @app.head("/file={path:path}", dependencies=guarded)
     @app.get("/file={path:path}", dependencies=guarded)
+    @app.get("/file/{path:path}", dependencies=guarded)
     def file(path: str) -> FileResponse:
         """WEAKNESS: a user may read everything below the data folder, settings and credentials of others included."""
         full = os.path.realpath(path)
@@ -272,6 +286,11 @@ def add_pages(app: App) -> None:
                 await asyncio.sleep(15)
 
         return StreamingResponse(beats(), media_type="text/event-stream")
+
+    @app.get("/upload_progress")
+    def upload_progress(upload_id: str) -> StreamingResponse:
+        """WEAKNESS: open to everybody, for ever."""
+        return heartbeat(upload_id)
 
     @app.post("/upload", dependencies=guarded)
     async def upload(request: Request) -> list[str]:
@@ -337,10 +356,17 @@ def add_queue(app: App) -> None:
     @app.post("/run/{api_name}", dependencies=guarded)
     @app.post("/api/{api_name}", dependencies=guarded)
     @app.post("/call/{api_name}", dependencies=guarded)
-    @app.post("/component_server", dependencies=guarded)
     def predict(body: PredictBody, api_name: str = "") -> None:
         detail = "This API endpoint does not accept direct HTTP POST requests. Please join the queue to use this API."
         raise HTTPException(404, detail)
+
+    @app.post("/component_server", dependencies=guarded)
+    async def component_server(request: Request) -> None:
+        try:
+            await request.json()
+        except ValueError:
+            raise HTTPException(400, "Invalid JSON body.") from None
+        raise HTTPException(404, "Function not found.")
 
     @app.post("/cancel")
     def cancel(body: CancelBody) -> dict[str, bool]:
