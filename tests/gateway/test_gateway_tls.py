@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,12 @@ class Acme:
         return answer.partition("\r\n\r\n")[2]
 
 
-@pytest.fixture(scope="module")
-def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+@contextmanager
+def pebble(folder: Path, *, closed: str = "") -> Iterator[Acme]:
+    """A running pebble. closed: the way (`http` or `tls`) on which it does not reach the gateway."""
     if shutil.which("pebble") is None and os.environ.get("REQUIRE_SANDBOX") != "1":
         pytest.skip("pebble is not installed (apt install pebble)")
-    folder, own = tmp_path_factory.mktemp("pebble"), issued(certificates.OWN_NAMES)
+    own = issued(certificates.OWN_NAMES)
     (folder / "cert.pem").write_text(own.gateway.chain)
     (folder / "key.pem").write_text(own.gateway.key)
     port, management, http, tls, dns = (free_port() for _ in range(5))
@@ -146,30 +147,30 @@ def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
         "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(folder / "cert.pem"),
         "privateKey": str(folder / "key.pem"),
-        "httpPort": http,
-        "tlsPort": tls,
+        "httpPort": free_port() if closed == "http" else http,
+        "tlsPort": free_port() if closed == "tls" else tls,
     }
     (folder / "config.json").write_text(json.dumps({"pebble": settings}))
     names = ["pebble-challtestsrv", "-dns01", f"127.0.0.1:{dns}", "-defaultIPv6", ""]
     names += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-management", f"127.0.0.1:{free_port()}"]
     server = ["pebble", "-config", str(folder / "config.json"), "-dnsserver", f"127.0.0.1:{dns}"]
-    quick = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5"}
+    quick = {**os.environ, "PEBBLE_VA_NOSLEEP": "1"}
     with ExitStack() as running:
         for command in (names, server):
             output = running.enter_context((folder / f"{command[0]}.log").open("wb"))
             process = subprocess.Popen(command, env=quick, stdout=output, stderr=subprocess.STDOUT)
             running.callback(process.wait)
             running.callback(process.terminate)
-        found = Acme(
-            f"https://127.0.0.1:{port}/dir",
-            f"https://127.0.0.1:{management}",
-            folder / "pebble.log",
-            own.authority.chain,
-            http,
-            tls,
-        )
+        directory, console = f"https://127.0.0.1:{port}/dir", f"https://127.0.0.1:{management}"
+        found = Acme(directory, console, folder / "pebble.log", own.authority.chain, http, tls)
         wait_until(lambda: "BEGIN CERTIFICATE" in found.issuer(), 20, "pebble answers")
         yield found
+
+
+@pytest.fixture(scope="module")
+def acme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acme]:
+    with pebble(tmp_path_factory.mktemp("pebble")) as running:
+        yield running
 
 
 @dataclass
@@ -198,25 +199,21 @@ class FromAcme:
 
 @pytest.fixture
 def from_acme(
-    acme: Acme,
-    tmp_path: Path,
-    gateway_python: str,
-    accounts: dict[str, dict[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, gateway_python: str, accounts: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., FromAcme]]:
     made: list[Gateway] = []
-    environment = {
-        "GATEWAY_HTTP_PORT": str(acme.http_port),
-        "GATEWAY_HTTPS_PORT": str(acme.tls_port),
-        "GATEWAY_ACME": str(tmp_path / "kept"),
-        "GATEWAY_DOMAIN": DOMAIN,
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
 
-    def make(roots: str) -> FromAcme:
+    def make(acme: Acme, roots: str = "") -> FromAcme:
+        environment = {
+            "GATEWAY_HTTP_PORT": str(acme.http_port),
+            "GATEWAY_HTTPS_PORT": str(acme.tls_port),
+            "GATEWAY_ACME": str(tmp_path / "kept"),
+            "GATEWAY_DOMAIN": DOMAIN,
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         (tmp_path / "config").mkdir()
-        (tmp_path / "config" / "acme-roots.crt").write_text(roots)
+        (tmp_path / "config" / "acme-roots.crt").write_text(roots or acme.root)
         tls: dict[str, Any] = {"mode": "acme", "domain": DOMAIN, "email": "a@example.org", "acme_root": "given"}
         tls["acme_directory"] = acme.directory_url
         made.append(make_gateway(tmp_path, gateway_python, accounts, serve=False, tls=tls))
@@ -238,7 +235,7 @@ def serial(port: int) -> str:
 
 def test_a_certificate_is_fetched_served_and_kept(acme: Acme, from_acme: Callable[..., FromAcme]) -> None:
     before = acme.orders()
-    started = from_acme(acme.root)
+    started = from_acme(acme)
     wait_until(lambda: started.health().returncode == 0, 60, "healthy, so with a certificate")
     assert acme.orders() == before + 1
     context = trust(Anchor(acme.issuer(), DOMAIN))
@@ -255,8 +252,18 @@ def test_a_certificate_is_fetched_served_and_kept(acme: Acme, from_acme: Callabl
     assert modes == {0}
 
 
+@pytest.mark.parametrize("closed", ["http", "tls"])
+def test_one_of_its_two_ways_to_the_gateway_is_enough(
+    tmp_path_factory: pytest.TempPathFactory, from_acme: Callable[..., FromAcme], closed: str
+) -> None:
+    with pebble(tmp_path_factory.mktemp("pebble"), closed=closed) as acme:
+        started = from_acme(acme)
+        wait_until(lambda: started.health().returncode == 0, 60, "healthy, so with a certificate")
+        assert acme.orders() == 1
+
+
 def test_beside_the_acme_server_nobody_finds_anything_there(acme: Acme, from_acme: Callable[..., FromAcme]) -> None:
-    started = from_acme(acme.root)
+    started = from_acme(acme)
     wait_until(lambda: started.health().returncode == 0, 60, "healthy")
     context = trust(Anchor(acme.issuer(), DOMAIN))
     for target in ("/", "/queue", "/.well-known/acme-challenge/x"):
@@ -272,7 +279,7 @@ def test_without_a_certificate_the_gateway_is_not_healthy_and_says_why(
     acme: Acme, from_acme: Callable[..., FromAcme]
 ) -> None:
     before = acme.orders()
-    started = from_acme(issued().authority.chain)  # not the server's root
+    started = from_acme(acme, issued().authority.chain)  # not the server's root
     wait_until(lambda: "unknown authority" in started.gateway.output.read_text(), 60, "the log names the reason")
     health = started.health()
     assert health.returncode == 1 and "gateway:" in health.stderr
