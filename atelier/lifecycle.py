@@ -218,7 +218,7 @@ def read_certificate(target: Target) -> Certificate | None:
         return certificates.load(paths.secrets_dir(target.name)).gateway
     if tls.mode != "files":
         return None
-    chain, key = (paths.PROJECT / str(name) for name in (tls.certificate, tls.key))
+    chain, key = (paths.PROJECT / Path(str(name)).expanduser() for name in (tls.certificate, tls.key))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password=lambda: b"")
         return Certificate(chain.read_text(encoding="ascii"), key.read_text(encoding="ascii"))

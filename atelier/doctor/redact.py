@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
+from atelier import paths
 from atelier.credentials import Credentials
 from atelier.settings import Settings
 
@@ -30,7 +31,7 @@ def known_secrets(
             found |= {account.password or "", digest, digest[7:], digest[29:], f"{account.user}:{account.password}"}
         found.add(credentials.comfyui_cookie_key)
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    files += [Path(name) for name in (settings.tls.key,) if name]
+    files += [paths.PROJECT / Path(name).expanduser() for name in (settings.tls.key,) if name]
     for path in files:
         found |= _values(path)
     found |= {value for name, value in environment.items() if SECRET_NAMES.search(name)}

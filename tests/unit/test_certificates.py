@@ -309,11 +309,14 @@ def test_a_deploy_issues_for_every_name_and_stores_nothing_before_it_acts(target
     assert len(said) == 1 and "users import it again" in said[0]
 
 
-def test_an_operators_certificate_that_has_ended_is_refused_by_name(target: Target, tmp_path: Path) -> None:
+def test_an_operators_certificate_that_has_ended_is_refused_by_name(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = certificates.issue(FIRST.authority, NAMES, NOW - days(900))
     (tmp_path / "own.crt").write_text(ended.chain)
     (tmp_path / "own.key").write_text(ended.key)
-    tls = {"mode": "files", "certificate": "own.crt", "key": "own.key"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tls = {"mode": "files", "certificate": "own.crt", "key": "~/own.key"}
     own = replace(target, settings=build_settings([("test", {"profile": "cpu", "tls": tls})]))
     certificate = lifecycle.read_certificate(own)
     assert certificate == ended, "verify reads it all the same"
