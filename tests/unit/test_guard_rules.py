@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "images" / "gateway"))
 
 from guard import admission  # noqa: E402
-from guard.admission import Memory, OverloadedError, PasswordCheck  # noqa: E402
+from guard.admission import OverloadedError, PasswordCheck  # noqa: E402
 from guard.config import ConfigError, load  # noqa: E402
 from guard.decide import (  # noqa: E402
     Ask,
@@ -27,6 +28,7 @@ from guard.decide import (  # noqa: E402
     read_basic,
     same_origin,
 )
+from guard.memory import Answers, Seen  # noqa: E402
 from guard.policy import COMFYUI, FORGE  # noqa: E402
 
 TOKEN = "$2b$12$" + "a" * 53
@@ -234,43 +236,43 @@ def test_wrong_applications(tmp_path: Path, applications: object) -> None:
         load(tmp_path, tmp_path)
 
 
-def test_memory_forgets_by_time_by_size_and_when_told() -> None:
+def test_answers_are_forgotten_by_time_by_size_and_when_told() -> None:
     now = 0.0
     found: list[str] = []
 
-    async def recall(memory: Memory, name: str) -> bool:
+    async def recall(answers: Answers, name: str) -> bool:
         async def find() -> bool:
             found.append(name)
             return True
 
-        return await memory.recall((name,), find)
+        return await answers.recall((name,), find)
 
     async def scenario() -> None:
         nonlocal now
-        memory = Memory(5, size=2, clock=lambda: now)
-        await recall(memory, "a")
-        await recall(memory, "a")
+        answers = Answers(5, size=2, clock=lambda: now)
+        await recall(answers, "a")
+        await recall(answers, "a")
         assert found == ["a"]
         now = 5.0
-        await recall(memory, "a")
+        await recall(answers, "a")
         assert found == ["a", "a"]
-        await recall(memory, "b")
-        await recall(memory, "c")  # makes room: `a` goes
-        await recall(memory, "b")
+        await recall(answers, "b")
+        await recall(answers, "c")  # makes room: `a` goes
+        await recall(answers, "b")
         assert found == ["a", "a", "b", "c"]
-        await recall(memory, "a")
+        await recall(answers, "a")
         assert found[4:] == ["a"]
-        memory.forget()
-        await recall(memory, "a")
+        answers.forget()
+        await recall(answers, "a")
         assert found[4:] == ["a", "a"]
-        assert b"a" not in memory._answers  # only its HMAC
+        assert b"a" not in answers._answers  # only its HMAC
 
     asyncio.run(scenario())
 
 
-def test_memory_finds_once_and_does_not_remember_failures() -> None:
+def test_answers_are_found_once_and_failures_not_remembered() -> None:
     async def scenario() -> None:
-        memory = Memory(5)
+        answers = Answers(5)
         calls = 0
 
         async def find() -> bool:
@@ -281,12 +283,26 @@ def test_memory_finds_once_and_does_not_remember_failures() -> None:
                 raise OverloadedError
             return True
 
-        first = await asyncio.gather(*(memory.recall(("a",), find) for _ in range(5)), return_exceptions=True)
+        first = await asyncio.gather(*(answers.recall(("a",), find) for _ in range(5)), return_exceptions=True)
         assert [type(answer) for answer in first] == [OverloadedError] * 5
-        assert await asyncio.gather(*(memory.recall(("a",), find) for _ in range(5))) == [True] * 5
+        assert await asyncio.gather(*(answers.recall(("a",), find) for _ in range(5))) == [True] * 5
         assert calls == 2
 
     asyncio.run(scenario())
+
+
+def test_seen_is_bounded_and_keeps_no_credential() -> None:
+    seen = Seen(size=2)
+    seen.add("a", "b")
+    seen.add("c")
+    assert ("a", "b") in seen  # met again, so it stays
+    seen.add("d")
+    assert [words in seen for words in [("a", "b"), ("c",), ("d",), ("ab",)]] == [True, False, True, False]
+    assert not {b"a", b"b", b"d", b"a\0b"} & set(seen._seen)
+    seen.discard("d")
+    assert ("d",) not in seen
+    seen.clear()
+    assert ("a", "b") not in seen
 
 
 def test_passwords() -> None:
@@ -303,12 +319,13 @@ def test_passwords() -> None:
     asyncio.run(scenario())
 
 
-def test_concurrent_guesses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    running, most = 0, 0
+def test_passwords_are_checked_one_at_a_time_and_after_all_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most, niceness = 0, 0, set()
     lock = threading.Lock()
 
     def slow(password: bytes, hashed: bytes) -> bool:
         nonlocal running, most
+        niceness.add(os.getpriority(os.PRIO_PROCESS, 0))
         with lock:
             running += 1
             most = max(most, running)
@@ -325,5 +342,7 @@ def test_concurrent_guesses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
     answers = asyncio.run(scenario())
     assert most == 1
+    assert niceness == {19}
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
     assert answers[0] is True
-    assert sum(isinstance(answer, OverloadedError) for answer in answers) == 100 - admission.GUESSES
+    assert sum(isinstance(answer, OverloadedError) for answer in answers) == 99 - admission.WAITING

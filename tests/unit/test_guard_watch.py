@@ -1,17 +1,24 @@
-"""The watch and its conversations, against small servers that behave as applications do when they end or turn open."""
+"""The watch, its conversations and who is admitted, against small servers that behave as applications do."""
 
 import asyncio
+import base64
+import ipaddress
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
+import bcrypt
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "images" / "gateway"))
 
-from guard import watch  # noqa: E402
-from guard.admission import Admission, PasswordCheck  # noqa: E402
+from guard import admission as admission_module  # noqa: E402
+from guard import guessing, watch  # noqa: E402
+from guard.admission import Admission, OverloadedError, PasswordCheck  # noqa: E402
+from guard.attempts import Attempts, Limits, TooManyAttemptsError  # noqa: E402
+from guard.client import Client  # noqa: E402
 from guard.config import Account, Application  # noqa: E402
 from guard.conversation import Conversation, ConversationError  # noqa: E402
 from guard.decide import Credential  # noqa: E402
@@ -19,6 +26,9 @@ from guard.policy import COMFYUI, FORGE, Policy  # noqa: E402
 from guard.watch import AnswersStrangersError, Watch  # noqa: E402
 
 CLOSED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno"
+FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
+HERE = Client(ipaddress.ip_address("203.0.113.5"), False, False)
+ELSEWHERE = Client(ipaddress.ip_address("203.0.113.6"), False, False)
 OPEN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 
@@ -27,7 +37,10 @@ class Server:
 
     def __init__(self) -> None:
         self.answer: Callable[[str, bool], bytes] = lambda path, shown: CLOSED
+        self.answer_head: Callable[[str, bool], bytes] | None = None
+        self.silent = "\0"  # what no answer comes to
         self.asked: list[str] = []
+        self.heads: list[str] = []
         self.writers: list[asyncio.StreamWriter] = []
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -51,12 +64,20 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 path = head.split()[1]
                 self.asked.append(path)
-                writer.write(self.answer(path, "cookie:" in head or "authorization:" in head))
+                self.heads.append(head)
+                shown = "cookie:" in head or "authorization:" in head
+                if self.silent not in head:
+                    writer.write(self.answer_head(head, shown) if self.answer_head else self.answer(path, shown))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
     def application(self, policy: Policy = COMFYUI) -> Application:
         return Application("app", policy, "127.0.0.1", self.port, False, Account("owner", "$2b$12$" + "a" * 53))
+
+
+def admission_to(server: Server, policy: Policy = COMFYUI) -> Admission:
+    attempts = Attempts("app", Limits(), lambda lock_out, client: None)
+    return Admission(server.application(policy), PasswordCheck(), attempts)
 
 
 def run(scenario: Callable[[Server], Awaitable[None]]) -> None:
@@ -139,8 +160,7 @@ def cookie_admitted(answer: Callable[[str, bool], bytes]) -> bool:
 
     async def scenario(server: Server) -> None:
         server.answer = answer
-        admission = Admission(server.application(), PasswordCheck())
-        result.append(await admission.admits(Credential("cookie", "AIOHTTP_SESSION=s")))
+        result.append(await admission_to(server).admits(Credential("cookie", "AIOHTTP_SESSION=s"), HERE))
 
     run(scenario)
     return result[0]
@@ -173,6 +193,131 @@ def test_session_of_owner_and_of_guest(guest_mode: bytes, admitted: bool) -> Non
 def test_an_application_that_confirms_anything_confirms_nothing() -> None:
     with pytest.raises(AnswersStrangersError):
         cookie_admitted(lambda path, shown: json_answer(b'{"guestMode": false}'))
+
+
+def sessions(*right: str) -> Callable[[str, bool], bytes]:
+    """Forge's answers, where `right` cookies are sessions."""
+
+    def answer(head: str, shown: bool) -> bytes:
+        return OPEN if any(cookie in head for cookie in right) else CLOSED
+
+    return answer
+
+
+def cookie(value: str) -> Credential:
+    return Credential("cookie", f"access-token-a={value}")
+
+
+async def use_up_the_address(admission: Admission) -> None:
+    for guess in range(guessing.ADDRESS.most):
+        assert not await admission.admits(cookie(f"guess-{guess}"), HERE)
+    with pytest.raises(TooManyAttemptsError):
+        await admission.admits(cookie("one-more"), HERE)
+
+
+def test_others_failures_concern_no_session_token_or_password_that_was_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All from one address, as behind a company's NAT, or behind a loopback bind."""
+    monkeypatch.setattr(guessing, "LONGEST_DELAY", 0.0)
+    right = Account("owner", bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode())
+
+    async def scenario(server: Server) -> None:
+        server.answer_head = sessions("=s", "=issued", "=too-late", "authorization:")
+        forge = replace(server.application(FORGE), account=right)
+        admission = Admission(forge, PasswordCheck(), Attempts("app", Limits(), lambda lock_out, client: None))
+        basic = Credential("basic", base64.b64encode(b"owner:right").decode())
+        assert await admission.admits(cookie("s"), HERE)
+        assert await admission.admits(basic, HERE)
+        await use_up_the_address(admission)
+        assert await admission.admits(cookie("s"), HERE)
+        assert await admission.admits(basic, HERE)
+        assert await admission.login_is_right("owner", "right", HERE)
+        admission.expect("access-token-a=issued")  # by that login
+        assert await admission.admits(cookie("issued"), HERE)
+        with pytest.raises(TooManyAttemptsError):
+            await admission.admits(cookie("too-late"), HERE)
+        with pytest.raises(TooManyAttemptsError):
+            await admission.login_is_right("owner", "wrong", HERE)
+        assert await admission.admits(cookie("too-late"), ELSEWHERE)
+
+    run(scenario)
+
+
+def test_others_failures_do_not_concern_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessing, "LONGEST_DELAY", 0.0)
+
+    async def scenario(server: Server) -> None:
+        server.answer = lambda path, shown: OPEN if shown else CLOSED
+        admission = admission_to(server)
+        for guess in range(guessing.ADDRESS.most):
+            assert not await admission.admits(Credential("bearer", str(guess)), HERE)
+        with pytest.raises(TooManyAttemptsError):
+            await admission.admits(Credential("query", "one more"), HERE)
+        asked = len(server.asked)
+        assert await admission.admits(Credential("bearer", "$2b$12$" + "a" * 53), HERE)
+        assert len(server.asked) == asked + 2, "a wrong token asked the application"
+
+    run(scenario)
+
+
+def test_a_wrong_credential_asks_no_application_twice() -> None:
+    async def scenario(server: Server) -> None:
+        admission = admission_to(server, FORGE)
+        for _ in range(3):
+            assert not await admission.admits(cookie("ended"), HERE)
+        assert server.asked.count("/login_check") == 2  # the second is the stranger's
+        admission.forget()
+        assert not await admission.admits(cookie("ended"), HERE)
+        assert server.asked.count("/login_check") == 4
+
+    run(scenario)
+
+
+def test_an_ended_session_is_one_attempt() -> None:
+    async def scenario(server: Server) -> None:
+        server.answer_head = sessions("=s")
+        admission = admission_to(server, FORGE)
+        assert await admission.admits(cookie("s"), HERE)
+        server.answer_head = sessions()
+        admission.forget()
+        assert not await admission.admits(cookie("s"), HERE)
+        assert not await admission.admits(cookie("s"), HERE)
+        asked = len(server.asked)
+        assert not await admission.admits(cookie("s"), HERE)
+        assert len(server.asked) == asked
+
+    run(scenario)
+
+
+def test_an_application_s_failure_says_nothing_of_a_credential() -> None:
+    async def scenario(server: Server) -> None:
+        server.answer_head = lambda head, shown: FAILED if shown else CLOSED
+        admission = admission_to(server, FORGE)
+        with pytest.raises(ConversationError):
+            await admission.admits(cookie("s"), HERE)
+        server.answer_head = sessions("=s")
+        assert await admission.admits(cookie("s"), HERE)
+
+    run(scenario)
+
+
+def test_unknown_sessions_do_not_crowd_out_known_ones() -> None:
+    async def scenario(server: Server) -> None:
+        server.answer_head = sessions("=s")
+        admission = admission_to(server, FORGE)
+        assert await admission.admits(cookie("s"), HERE)
+        admission.forget()
+        server.silent = "=guess"
+        clients = [Client(ipaddress.ip_address(f"192.0.2.{number}"), False, False) for number in range(100)]
+        guesses = [asyncio.create_task(admission.admits(cookie(f"guess-{c.name}"), c)) for c in clients]
+        await until(lambda: sum(guess.done() for guess in guesses) > 0)
+        assert await admission.admits(cookie("s"), HERE)
+        turned_away = [guess for guess in guesses if guess.done()]
+        assert {type(guess.exception()) for guess in turned_away} <= {OverloadedError, TooManyAttemptsError}
+        assert sum("=guess" in head for head in server.heads) <= admission_module.DOUBTS
+        for guess in guesses:
+            guess.cancel()
+
+    run(scenario)
 
 
 @pytest.mark.parametrize(

@@ -4,152 +4,189 @@ import asyncio
 import hashlib
 import hmac
 import json
-import secrets
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 import bcrypt
 
+from guard.attempts import Attempts
+from guard.client import Client
 from guard.config import Application
-from guard.conversation import Conversation
+from guard.conversation import Conversation, ConversationError
 from guard.decide import Credential, read_basic
+from guard.memory import Answers, Seen
 from guard.watch import PATIENCE, prove_closed
 
 CONFIRMED_SECONDS = 5.0
-PASSWORD_SECONDS = 600.0  # a right password stays right until the gateway restarts with another hash
-REMEMBERED = 1024  # answers
 QUESTIONS = 8  # conversations with one application at a time
-GUESSES = 16  # password checks that may wait; one takes about 0.25 s
+DOUBTS = 2  # conversations about sessions that it never confirmed
+WAITING = 16  # checks that may wait: of passwords (one takes about 0.25 s), of unknown sessions
 
 
 class OverloadedError(Exception):
-    """Too many password checks are waiting."""
+    """Too many checks are waiting."""
 
 
-class Memory:
-    """Answers remembered for some seconds, bounded, keyed by an HMAC so that no credential is kept."""
+class Turns:
+    """Lets so many work at a time and so many wait; the rest is turned away."""
 
-    def __init__(self, seconds: float, size: int = REMEMBERED, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._size, self._clock = seconds, size, clock
-        self._key = secrets.token_bytes(32)
-        self._answers: OrderedDict[bytes, tuple[float, bool]] = OrderedDict()
-        self._finding: dict[bytes, asyncio.Task[bool]] = {}
+    def __init__(self, at_work: int, waiting: int = WAITING) -> None:
+        self._turns = asyncio.Semaphore(at_work)
+        self._room = at_work + waiting
 
-    async def recall(self, question: tuple[str, ...], find: Callable[[], Coroutine[None, None, bool]]) -> bool:
-        """The remembered answer, else what `find` says; asked many times at once, it is found once."""
-        key = hmac.digest(self._key, "\0".join(question).encode(errors="surrogateescape"), "sha256")
-        expires, answer = self._answers.get(key, (0.0, False))
-        if self._clock() < expires:
-            return answer
-        task = self._finding.get(key)
-        if task is None:
-            task = self._finding[key] = asyncio.create_task(self._find(key, find))
-        return await asyncio.shield(task)
-
-    def forget(self) -> None:
-        """Forget everything."""
-        self._answers.clear()
-
-    async def _find(self, key: bytes, find: Callable[[], Coroutine[None, None, bool]]) -> bool:
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        """A turn. Raises OverloadedError."""
+        if not self._room:
+            raise OverloadedError
+        self._room -= 1
         try:
-            answer = await find()
+            async with self._turns:
+                yield
         finally:
-            del self._finding[key]
-        self._answers[key] = (self._clock() + self._seconds, answer)
-        self._answers.move_to_end(key)
-        while len(self._answers) > self._size:
-            self._answers.popitem(last=False)
-        return answer
+            self._room += 1
 
 
 class PasswordCheck:
-    """Compares passwords with hashes, one at a time for the whole gateway, so that guesses cannot take the computer.
-
-    The place where failures will be counted per address and account.
-    """
+    """Compares passwords with hashes, one at a time for the whole gateway and after all other work of the computer."""
 
     def __init__(self) -> None:
-        self._memory = Memory(PASSWORD_SECONDS)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bcrypt")
-        self._waiting = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bcrypt", initializer=_step_back)
+        self._turns = Turns(1)
 
     async def __call__(self, password: str, password_bcrypt: str) -> bool:
         """Whether the password is the one hashed. Raises OverloadedError when too many checks are waiting."""
         raw = password.encode(errors="surrogateescape")
         if not raw or len(raw) > 72 or b"\0" in raw:  # what bcrypt would cut off or refuse
             return False
-        return await self._memory.recall((password, password_bcrypt), lambda: self._compare(raw, password_bcrypt))
-
-    async def _compare(self, password: bytes, password_bcrypt: str) -> bool:
-        if self._waiting >= GUESSES:
-            raise OverloadedError
-        self._waiting += 1
-        try:
+        async with self._turns():
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, bcrypt.checkpw, password, password_bcrypt.encode())
-        finally:
-            self._waiting -= 1
+            return await loop.run_in_executor(self._pool, bcrypt.checkpw, raw, password_bcrypt.encode())
+
+
+def _step_back() -> None:
+    os.setpriority(os.PRIO_PROCESS, 0, 19)  # on Linux, of this thread
 
 
 class Admission:
-    """Decides about the credentials that callers show to one application."""
+    """Decides about the credentials that callers show to one application.
 
-    def __init__(self, application: Application, check_password: PasswordCheck) -> None:
+    A right token, a session that the application confirmed once and a password that was right once from the same
+    address are not attempts: no limit that others' wrong credentials run into holds for them.
+    """
+
+    def __init__(self, application: Application, check_password: PasswordCheck, attempts: Attempts) -> None:
         self._application = application
         self._check_password = check_password
-        self._memory = Memory(CONFIRMED_SECONDS)
+        self._attempts = attempts
+        self._logins = Seen()
+        self._sessions = Seen()
+        self._confirmed = Answers(CONFIRMED_SECONDS)
         self._questions = asyncio.Semaphore(QUESTIONS)
+        self._doubts = Turns(DOUBTS)
 
-    async def admits(self, credential: Credential) -> bool:
+    async def admits(self, credential: Credential, client: Client) -> bool:
         """Whether the credential is right and the application confirms it.
 
         Raises ConversationError or AnswersStrangersError when the application cannot be trusted with the answer,
-        OverloadedError when too many passwords are being checked.
+        TooManyAttemptsError or OverloadedError when nothing was checked.
         """
-        if not await self._is_right(credential):
-            return False
-        return await self._memory.recall((credential.scheme, credential.value), lambda: self._ask(credential))
+        if credential.scheme == "cookie":
+            admitted = await self._session_is_right(credential, client)
+        else:
+            admitted = await self._secret_is_right(credential, client) and await self._confirms(credential)
+        if admitted:
+            self._attempts.entered(client)
+        return admitted
 
-    async def login_is_right(self, user: str | None, password: str) -> bool:
-        """Whether a login form's fields are the account's; without a user name the password decides alone."""
+    async def login_is_right(self, user: str | None, password: str, client: Client) -> bool:
+        """Whether a login form's fields are the account's; without a user name the password decides alone.
+
+        Raises TooManyAttemptsError or OverloadedError.
+        """
         account = self._application.account
-        if user is not None and not hmac.compare_digest(user.strip().encode(), account.user.encode()):
-            return False
-        return await self._check_password(password, account.password_bcrypt)
+        named = account.user if user is None else user.strip()
+        login = (client.counted_as or "", named, password)
+        if login in self._logins:
+            return True
+
+        async def check() -> bool:
+            is_owner = hmac.compare_digest(named.encode(errors="surrogateescape"), account.user.encode())
+            return is_owner and await self._check_password(password, account.password_bcrypt)
+
+        right = await self._attempts.are_right(("password", named, password), client, check)
+        if right:
+            self._logins.add(*login)
+        return right
+
+    def expect(self, cookies: str) -> None:
+        """Note the session that a right login brought."""
+        for pair in cookies.split("; "):
+            self._sessions.add(pair)
 
     def forget(self) -> None:
-        """Forget what the application confirmed; a new process has to confirm it again."""
-        self._memory.forget()
+        """Forget what the application said; a new process has to say it again."""
+        self._confirmed.forget()
+        self._attempts.forget_wrong()
 
-    async def _is_right(self, credential: Credential) -> bool:
+    async def _secret_is_right(self, credential: Credential, client: Client) -> bool:
         # Only right secrets reach an application. A session only the application itself can read.
-        account = self._application.account
-        if credential.scheme in ("bearer", "query"):
-            given = credential.value.encode(errors="surrogateescape")
-            return hmac.compare_digest(given, account.password_bcrypt.encode())
         if credential.scheme == "basic":
             pair = read_basic(credential.value)
-            return pair is not None and await self.login_is_right(*pair)
+            return pair is not None and await self.login_is_right(*pair, client)
+        given = credential.value.encode(errors="surrogateescape")
+        if hmac.compare_digest(given, self._application.account.password_bcrypt.encode()):
+            return True
+        return await self._attempts.are_right(("token", credential.value), client, _never)
+
+    async def _session_is_right(self, credential: Credential, client: Client) -> bool:
+        pairs = credential.value.split("; ")
+        if any((pair,) in self._sessions for pair in pairs):
+            if await self._confirms(credential):
+                return True
+            for pair in pairs:
+                self._sessions.discard(pair)
+            return False
+        if not await self._attempts.are_right(("cookie", *pairs), client, lambda: self._doubt(credential)):
+            return False
+        self.expect(credential.value)
         return True
 
+    async def _confirms(self, credential: Credential) -> bool:
+        return await self._confirmed.recall((credential.scheme, credential.value), lambda: self._ask(credential))
+
+    async def _doubt(self, credential: Credential) -> bool:
+        async with self._doubts():
+            return await self._converse(credential)
+
     async def _ask(self, credential: Credential) -> bool:
-        application = self._application
         async with self._questions:
-            talk = await Conversation.open(application.host, application.port, patience=PATIENCE)
-            try:
-                confirmed = await confirms(talk, application, credential)
-                # The same question without the credential, to the same process: an open one confirms anything.
-                await prove_closed(talk, [application.policy.confirm_paths[credential.scheme]])
-                return confirmed
-            finally:
-                talk.close()
+            return await self._converse(credential)
+
+    async def _converse(self, credential: Credential) -> bool:
+        application = self._application
+        talk = await Conversation.open(application.host, application.port, patience=PATIENCE)
+        try:
+            confirmed = await confirms(talk, application, credential)
+            # The same question without the credential, to the same process: an open one confirms anything.
+            await prove_closed(talk, [application.policy.confirm_paths[credential.scheme]])
+            return confirmed
+        finally:
+            talk.close()
+
+
+async def _never() -> bool:
+    return False
 
 
 async def confirms(talk: Conversation, application: Application, credential: Credential) -> bool:
-    """Whether the application answers the credential's owner, and not a guest."""
+    """Whether the application answers the credential's owner, and not a guest.
+
+    Raises ConversationError when it says neither yes nor no.
+    """
     policy = application.policy
     target = policy.confirm_paths[credential.scheme]
     headers: tuple[tuple[str, str], ...] = ()
@@ -160,7 +197,9 @@ async def confirms(talk: Conversation, application: Application, credential: Cre
     else:
         headers = (("Authorization", f"{policy.scheme} {credential.value}"),)
     answer = await talk.ask(target, headers, patience=PATIENCE)
-    if answer.status != 200 or credential.scheme != "cookie" or policy.denies_guest is None:
+    if answer.status not in (200, 401):
+        raise ConversationError(f"GET {policy.confirm_paths[credential.scheme]} answered {answer.status}")
+    if answer.status == 401 or credential.scheme != "cookie" or policy.denies_guest is None:
         return answer.status == 200
     guest = await talk.ask(policy.denies_guest, headers, patience=PATIENCE)
     if guest.status == 404:  # a login without a guest mode

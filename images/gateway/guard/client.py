@@ -29,6 +29,15 @@ class Client:
         return "https" if self.secure else "http"
 
     @property
+    def counted_as(self) -> str | None:
+        """What wrong credentials are counted under: the address, an IPv6 one's network, nothing for a shared one."""
+        if self.shared:
+            return None
+        if self.address.version == 6:
+            return str(ipaddress.ip_network((self.address, 64), strict=False))
+        return str(self.address)
+
+    @property
     def name(self) -> str:
         """The address as logs name it; never one that a ban would cut everybody off by."""
         return "shared" if self.shared else str(self.address)

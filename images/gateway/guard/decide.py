@@ -181,6 +181,16 @@ def own_cookies(headers: Iterable[str], policy: Policy) -> str:
     )
 
 
+def issued_cookies(set_cookies: Iterable[str], policy: Policy) -> str:
+    """The application's own cookies among Set-Cookie headers, as their Cookie header will be."""
+    return own_cookies((header.partition(";")[0] for header in set_cookies), policy)
+
+
+def shuts_out(verdict: Refuse | Open) -> bool:
+    """Whether it leads nowhere, neither to a login page nor on the way there."""
+    return isinstance(verdict, Refuse) and verdict.location is None
+
+
 def query_values(query: str, name: str) -> list[str]:
     """All values of a query field, however its name is written, with `&` or `;` between fields."""
     fields = (field.partition("=") for field in re.split("[&;]", query))

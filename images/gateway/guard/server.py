@@ -19,10 +19,12 @@ from aiohttp import web
 
 from guard.admission import Admission, OverloadedError, PasswordCheck, caller
 from guard.answers import RETRY_SECONDS, not_served, refusal
+from guard.attempts import Attempts, Limits, TooManyAttemptsError
 from guard.client import Client, Surroundings, read_client
 from guard.config import Application, Config
 from guard.conversation import Answer, Conversation, ConversationError
-from guard.decide import Ask, Open, Refuse, Request, judge, own_cookies
+from guard.decide import Ask, Open, Refuse, Request, issued_cookies, judge, own_cookies, shuts_out
+from guard.guessing import LockOut
 from guard.watch import PATIENCE, AnswersStrangersError, Watch, prove_closed
 
 FORM_LIMIT = 64 * 1024  # bytes of a login form
@@ -33,10 +35,12 @@ PAGE_HEADERS = frozenset({"content-type", "set-cookie", "location", "etag", "las
 class Gate:
     """Everything the guard does for one application."""
 
-    def __init__(self, application: Application, surroundings: Surroundings, check_password: PasswordCheck) -> None:
+    def __init__(
+        self, application: Application, surroundings: Surroundings, check_password: PasswordCheck, limits: Limits
+    ) -> None:
         self.application = application
         self._surroundings = surroundings
-        self.admission = Admission(application, check_password)
+        self.admission = Admission(application, check_password, Attempts(application.name, limits, self._on_lock_out))
         self.watch = Watch(application, self._on_change)
 
     async def judge(self, request: web.Request) -> web.Response:
@@ -70,7 +74,13 @@ class Gate:
         application = self.application
         verdict = judge(asked, application.policy, allow_query_token=application.allow_query_token)
         if isinstance(verdict, Ask):
-            if await self.admission.admits(verdict.credential):
+            try:
+                admitted = await self.admission.admits(verdict.credential, client)
+            except TooManyAttemptsError:
+                if shuts_out(verdict.otherwise):
+                    raise
+                admitted = False
+            if admitted:
                 return web.Response(
                     headers={
                         "X-Atelier-Route": "application",
@@ -94,13 +104,15 @@ class Gate:
         named = None if is_comfyui or not isinstance(user, str) else user
         if not isinstance(password, str) or (named is None and not is_comfyui):
             return refusal(Refuse(422, "a login needs its form fields"))
-        if not await self.admission.login_is_right(named, password):
+        if not await self.admission.login_is_right(named, password, client):
             self._log_failure(request.headers.get("X-Request-Id", ""), client, "login")
             if is_comfyui:
                 return refusal(Refuse(302, "wrong password", location="/login?wrong_password=1"))
             return refusal(Refuse(400, "wrong user name or password"), detail="Incorrect credentials.")
         fields = {"username": self.application.account.user, "password": password}
-        return await self._fetch(request, client, "/login", urlencode(fields).encode())
+        answer = await self._fetch(request, client, "/login", urlencode(fields).encode())
+        self.admission.expect(issued_cookies(answer.headers.getall("Set-Cookie", []), self.application.policy))
+        return answer
 
     async def _fetch(self, request: web.Request, client: Client, target: str, form: bytes = b"") -> web.Response:
         application = self.application
@@ -134,6 +146,9 @@ class Gate:
                 refused = str(error)
             except OverloadedError:
                 return refusal(Refuse(429, "too many logins are being checked; try again", retry_after=RETRY_SECONDS))
+            except TooManyAttemptsError as error:
+                reason = f"too many wrong credentials; try again in {error.seconds} s"
+                return refusal(Refuse(429, reason, retry_after=error.seconds))
         return not_served(self.application.policy.title, refused, as_page=asked.wants_page)
 
     def _on_change(self, refusal: str | None) -> None:
@@ -142,6 +157,10 @@ class Gate:
             log("served", application=self.application.name)
         else:
             log("not served", application=self.application.name, reason=refusal)
+
+    def _on_lock_out(self, lock_out: LockOut, client: Client | None) -> None:
+        whose = {"account": self.application.name} if client is None else {"address": client.name}
+        log("locked out", **whose, failures=lock_out.failures, seconds=lock_out.seconds)
 
     def _log_failure(self, request_id: str, client: Client, scheme: str) -> None:
         log(
@@ -158,16 +177,16 @@ def _passed_on(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, body=answer.body, headers=headers)
 
 
-def log(event: str, **fields: str) -> None:
+def log(event: str, **fields: str | int) -> None:
     """One JSON line on stderr."""
     print(json.dumps({"ts": round(time.time(), 3), "logger": "guard", "event": event, **fields}), file=sys.stderr)
 
 
 def build(config: Config) -> web.Application:
     """The guard as an aiohttp application."""
-    check_password = PasswordCheck()
+    check_password, limits = PasswordCheck(), Limits()
     gates = {
-        name: Gate(application, config.surroundings, check_password)
+        name: Gate(application, config.surroundings, check_password, limits)
         for name, application in config.applications.items()
     }
 
