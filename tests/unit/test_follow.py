@@ -1,22 +1,27 @@
 """Following the unit that fetches weights: what to do about it, how its run ended, and the program with a told systemd."""
 
 import hashlib
+import io
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from weights import __main__ as program
+from weights import follow
 from weights.follow import UNIT, Ending, Unit, attach, conclude
 from weights.progress import NOTE, PROGRESS, FileProgress, Note, Snapshot, later, plain
 
 ROOT = Path(__file__).parents[2]
+PAUSE = 0.02  # seconds between two looks of the follower
 ACTIVE = Unit(active="active", sub="running", run="r2", result="success")
 TOLD = Snapshot((FileProgress("vae/a", 10, 5, "fetching"),), 5, 10, 0.0, None, (), "this job", "r2")
 
@@ -131,7 +136,7 @@ class Machine:
     def on_start(self, script: str) -> None:
         self.program(
             "systemctl",
-            f"""case $1 in show) cat unit;; *) echo "$@" >>asked;; esac
+            f"""case $1 in show) cat unit; echo >>looks;; *) echo "$@" >>asked;; esac
 case $1 in start|restart) {script};; esac""",
         )
 
@@ -141,22 +146,36 @@ case $1 in start|restart) {script};; esac""",
     def tells(self, name: str, value: object) -> str:
         return f"printf '%s' '{json.dumps(value)}' >{name}.tmp; mv {name}.tmp {name}"
 
+    def looked(self) -> str:
+        """Shell that waits until the follower has looked at the unit twice."""
+        return ': >looks; until [ "$(wc -l <looks)" -ge 2 ]; do sleep 0.01; done'
+
     def asked(self) -> list[str]:
         asked = self.folder / "asked"
         return asked.read_text().splitlines() if asked.exists() else []
 
     def started(self) -> subprocess.Popen[str]:
-        hurried = (
-            "import runpy; from weights import follow; follow.PAUSE = 0.1; runpy.run_module('weights', {}, '__main__')"
-        )
+        hurried = f"import runpy; from weights import follow; follow.PAUSE = {PAUSE}; runpy.run_module('weights', {{}}, '__main__')"
         command = [sys.executable, "-c", hurried, "follow", str(self.job)]
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def follow(self) -> tuple[int, list[str], list[str]]:
-        with self.started() as process:
-            out, err = process.communicate(timeout=30)
-        return process.returncode, out.splitlines(), err.splitlines()
+        """The program in this process: one of its own spends most of its time on imports."""
+        out, err = io.StringIO(), io.StringIO()
+        pipe = signal.getsignal(signal.SIGPIPE)
+        signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it does not end"))
+        signal.alarm(30)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(follow, "PAUSE", PAUSE)
+            patch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
+            patch.setattr(sys, "argv", ["weights", "follow", str(self.job)])
+            try:
+                status = program.main()
+            finally:
+                signal.alarm(0)
+                signal.signal(signal.SIGPIPE, pipe)
+        return status, out.getvalue().splitlines(), err.getvalue().splitlines()
 
 
 @pytest.fixture
@@ -168,7 +187,7 @@ def test_a_unit_that_does_nothing_is_started_and_followed_to_its_end(machine: Ma
     told = asdict(replace(TOLD, job=machine.id, notes=(Note(1, "linked from /root/a"),)))
     end = f"{machine.tells('result.json', result(job=machine.id))}; {machine.becomes('inactive')}"
     machine.on_start(
-        f"{machine.tells('progress.json', told)}; {machine.becomes('active')}; (sleep 0.5; {end}) >/dev/null 2>&1 &"
+        f"{machine.tells('progress.json', told)}; {machine.becomes('active')}; ({machine.looked()}; {end}) >/dev/null 2>&1 &"
     )
     status, out, err = machine.follow()
     assert (status, err, machine.asked()) == (0, [], [f"start {UNIT}"])
@@ -185,8 +204,8 @@ def test_a_unit_at_work_is_restarted_only_for_another_job(machine: Machine, job:
     machine.on_start(machine.becomes("active", run="r3"))
     with machine.started() as process:
         assert process.stdout
-        process.stdout.readline()
-        time.sleep(0.5)
+        assert process.stdout.readline().startswith(NOTE)
+        assert process.stdout.readline().startswith(PROGRESS)
         run = "r2" if job == "this" else "r3"
         (machine.folder / "result.json").write_text(json.dumps(result(job=machine.id, run=run)))
         machine.unit("inactive", run=run)
@@ -222,7 +241,8 @@ def test_a_red_end_says_why(machine: Machine, script: Callable[[Machine], str], 
 def test_a_program_that_was_killed_is_followed_on(machine: Machine) -> None:
     again = machine.becomes("activating", sub="auto-restart", result="signal")
     end = f"{machine.tells('result.json', result(job=machine.id, run='r3'))}; {machine.becomes('inactive', run='r3')}"
-    machine.on_start(f"{again}; (sleep 0.5; {machine.becomes('active', run='r3')}; sleep 0.5; {end}) >/dev/null 2>&1 &")
+    runs = machine.becomes("active", run="r3")
+    machine.on_start(f"{again}; ({machine.looked()}; {runs}; {machine.looked()}; {end}) >/dev/null 2>&1 &")
     status, out, _ = machine.follow()
     assert status == 0
     assert len([line for line in out if line.startswith(NOTE) and "was killed (signal)" in line]) == 1

@@ -91,19 +91,31 @@ def test_a_host_that_was_never_deployed_says_so(settings: Settings, tmp_path: Pa
     assert outcome(settings, "verify") == (models_host.NEVER, "")
 
 
+def running(command: str) -> bool:
+    """Whether a process runs whose command line matches."""
+    return subprocess.run(["pgrep", "-f", command], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true within some seconds."""
+    for _ in range(300):
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_it_ends_on_the_host_when_nobody_listens_any_more(settings: Settings, tmp_path: Path) -> None:
-    size = 64 << 30
+    size, job = 64 << 30, f"{tmp_path}/weights.json"
     write_job(tmp_path, size, ZEROS)
     with (tmp_path / "store/vae/a").open("wb") as file:
         file.truncate(size)  # minutes to hash
     with shell(settings, "verify", "--deep") as process:
-        time.sleep(1)
+        assert until(lambda: running(f"^/usr/bin/python3 .*{job}")), "it never began"
         assert process.poll() is None and process.stdin
         process.stdin.close()
         assert process.wait(10) == 128 + 15
-    time.sleep(0.5)
-    running = subprocess.run(["pgrep", "-f", f"{tmp_path}/weights.json"], capture_output=True, text=True)
-    assert running.stdout == ""
+    assert until(lambda: not running(job)), "it goes on"
 
 
 class Host:
