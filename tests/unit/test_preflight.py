@@ -425,3 +425,11 @@ def test_who_holds_a_lock_is_read_from_the_kernel(tmp_path: Path) -> None:
         finally:
             holder.kill()
     assert str(lock) in seen and f"(process {holder.pid})" in seen
+
+
+def test_the_ports_of_an_acme_server_have_to_be_free() -> None:
+    taken = {"listeners": (Listener("0.0.0.0", 80, "apache2"),)}
+    public = {"bind_address": "0.0.0.0"}
+    acme = {**public, "tls": {"mode": "acme", "domain": "a.example"}}
+    expect(findings(taken, acme), ["port 80 for the ACME server is in use by apache2"])
+    expect(findings(taken, {**public, "tls": {"mode": "internal"}}), [])
