@@ -47,6 +47,9 @@ class Fake:
             return socket
         if request.path == "/view":
             return web.Response(body=MARKER.encode() + b"x" * int(request.query.get("bytes", "0")))
+        if request.path == "/cookies":
+            cookies = [("Set-Cookie", cookie) for cookie in request.headers.getall("X-Set-Cookie")]
+            return web.Response(text=MARKER, headers=cookies)
         body = await request.read()
         headers = {"Server": "Fake/1.0", "Access-Control-Allow-Origin": "https://evil.example"}
         return web.Response(text=f"{MARKER} {request.method} {request.raw_path} {len(body)}", headers=headers)
@@ -66,6 +69,7 @@ class ComfyUI(Fake):
                     return web.Response(status=302, headers={"Location": "/login?wrong_password=1"})
                 answer = web.Response(status=302, headers={"Location": "/"})
                 answer.set_cookie("AIOHTTP_SESSION", GUEST if form.get("guest_mode") == "1" else SESSION, httponly=True)
+                answer.set_cookie("theme", "dark", samesite="None", secure=True)
                 return answer
             return web.Response(text="<title>ComfyUI Login</title>", content_type="text/html")
         if request.path == "/old_css/style.css":

@@ -1,10 +1,22 @@
 """What the gateway's answers say about themselves: who refused, to whom, and in which form."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from gateway_harness import BODY_LIMIT_MB, MARKER, Gateway, wait_until
+from gateway_harness import BODY_LIMIT_MB, MARKER, Gateway, end_gateway, make_gateway, wait_until
+
+
+@pytest.fixture(scope="module")
+def proxied(
+    tmp_path_factory: pytest.TempPathFactory, gateway_python: str, accounts: dict[str, dict[str, str]]
+) -> Iterator[Gateway]:
+    """A gateway behind a proxy that it trusts."""
+    settings = {"trusted_proxies": ["127.0.0.1/32"]}
+    running = make_gateway(tmp_path_factory.mktemp("proxied"), gateway_python, accounts, **settings)
+    yield running
+    end_gateway(running)
+
 
 REFUSED = [
     ("comfyui", "GET", "/prompt", {}, 401),
@@ -69,9 +81,9 @@ def test_an_application_that_is_not_served(own_gateway: Callable[..., Gateway]) 
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_addresses_from_trusted_proxies_only(own_gateway: Callable[..., Gateway]) -> None:
+def test_addresses_from_trusted_proxies_only(proxied: Gateway) -> None:
     """What the application and the log are told of the client; several X-Forwarded-For headers are one list."""
-    gateway = own_gateway(trusted_proxies=["127.0.0.1/32"])
+    gateway = proxied
     token = gateway.authorization("comfyui")
     said = [
         ("X-Forwarded-For", "192.0.2.1, 203.0.113.5"),
@@ -80,10 +92,10 @@ def test_addresses_from_trusted_proxies_only(own_gateway: Callable[..., Gateway]
         ("X-Real-IP", "192.0.2.66"),
         ("Forwarded", "for=192.0.2.67"),
     ]
-    gateway.ask("comfyui", "GET", "/queue", [("Authorization", token), *said])
+    gateway.ask("comfyui", "GET", "/forwarded", [("Authorization", token), *said])
     gateway.ask("comfyui", "GET", "/queue", [("Authorization", token[:-1] + "!"), *said])
     gateway.ask("comfyui", "GET", "/queue", [("Authorization", token + "A"), *said])
-    seen = next(r for r in gateway.applications["comfyui"].requests() if r["target"] == "/queue")
+    seen = next(r for r in gateway.applications["comfyui"].requests() if r["target"] == "/forwarded")
     assert (seen["X-Forwarded-For"], seen["X-Forwarded-Proto"]) == ("203.0.113.5", "https")
     assert (seen["X-Real-IP"], seen["Forwarded"]) == (None, None)
     (refused,) = [line for line in gateway.log_lines() if line.get("event") == "credential refused"]
@@ -95,3 +107,28 @@ def test_addresses_from_nobody_else(gateway: Gateway) -> None:
     gateway.ask("comfyui", "GET", "/nobody-else", headers | {"X-Forwarded-Proto": "https"})
     seen = next(r for r in gateway.applications["comfyui"].requests() if r["target"] == "/nobody-else")
     assert (seen["X-Forwarded-For"], seen["X-Forwarded-Proto"]) == ("127.0.0.1", "http")
+
+
+COOKIES = {
+    "a=1": "a=1",
+    "b=2; Path=/; Secure; HttpOnly; SameSite=None": "b=2; Path=/",
+    "c=3; samesite=Strict;httponly ; Max-Age=5": "c=3; Max-Age=5",
+    "d=secure; SECURE; Domain=httponly.example": "d=secure; Domain=httponly.example",
+    "e=$1; SameSite": "e=$1",
+}
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_cookies_leave_with_the_same_attributes_once_each(proxied: Gateway, secure: bool) -> None:
+    gateway = proxied
+    came_by = {"X-Forwarded-Proto": "https"} if secure else {}
+    end = "; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+    asked = [("Authorization", gateway.authorization("comfyui")), *came_by.items()]
+    asked += [("X-Set-Cookie", cookie) for cookie in COOKIES]
+    answer = gateway.ask("comfyui", "GET", "/cookies", asked)
+    assert answer.headers.get_all("Set-Cookie") == [cookie + end for cookie in COOKIES.values()]
+    form = f"password={gateway.accounts['comfyui']['password']}".encode()
+    headers = came_by | {"Content-Type": "application/x-www-form-urlencoded"}
+    login = gateway.ask("comfyui", "POST", "/login", headers, form)
+    issued = login.headers.get_all("Set-Cookie")
+    assert issued == ["AIOHTTP_SESSION=gAAAA-good; Path=/" + end, "theme=dark; Path=/" + end]

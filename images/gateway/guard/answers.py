@@ -4,6 +4,7 @@ Every refusal names its author, because an application refuses with the same sta
 """
 
 import json
+import re
 from html import escape
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from guard.decide import Refuse
 
 RETRY_SECONDS = 2  # a restarted application is proved within about that time
 _NO_STORE = {"Cache-Control": "no-store"}
+_ATTRIBUTE = re.compile(r"\s*;\s*(httponly|secure|samesite)\b\s*(=[^;]*)?", re.IGNORECASE)  # the Caddyfile's as well
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>{title} is not being served</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:40em;margin:4em auto;padding:0 1em}}</style></head>
@@ -39,6 +41,16 @@ def not_served(title: str, reason: str, *, as_page: bool) -> web.Response:
         return _json(503, f"{title} is not being served: {reason}", headers, {})
     page = _PAGE.format(title=escape(title), reason=escape(reason))
     return web.Response(status=503, text=page, content_type="text/html", headers=headers)
+
+
+def cookie_end(*, secure: bool) -> str:
+    """The attributes that every cookie leaves with, whatever the application gave it."""
+    return "; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")
+
+
+def hardened(set_cookie: str, *, secure: bool) -> str:
+    """A Set-Cookie header with these attributes, once each."""
+    return _ATTRIBUTE.sub("", set_cookie) + cookie_end(secure=secure)
 
 
 def _json(status: int, reason: str, headers: dict[str, str], further: dict[str, str]) -> web.Response:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from guard.admission import Admission, OverloadedError, PasswordCheck, caller
-from guard.answers import RETRY_SECONDS, not_served, refusal
+from guard.answers import RETRY_SECONDS, cookie_end, hardened, not_served, refusal
 from guard.attempts import Attempts, Limits, TooManyAttemptsError
 from guard.client import Client, Surroundings, read_client
 from guard.config import Application, Config
@@ -87,6 +87,7 @@ class Gate:
                         "X-Atelier-Who": caller(verdict.credential, application),
                         "X-Atelier-Client": str(client.address),
                         "X-Atelier-Proto": client.scheme,
+                        "X-Atelier-Cookie-End": cookie_end(secure=client.secure),
                         "X-Atelier-Cookie": own_cookies(asked.values("cookie"), application.policy),
                     }
                 )
@@ -130,7 +131,7 @@ class Gate:
             await prove_closed(talk, application.policy.stranger_paths[:1])
         finally:
             talk.close()
-        return _passed_on(answer)
+        return _passed_on(answer, client)
 
     async def _answer(self, asked: Request, answer: Coroutine[None, None, web.Response]) -> web.Response:
         refused = self.watch.refusal
@@ -172,8 +173,12 @@ class Gate:
         )
 
 
-def _passed_on(answer: Answer) -> web.Response:
-    headers = [(name, value) for name, value in answer.headers if name.lower() in PAGE_HEADERS]
+def _passed_on(answer: Answer, client: Client) -> web.Response:
+    headers = [
+        (name, hardened(value, secure=client.secure) if name.lower() == "set-cookie" else value)
+        for name, value in answer.headers
+        if name.lower() in PAGE_HEADERS
+    ]
     return web.Response(status=answer.status, body=answer.body, headers=headers)
 
 
