@@ -24,6 +24,7 @@ from weights.store import PIECE, PIECES, File, Store
 from weights.verify import recorded_pieces, shallow
 
 PORT = 8765
+LOOK = 1.0  # seconds between two looks whether the connection still stands
 
 
 class _AsItIs(web.FileResponse):
@@ -166,5 +167,5 @@ def serve_models(
         say("Ctrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
             while alive():
-                time.sleep(1)
+                time.sleep(LOOK)
             raise AtelierError("the SSH connection ended", "run it again; a transfer goes on where it stopped")

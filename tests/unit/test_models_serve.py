@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 
+from atelier import models_serve
 from atelier.errors import AtelierError
 from atelier.models_serve import serve_models, serving, usage
 from atelier.settings import read_hosts
@@ -22,7 +23,8 @@ from atelier.ssh import Destination
 from weights.store import File, Store
 from weights.verify import verify
 
-BIG = os.urandom(17 * 2**20)
+BIG = os.urandom(2**18)
+LARGE = os.urandom(17 * 2**20)
 SMALL = b"a small file of weights"
 
 
@@ -30,18 +32,21 @@ def file(name: str, content: bytes) -> File:
     return File(name, len(content), hashlib.sha256(content).hexdigest())
 
 
-FILES = [file("checkpoints/big.safetensors", BIG), file("vae/small.safetensors", SMALL)]
+CONTENTS = {"checkpoints/big.safetensors": BIG, "vae/small.safetensors": SMALL}
+FILES = [file(name, content) for name, content in CONTENTS.items()]
+OF_TWO_PIECES = file("checkpoints/large.safetensors", LARGE)
 
 
 class Mirror:
     """A verified store that is being served."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, contents: dict[str, bytes]) -> None:
         self.store = Store(root, root / ".state")
-        for wanted, content in zip(FILES, (BIG, SMALL), strict=True):
+        self.files = [file(name, content) for name, content in contents.items()]
+        for wanted in self.files:
             self.store.path(wanted).parent.mkdir(parents=True)
-            self.store.path(wanted).write_bytes(content)
-        verify(self.store, FILES, deep=True)
+            self.store.path(wanted).write_bytes(contents[wanted.name])
+        verify(self.store, self.files, deep=True)
         self.port = 0
 
     @property
@@ -60,8 +65,15 @@ class Mirror:
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[Mirror]:
-    served = Mirror(tmp_path / "store")
-    with serving(served.store, FILES, port=0) as served.port:
+    served = Mirror(tmp_path / "store", CONTENTS)
+    with serving(served.store, served.files, port=0) as served.port:
+        yield served
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[Mirror]:
+    served = Mirror(tmp_path / "store", {OF_TWO_PIECES.name: LARGE})
+    with serving(served.store, served.files, port=0) as served.port:
         yield served
 
 
@@ -99,13 +111,13 @@ def test_head_has_the_size_and_no_body(mirror: Mirror) -> None:
     assert head.startswith(b"HTTP/1.1 200") and f"content-length: {len(BIG)}".encode() in head.lower() and body == b""
 
 
-def test_pieces_are_offered_where_a_deep_verify_recorded_them(mirror: Mirror) -> None:
-    facts = mirror.get("/checkpoints/big.safetensors.pieces.json").json()
+def test_pieces_are_offered_where_a_deep_verify_recorded_them(large: Mirror) -> None:
+    facts = large.get(f"/{OF_TWO_PIECES.name}.pieces.json").json()
     size = facts["piece"]
-    assert facts["pieces"] == [hashlib.sha256(BIG[at : at + size]).hexdigest() for at in range(0, len(BIG), size)]
-    assert (facts["sha256"], facts["bytes"], len(facts["pieces"])) == (FILES[0].sha256, len(BIG), 2)
-    mirror.store.pieces_path(FILES[0]).unlink()
-    assert mirror.get("/checkpoints/big.safetensors.pieces.json").status_code == 404
+    assert facts["pieces"] == [hashlib.sha256(LARGE[at : at + size]).hexdigest() for at in range(0, len(LARGE), size)]
+    assert (facts["sha256"], facts["bytes"], len(facts["pieces"])) == (OF_TWO_PIECES.sha256, len(LARGE), 2)
+    large.store.pieces_path(OF_TWO_PIECES).unlink()
+    assert large.get(f"/{OF_TWO_PIECES.name}.pieces.json").status_code == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
@@ -190,18 +202,18 @@ def test_a_compressed_neighbour_is_never_sent_instead(mirror: Mirror) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_curl_fetches_and_resumes(mirror: Mirror, tmp_path: Path) -> None:
+def test_curl_fetches_and_resumes(large: Mirror, tmp_path: Path) -> None:
     target = tmp_path / "got"
-    target.write_bytes(BIG[: 5 * 2**20])
+    target.write_bytes(LARGE[: 5 * 2**20])
     subprocess.run(
-        ["curl", "-fsS", "--noproxy", "*", "-C", "-", "-o", target, f"{mirror.url}/checkpoints/big.safetensors"],
+        ["curl", "-fsS", "--noproxy", "*", "-C", "-", "-o", target, f"{large.url}/{OF_TWO_PIECES.name}"],
         check=True,
     )
-    assert target.read_bytes() == BIG
+    assert target.read_bytes() == LARGE
 
 
 @pytest.mark.skipif(not shutil.which("aria2c"), reason="aria2 is not installed")
-def test_aria2_fetches_over_several_connections(mirror: Mirror, tmp_path: Path) -> None:
+def test_aria2_fetches_over_several_connections(large: Mirror, tmp_path: Path) -> None:
     command = [
         "aria2c",
         "-q",
@@ -214,8 +226,8 @@ def test_aria2_fetches_over_several_connections(mirror: Mirror, tmp_path: Path) 
         "-d",
         tmp_path,
     ]
-    subprocess.run([*command, "-o", "got", f"{mirror.url}/checkpoints/big.safetensors"], check=True)
-    assert (tmp_path / "got").read_bytes() == BIG
+    subprocess.run([*command, "-o", "got", f"{large.url}/{OF_TWO_PIECES.name}"], check=True)
+    assert (tmp_path / "got").read_bytes() == LARGE
 
 
 def test_only_loopback_listens_by_default(mirror: Mirror) -> None:
@@ -287,7 +299,10 @@ class Connection:
         yield lambda: self.checks.pop(0)
 
 
-def test_a_host_is_served_through_its_connection_until_that_ends(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_host_is_served_through_its_connection_until_that_ends(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_serve, "LOOK", 0.01)
     said: list[str] = []
     connection = Connection()
     with pytest.raises(AtelierError, match="the SSH connection ended"):
