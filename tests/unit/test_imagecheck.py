@@ -12,7 +12,7 @@ from atelier.errors import AtelierError
 
 def png(image: Image.Image, **options) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, "PNG", **options)
+    image.save(stream, "PNG", compress_level=1, **options)
     return stream.getvalue()
 
 

@@ -103,7 +103,7 @@ def test_a_mirrors_address_and_a_checkouts_path_change_no_tag(project: Path) -> 
         tuple(Placed(place.path, place.title, "file:///mirror", place.commit) for place in REAL.comfyui),
         REAL.forge,
     )
-    (project / "images" / "comfyui" / "__pycache__").mkdir()
+    (project / "images" / "comfyui" / "__pycache__").mkdir(exist_ok=True)
     (project / "images" / "comfyui" / "__pycache__" / "health.pyc").write_bytes(b"x")
     there = tags(images.plan(settings(), mirrored, "cpu"))
     images.paths.PROJECT = project.rename(project.with_name("moved"))  # the fixture puts it back
