@@ -150,17 +150,48 @@ def test_query_token_where_it_is_allowed(own_gateway) -> None:
     assert token not in gateway.output.read_text()
 
 
-def test_bodies(gateway: Gateway) -> None:
-    headers = {"Authorization": gateway.authorization("comfyui")}
-    size = (BODY_LIMIT_MB - 1) * 1000 * 1000
-    assert gateway.ask("comfyui", "POST", "/upload/image", headers, b"x" * size).body.endswith(f" {size}".encode())
-    assert len(gateway.ask("comfyui", "GET", f"/view?bytes={size}", headers).body) == len(MARKER) + size
-    too_much = b"x" * ((BODY_LIMIT_MB + 1) * 1000 * 1000)
+MB = 1000 * 1000
+
+
+def post(gateway: Gateway, kind: str, target: str, size: int, *, chunked: bool, headers: dict[str, str]) -> int | str:
+    """The status, or the size that the application says it got."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.ports[kind], timeout=30)
+    body = (b"x" * (size // 10) for _ in range(10))
     try:
-        status = gateway.ask("comfyui", "POST", "/upload/image", headers, too_much).status
+        length = {} if chunked else {"Content-Length": str(size)}
+        connection.request("POST", target, body, headers | length, encode_chunked=chunked)
+        answer = connection.getresponse()
+        said = answer.read()
+        return said.split()[-1].decode() if answer.status == 200 else answer.status
     except (BrokenPipeError, ConnectionResetError):
-        status = 413  # refused while we were still sending
-    assert status == 413
+        return 413  # refused while we were still sending
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "target", "size", "expected"),
+    [
+        ("comfyui", "/upload/image", (BODY_LIMIT_MB - 1) * MB, str((BODY_LIMIT_MB - 1) * MB)),
+        ("comfyui", "/upload/image", (BODY_LIMIT_MB + 1) * MB, 413),
+        ("comfyui", "/api/prompt", 2 * MB, str(2 * MB)),
+        ("comfyui", "/interrupt", 900_000, "900000"),
+        ("comfyui", "/interrupt", 2 * MB, 413),
+        ("comfyui", "/login", 100_000, 413),
+        ("forge", "/sdapi/v1/img2img", 2 * MB, str(2 * MB)),
+        ("forge", "/login", 100_000, 413),
+    ],
+)
+def test_bodies(gateway: Gateway, kind: str, target: str, size: int, expected: int | str, chunked: bool) -> None:
+    headers = {"Authorization": gateway.authorization(kind), "Content-Type": "application/x-www-form-urlencoded"}
+    assert post(gateway, kind, target, size, chunked=chunked, headers=headers) == expected
+
+
+def test_downloads_have_no_limit(gateway: Gateway) -> None:
+    size = (BODY_LIMIT_MB + 1) * MB
+    headers = {"Authorization": gateway.authorization("comfyui")}
+    assert len(gateway.ask("comfyui", "GET", f"/view?bytes={size}", headers).body) == len(MARKER) + size
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from guard.decide import (  # noqa: E402
     same_origin,
 )
 from guard.memory import Answers, Seen  # noqa: E402
-from guard.policy import COMFYUI, FORGE  # noqa: E402
+from guard.policy import COMFYUI, FORGE, Policy  # noqa: E402
 
 TOKEN = "$2b$12$" + "a" * 53
 
@@ -145,6 +145,23 @@ def test_long_target() -> None:
     verdict = judge(Request("GET", "/view?filename=" + "a" * 9000), COMFYUI)
     assert isinstance(verdict, Refuse)
     assert verdict.status == 414
+
+
+@pytest.mark.parametrize(
+    ("policy", "targets", "expected"),
+    [
+        (COMFYUI, "/upload/image /api/upload/mask /prompt /api/prompt /api/assets", True),
+        (COMFYUI, "/userdata/workflows%2Fa.json /api/userdata/a.json/move/b.json", True),
+        (COMFYUI, "/queue /interrupt /api/free /history /settings/a /prompt/x /uploads/image", False),
+        (FORGE, "/upload /sdapi/v1/img2img /queue/join /run/predict /api/predict /controlnet/detect", True),
+        (FORGE, "/internal/progress /login_check /uploads /sdapi /reset /queue/join/x", False),
+    ],
+)
+def test_uploads(policy: Policy, targets: str, expected: bool) -> None:
+    for target in targets.split():
+        verdict = judge(Request("POST", target, (("Cookie", "AIOHTTP_SESSION=s; access-token-a=s"),)), policy)
+        assert isinstance(verdict, Ask)
+        assert verdict.uploads is expected, target
 
 
 GOOD_APPLICATION = {

@@ -76,10 +76,14 @@ class Open:
 
 @dataclass(frozen=True)
 class Ask:
-    """Admit when the application confirms the credential; `otherwise` is what a stranger would get."""
+    """Admit when the application confirms the credential; `otherwise` is what a stranger would get.
+
+    `uploads` is whether the request may have a body up to the operator's limit.
+    """
 
     credential: Credential
     otherwise: Refuse | Open
+    uploads: bool
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def judge(request: Request, policy: Policy, *, allow_query_token: bool = False) 
     # A login is always the guard's to check, so that no guess reaches an application on somebody's session.
     if credential is None or (isinstance(stranger, Open) and stranger.login):
         return stranger
-    return Ask(credential, stranger)
+    return Ask(credential, stranger, uploads=bool(policy.uploads.fullmatch(target.path)))
 
 
 def read_target(raw: str, policy: Policy) -> Target | Refuse:

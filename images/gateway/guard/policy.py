@@ -28,6 +28,7 @@ class Policy:
     answer 401 to a request without credentials, else the application is not served. `confirm_paths` must answer 200
     to a credential of that kind. `denies_guest` names a path whose JSON answer tells a guest's session from the
     owner's. `encoded_slash` says in which raw paths `%2F` may stand, and there only where the pattern allows it.
+    `uploads` may have bodies up to the operator's limit; all others are small.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Policy:
     login_redirect: str | None
     challenge_paths: re.Pattern[str]
     encoded_slash: re.Pattern[str] | None
+    uploads: re.Pattern[str]
     stranger_paths: tuple[str, ...]
     confirm_paths: dict[str, str]
     denies_guest: str | None = None
@@ -63,6 +65,8 @@ COMFYUI = Policy(
     challenge_paths=re.compile(r".*"),
     # A user's file is one path segment to ComfyUI; its clients write the slashes of a sub-folder as %2F.
     encoded_slash=re.compile(r"(/api)?/userdata/[^/]+(/move/[^/]+)?"),
+    # Workflows hold whole images at times.
+    uploads=re.compile(r"(/api)?/(upload/.+|userdata/.+|prompt|assets)"),
     stranger_paths=("/prompt",),
     confirm_paths={"bearer": "/prompt", "query": "/prompt", "cookie": "/prompt"},
     denies_guest="/guest_mode",
@@ -92,6 +96,7 @@ FORGE = Policy(
     # A challenge anywhere else would make browsers ask for a password over the login page.
     challenge_paths=re.compile(r"/sdapi/.*"),
     encoded_slash=None,
+    uploads=re.compile(r"/upload|/sdapi/v1/.+|/queue/join|/(run|api)/.+|/controlnet/detect"),
     stranger_paths=("/config", "/sdapi/v1/samplers"),
     confirm_paths={"basic": "/sdapi/v1/samplers", "cookie": "/login_check"},
 )

@@ -87,6 +87,7 @@ class Gate:
                         "X-Atelier-Who": caller(verdict.credential, application),
                         "X-Atelier-Client": str(client.address),
                         "X-Atelier-Proto": client.scheme,
+                        "X-Atelier-Body": "upload" if verdict.uploads else "small",
                         "X-Atelier-Cookie-End": cookie_end(secure=client.secure),
                         "X-Atelier-Cookie": own_cookies(asked.values("cookie"), application.policy),
                     }
