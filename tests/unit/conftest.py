@@ -28,4 +28,5 @@ def one_root_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     place.write_text(first[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certifi, "where", lambda: str(place))
+        patch.setenv("SSL_CERT_FILE", str(place))
         yield
