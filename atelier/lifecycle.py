@@ -203,8 +203,10 @@ def choose_internal(target: Target, say: Callable[..., None]) -> certificates.In
     names = certificates.usable_names((*given, *certificates.OWN_NAMES))
     kept = certificates.load(paths.secrets_dir(target.name))
     chosen = certificates.up_to_date(kept, target.name, names, datetime.datetime.now(datetime.timezone.utc))
-    if kept.authority.chain and chosen.authority != kept.authority:
-        say(f"  TLS: {certificates.AUTHORITY_FILE} is made anew for {', '.join(names)}; users import it again")
+    if chosen.authority != kept.authority:
+        file = f".secrets/{target.name}/{certificates.AUTHORITY_FILE}"
+        how, import_it = ("made anew", "import it again") if kept.authority.chain else ("made", "import it")
+        say(f"  TLS: {file} is {how} for {', '.join(names)}; users {import_it}")
     return chosen
 
 

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import AuthorityInformationAccessOID
 from gateway_harness import GATEWAY, Gateway, end_gateway, free_port, make_gateway, start_entrypoint, wait_until
 
 from atelier import certificates
@@ -101,6 +104,43 @@ def test_only_http_1_is_spoken(own_authority: tuple[Gateway, Internal]) -> None:
     ):
         assert secured.selected_alpn_protocol() == "http/1.1"
     assert "alt-svc" not in asked(gateway.ports["forge"], context, "localhost").lower()
+
+
+def with_responder(internal: Internal, url: str) -> str:
+    """The gateway's certificate as a public issuer would write it: naming who says whether it was revoked."""
+    leaf, issuer = (
+        x509.load_pem_x509_certificate(text.encode()) for text in (internal.gateway.chain, internal.authority.chain)
+    )
+    access = x509.AccessDescription(AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(url))
+    lifetime = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    builder = x509.CertificateBuilder(issuer.subject, leaf.subject, leaf.public_key(), 7, *lifetime)
+    for extension in (
+        *leaf.extensions,
+        x509.Extension(x509.AuthorityInformationAccess.oid, False, x509.AuthorityInformationAccess([access])),
+    ):
+        builder = builder.add_extension(extension.value, extension.critical)
+    signer = serialization.load_pem_private_key(internal.authority.key.encode(), None)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_a_gateway_without_a_way_out_asks_no_issuer(
+    tmp_path: Path, gateway_python: str, accounts: dict[str, dict[str, str]]
+) -> None:
+    internal = issued()
+    with socket.create_server(("127.0.0.1", 0)) as responder:
+        chain = with_responder(internal, f"http://127.0.0.1:{responder.getsockname()[1]}/")
+        (tmp_path / "secrets").mkdir()
+        (tmp_path / "secrets" / "tls.crt").write_text(chain + internal.authority.chain)
+        (tmp_path / "secrets" / "tls.key").write_text(internal.gateway.key)
+        running = make_gateway(tmp_path, gateway_python, accounts, serve=False, tls={"mode": "files"})
+        try:
+            context = trust(Anchor(internal.authority.chain, "localhost"))
+            wait_until(lambda: "503" in asked(running.ports["forge"], context, ""), 20, "it serves")
+            responder.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                responder.accept()
+        finally:
+            end_gateway(running)
 
 
 @dataclass
