@@ -89,7 +89,7 @@ def undeployed(record: Mapping[str, Any], tags: Mapping[str, str], *known: Seque
 class Visitor:
     """Asks one service through the gateway, each question without anything left of the one before."""
 
-    def __init__(self, service: str, url: str, verify: ssl.SSLContext | bool) -> None:
+    def __init__(self, service: str, url: str, verify: ssl.SSLContext) -> None:
         self.service, self.url, self.verify = service, url, verify
 
     def by_header(self, account: Account | None) -> int:
@@ -391,7 +391,9 @@ class Rotation:
     def visits(self) -> Iterator[dict[str, Visitor]]:
         """The host's services, through its gateway."""
         with services(self.target, self.ssh) as reach:
-            verify = trust(reach.anchor)
+            found = trust(reach.anchor)
+            # One context for all clients: to make it takes longer than to ask.
+            verify = found if isinstance(found, ssl.SSLContext) else ssl.create_default_context()
             yield {name: Visitor(name, url, verify) for name, url in reach.urls.items()}
 
     def prove(self, visitors: Mapping[str, Visitor], sockets: Mapping[str, ClientConnection | None]) -> None:
