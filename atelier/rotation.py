@@ -89,8 +89,10 @@ def undeployed(record: Mapping[str, Any], tags: Mapping[str, str], *known: Seque
 class Visitor:
     """Asks one service through the gateway, each question without anything left of the one before."""
 
-    def __init__(self, service: str, url: str, verify: ssl.SSLContext) -> None:
+    def __init__(self, service: str, url: str, verify: ssl.SSLContext | bool) -> None:
         self.service, self.url, self.verify = service, url, verify
+        # One for all questions: to make one takes longer than to ask.
+        self._context = verify if isinstance(verify, ssl.SSLContext) else ssl.create_default_context()
 
     def by_header(self, account: Account | None) -> int:
         """Status for the token or HTTP Basic of an account, or for a stranger; 0 without an answer."""
@@ -146,7 +148,7 @@ class Visitor:
         return None
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, verify=self.verify, timeout=30, trust_env=False)
+        return httpx.Client(base_url=self.url, verify=self._context, timeout=30, trust_env=False)
 
     def _status(self, method: str, path: str, **arguments: Any) -> int:
         with self._client() as client, contextlib.suppress(httpx.TransportError):
@@ -391,9 +393,7 @@ class Rotation:
     def visits(self) -> Iterator[dict[str, Visitor]]:
         """The host's services, through its gateway."""
         with services(self.target, self.ssh) as reach:
-            found = trust(reach.anchor)
-            # One context for all clients: to make it takes longer than to ask.
-            verify = found if isinstance(found, ssl.SSLContext) else ssl.create_default_context()
+            verify = trust(reach.anchor)
             yield {name: Visitor(name, url, verify) for name, url in reach.urls.items()}
 
     def prove(self, visitors: Mapping[str, Visitor], sockets: Mapping[str, ClientConnection | None]) -> None:
