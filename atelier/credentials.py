@@ -210,10 +210,11 @@ def _read(path: Path, model: type[Document]) -> Document | None:
         raise AtelierError(f"{path}: damaged", "restore it from a backup") from None
 
 
-def keep_former(directory: Path, former: Former) -> None:
-    """Write down what a rotation is about to replace; this comes before anything else of it."""
+def begin_rotation(directory: Path, former: Former, credentials: Credentials) -> None:
+    """Store the new credentials, after what they replace is written down: who is killed in between has both or the old."""
     _make_private(directory)
     write_private(directory / FORMER_FILE, "# Written by atelier: a rotation is not finished.\n" + _yaml(former))
+    save(directory, credentials)
 
 
 def forget_former(directory: Path) -> None:

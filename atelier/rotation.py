@@ -376,7 +376,7 @@ class Rotation:
             rotation = self if self.resumed else self._with_sessions(open_to_the_old)
             sockets = {visitor.service: visitor.socket(self._old(visitor.service)) for visitor in open_to_the_old}
             if not self.resumed:
-                store.keep_former(paths.secrets_dir(self.target.name), rotation.former)
+                store.begin_rotation(paths.secrets_dir(self.target.name), rotation.former, self.deployment.credentials)
             downtimes = {
                 visitor.service: held.enter_context(
                     Downtime(visitor, self._old(visitor.service), self._new(visitor.service))
