@@ -424,10 +424,11 @@ class Rotation:
     def tell_downtime(self, seconds: Mapping[str, float | None]) -> None:
         """Say how long each rotated service let nobody in."""
         for service in self.former.services:
-            measured = seconds.get(service)
-            told = f"{measured:.1f} s between the last answer to the old credentials and the first to the new"
-            unknown = "its downtime is not known: the old credentials were out of force when this run began"
-            self.narrator.say(f"  {TITLES[service]}: {told if measured is not None else unknown}")
+            if (measured := seconds.get(service)) is None:
+                told = "its downtime is not known: the old credentials were out of force when this run began"
+            else:
+                told = f"{measured:.1f} s between the last answer to the old credentials and the first to the new"
+            self.narrator.say(f"  {TITLES[service]}: {told}")
 
     def _takes_the_old(self, visitor: Visitor) -> bool:
         service = visitor.service
