@@ -197,6 +197,14 @@ CATALOGUE: tuple[Check, ...] = (
         _LOGS.format(service="forge"),
         service="forge",
     ),
+    Check(
+        "access.direct",
+        "Nobody reaches a container beside the gateway's ports: no user of the host, no other container",
+        "no door beside the gateway (8)",
+        "look for a published port, a network with a way in, an address of the host on it: `docker network inspect`; "
+        "then `make deploy`",
+        quick=False,
+    ),
     *_for_services(
         "access.{service}.matrix",
         "{name}: every path gives every kind of caller what the table says",

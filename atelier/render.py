@@ -23,6 +23,10 @@ INTERNAL_PORTS = {"comfyui": 8188, "forge": 7860}
 COOKIE_KEY_EXPIRES = "2999-01-01T00:00:00"
 """ComfyUI-Login replaces a key older than 30 days, and serves everything when it cannot (facts: comfyui.md)."""
 LOOPBACK_RULE = "PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP"
+DOOR = "atelier-door"
+"""The bridge of the gateway's own network, named so that a rule can name it."""
+DIRECT_RULE = f"FORWARD ! -i {DOOR} -o {DOOR} -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+"""Drops what is forwarded to the gateway's container and was not sent to a published port."""
 
 
 def env_value(value: object) -> str:
@@ -66,7 +70,7 @@ class Network:
         bridge = "com.docker.network.bridge"
         if self.internal:
             return {f"{bridge}.inhibit_ipv4": "true"}
-        return {f"{bridge}.enable_ip_masquerade": str(self.way_out).lower()}
+        return {f"{bridge}.enable_ip_masquerade": str(self.way_out).lower(), f"{bridge}.name": DOOR}
 
     def create_command(self) -> str:
         """The command that creates it."""
@@ -304,9 +308,9 @@ def _project(
 
 
 def loopback_guard() -> File:
-    """The unit that makes a port on 127.0.0.1 unreachable from the local network segment."""
+    """The unit that keeps the local network segment from ports on 127.0.0.1 and from the gateway's own address."""
     unit = environment().get_template("units/atelier-loopback-guard.service.j2")
     return File(
         "/etc/systemd/system/atelier-loopback-guard.service",
-        unit.render(iptables="/usr/sbin/iptables", rule=LOOPBACK_RULE).encode(),
+        unit.render(iptables="/usr/sbin/iptables", rules=(f"raw {LOOPBACK_RULE}", f"mangle {DIRECT_RULE}")).encode(),
     )
