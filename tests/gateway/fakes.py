@@ -30,7 +30,7 @@ class Fake:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         names = ("Authorization", "Cookie", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Uri", "X-Atelier-Who")
-        names += ("X-Real-IP", "Forwarded")
+        names += ("X-Real-IP", "Forwarded", "Origin", "Sec-Fetch-Site")
         shown = {name: request.headers.get(name) for name in names}
         self.log.write(
             json.dumps({"method": request.method, "target": request.raw_path, "open": self.is_open, **shown}) + "\n"
@@ -52,6 +52,7 @@ class Fake:
             return web.Response(text=MARKER, headers=cookies)
         body = await request.read()
         headers = {"Server": "Fake/1.0", "Access-Control-Allow-Origin": "https://evil.example"}
+        headers |= {"Access-Control-Allow-Credentials": "true", "Vary": "Accept"}
         return web.Response(text=f"{MARKER} {request.method} {request.raw_path} {len(body)}", headers=headers)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:

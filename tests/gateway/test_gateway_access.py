@@ -162,6 +162,7 @@ def post(gateway: Gateway, kind: str, target: str, size: int, *, chunked: bool, 
         connection.request("POST", target, body, headers | length, encode_chunked=chunked)
         answer = connection.getresponse()
         said = answer.read()
+        assert answer.status == 200 or json.loads(said)["by"] == "gateway"
         return said.split()[-1].decode() if answer.status == 200 else answer.status
     except (BrokenPipeError, ConnectionResetError):
         return 413  # refused while we were still sending

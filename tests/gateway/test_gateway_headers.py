@@ -4,15 +4,17 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
-from gateway_harness import BODY_LIMIT_MB, MARKER, Gateway, end_gateway, make_gateway, wait_until
+from gateway_harness import BODY_LIMIT_MB, MARKER, Answer, Gateway, end_gateway, make_gateway, wait_until
+
+DECLARED = "https://app.example"
 
 
 @pytest.fixture(scope="module")
 def proxied(
     tmp_path_factory: pytest.TempPathFactory, gateway_python: str, accounts: dict[str, dict[str, str]]
 ) -> Iterator[Gateway]:
-    """A gateway behind a proxy that it trusts."""
-    settings = {"trusted_proxies": ["127.0.0.1/32"]}
+    """A gateway behind a proxy that it trusts, with another site's pages declared."""
+    settings = {"trusted_proxies": ["127.0.0.1/32"], "cors_origins": [DECLARED]}
     running = make_gateway(tmp_path_factory.mktemp("proxied"), gateway_python, accounts, **settings)
     yield running
     end_gateway(running)
@@ -132,3 +134,58 @@ def test_cookies_leave_with_the_same_attributes_once_each(proxied: Gateway, secu
     login = gateway.ask("comfyui", "POST", "/login", headers, form)
     issued = login.headers.get_all("Set-Cookie")
     assert issued == ["AIOHTTP_SESSION=gAAAA-good; Path=/" + end, "theme=dark; Path=/" + end]
+
+
+def access_control(answer: Answer) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name.lower().startswith("access-control-")}
+
+
+ALLOWED = {"Access-Control-Allow-Origin": DECLARED}
+
+
+def test_a_declared_site_s_page_may_call_with_a_token(proxied: Gateway) -> None:
+    gateway = proxied
+    headers = {"Origin": DECLARED, "Sec-Fetch-Site": "cross-site", "Cookie": gateway.session("comfyui")}
+    right = headers | {"Authorization": gateway.authorization("comfyui")}
+    for method in ("GET", "POST"):
+        answer = gateway.ask("comfyui", method, f"/declared/{method}", right)
+        assert (answer.status, access_control(answer)) == (200, ALLOWED)
+        assert "Origin" in answer.headers.get_all("Vary")
+        (seen,) = [r for r in gateway.applications["comfyui"].requests() if r["target"] == f"/declared/{method}"]
+        assert (seen["Origin"], seen["Sec-Fetch-Site"], seen["Cookie"] or None) == (None, None, None)
+    # On the browser's session it may do nothing; it may read that it may not.
+    refused = gateway.ask("comfyui", "GET", "/queue", headers)
+    assert (refused.status, access_control(refused)) == (401, ALLOWED)
+    assert gateway.login("comfyui", password="x").status == 302
+    login = {"Origin": DECLARED, "Content-Type": "application/x-www-form-urlencoded"}
+    assert gateway.ask("comfyui", "POST", "/login", login, b"password=x").status == 403
+
+
+def test_preflights_are_the_gateway_s(proxied: Gateway) -> None:
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    answer = proxied.ask("comfyui", "OPTIONS", "/preflight", {"Origin": DECLARED} | asks)
+    assert answer.status == 204
+    assert access_control(answer) == ALLOWED | {
+        "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type",
+        "Access-Control-Max-Age": "600",
+    }
+    foreign = proxied.ask("comfyui", "OPTIONS", "/preflight", {"Origin": "https://evil.example"} | asks)
+    assert (foreign.status, access_control(foreign)) == (401, {})
+    assert not [r for r in proxied.applications["comfyui"].requests() if r["target"] == "/preflight"]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", None])
+def test_no_other_site_may_read(proxied: Gateway, gateway: Gateway, origin: str | None) -> None:
+    for running in (proxied, gateway):
+        headers = {"Authorization": running.authorization("comfyui")} | ({"Origin": origin} if origin else {})
+        answer = running.ask("comfyui", "GET", "/queue", headers)
+        assert (answer.status, access_control(answer)) == (200, {})
+
+
+def test_the_gateway_s_own_pages_keep_origin_and_session(proxied: Gateway) -> None:
+    host = f"127.0.0.1:{proxied.ports['comfyui']}"
+    headers = {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    assert proxied.ask("comfyui", "POST", "/own", headers | {"Cookie": proxied.session("comfyui")}).status == 200
+    (seen,) = [r for r in proxied.applications["comfyui"].requests() if r["target"] == "/own"]
+    assert (seen["Origin"], seen["Sec-Fetch-Site"]) == (f"http://{host}", "same-origin")

@@ -62,6 +62,50 @@ def test_two_origins_are_foreign() -> None:
     assert not same_origin(Request("POST", "/", (("Host", "a"), ("Origin", "http://a"), ("Origin", "http://a"))))
 
 
+DECLARED = {"https://app.example"}
+SESSION, BEARER = ("Cookie", "AIOHTTP_SESSION=s"), ("Authorization", f"Bearer {TOKEN}")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "origin", "further", "expected"),
+    [
+        ("POST", "/prompt", "https://app.example", [BEARER], "bearer"),
+        ("GET", "/prompt", "https://app.example", [BEARER, SESSION], "bearer"),
+        ("POST", "/prompt", "https://app.example", [SESSION], "401"),
+        ("GET", "/prompt", "https://app.example", [SESSION], "401"),
+        ("GET", "/ws", "https://app.example", [BEARER, ("Sec-WebSocket-Key", "x")], "bearer"),
+        ("GET", "/ws", "https://app.example", [SESSION, ("Sec-WebSocket-Key", "x")], "401"),
+        ("POST", "/login", "https://app.example", [], "403"),
+        ("GET", "/login", "https://app.example", [SESSION], "open"),
+        ("POST", "/internal/logs", "https://app.example", [BEARER], "403"),
+        ("OPTIONS", "/prompt", "https://app.example", [("Access-Control-Request-Method", "POST")], "preflight"),
+        ("OPTIONS", "/internal/logs", "https://app.example", [("Access-Control-Request-Method", "POST")], "403"),
+        ("OPTIONS", "/a/../b", "https://app.example", [("Access-Control-Request-Method", "POST")], "400"),
+        ("OPTIONS", "/prompt", "https://app.example", [], "401"),
+        # Nobody else, and nothing that only looks like it.
+        ("OPTIONS", "/prompt", "https://evil.example", [("Access-Control-Request-Method", "POST")], "401"),
+        ("POST", "/prompt", "https://evil.example", [BEARER], "403"),
+        ("POST", "/prompt", "http://app.example", [BEARER], "403"),
+        ("POST", "/prompt", "https://app.example:8443", [BEARER], "403"),
+        ("POST", "/prompt", "https://app.example.evil.example", [BEARER], "403"),
+        ("POST", "/prompt", "https://app.example, https://evil.example", [BEARER], "403"),
+        ("POST", "/prompt", "https://app.example", [BEARER, ("Origin", "https://evil.example")], "403"),
+        ("POST", "/prompt", "null", [BEARER], "403"),
+        # The gateway's own pages keep their sessions.
+        ("POST", "/prompt", "http://gpu:8188", [SESSION], "cookie"),
+    ],
+)
+def test_declared_origins(method: str, target: str, origin: str, further: list[tuple[str, str]], expected: str) -> None:
+    request = Request(method, target, (("Host", "gpu:8188"), ("Origin", origin), *further))
+    verdict = judge(request, COMFYUI, declared_origins=DECLARED)
+    if isinstance(verdict, Ask):
+        assert verdict.credential.scheme == expected
+    elif isinstance(verdict, Refuse):
+        assert str(verdict.status) == expected
+    else:
+        assert type(verdict).__name__.lower() == expected
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -174,7 +218,7 @@ GOOD_APPLICATION = {
 GOOD_CREDENTIALS = {"comfyui": {"user": "a", "password_bcrypt": TOKEN}}
 
 
-GOOD_GATEWAY = {"tls": False, "trusted_proxies": []}
+GOOD_GATEWAY = {"tls": False, "trusted_proxies": [], "cors_origins": []}
 
 
 def write(directory: Path, applications: object, credentials: object, **gateway: object) -> None:
@@ -213,7 +257,8 @@ def test_wrong_configuration(tmp_path: Path, change: dict[str, object], message:
     ("gateway", "message"),
     [
         ({"tls": "off"}, "`tls` must be true or false"),
-        ({"trusted_proxies": "10.0.0.1"}, "must be a list of words"),
+        ({"trusted_proxies": "10.0.0.1"}, "`trusted_proxies` must be a list of words"),
+        ({"cors_origins": [1]}, "`cors_origins` must be a list of words"),
         ({"trusted_proxies": ["10.0.0.1/8"]}, "10.0.0.1/8 is no network"),
         ({"extra": 1}, "needs exactly the keys"),
     ],

@@ -43,6 +43,23 @@ def not_served(title: str, reason: str, *, as_page: bool) -> web.Response:
     return web.Response(status=503, text=page, content_type="text/html", headers=headers)
 
 
+def preflight() -> web.Response:
+    """What the pages of declared origins may send."""
+    headers = {
+        "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type",
+        "Access-Control-Max-Age": "600",
+    }
+    return web.Response(status=204, headers=headers)
+
+
+def readable_from(answer: web.Response, origin: str) -> web.Response:
+    """The answer, which the pages of that origin may read."""
+    answer.headers["Access-Control-Allow-Origin"] = origin
+    answer.headers["Vary"] = "Origin"
+    return answer
+
+
 def cookie_end(*, secure: bool) -> str:
     """The attributes that every cookie leaves with, whatever the application gave it."""
     return "; HttpOnly; SameSite=Lax" + ("; Secure" if secure else "")

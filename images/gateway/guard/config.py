@@ -41,9 +41,10 @@ class Application:
 
 @dataclass(frozen=True)
 class Config:
-    """All that the guard is told: the applications by name, and the network around the gateway."""
+    """All that the guard is told: the applications by name, other sites' pages, and the network around the gateway."""
 
     applications: dict[str, Application]
+    cors_origins: frozenset[str]
     surroundings: Surroundings
 
 
@@ -51,7 +52,7 @@ def load(config_dir: Path, secrets_dir: Path) -> Config:
     """The guard's configuration. Raises ConfigError."""
     config_file, credentials_file = config_dir / "guard.json", secrets_dir / "credentials.json"
     declared = _read_object(config_file)
-    keys = {"applications", "tls", "trusted_proxies"}
+    keys = {"applications", "cors_origins", "tls", "trusted_proxies"}
     if set(declared) != keys:
         raise ConfigError(f"{config_file}: needs exactly the keys {', '.join(sorted(keys))}")
     entries, tls = declared["applications"], declared["tls"]
@@ -64,14 +65,16 @@ def load(config_dir: Path, secrets_dir: Path) -> Config:
     by_name = {application.name: application for application in applications}
     if len(by_name) < len(applications):
         raise ConfigError(f"{config_file}: two applications have the same name")
-    proxies = tuple(_network(entry, config_file) for entry in _words(declared["trusted_proxies"], config_file))
+    proxies = tuple(_network(entry, config_file) for entry in _words(declared, "trusted_proxies", config_file))
+    origins = frozenset(_words(declared, "cors_origins", config_file))
     own_gateways = read_default_gateways(ROUTES.read_text())
-    return Config(by_name, Surroundings(proxies, own_gateways, tls))
+    return Config(by_name, origins, Surroundings(proxies, own_gateways, tls))
 
 
-def _words(value: Any, config_file: Path) -> list[str]:
+def _words(declared: dict[str, Any], key: str, config_file: Path) -> list[str]:
+    value = declared[key]
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise ConfigError(f"{config_file}: `trusted_proxies` must be a list of words")
+        raise ConfigError(f"{config_file}: `{key}` must be a list of words")
     return value
 
 

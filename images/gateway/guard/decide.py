@@ -6,8 +6,8 @@ Everything is judged on the request target as the client sent it, because that i
 import base64
 import binascii
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
@@ -87,6 +87,11 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Preflight:
+    """A browser asks whether a declared origin's page may send what it is about to; the guard says what such may."""
+
+
+@dataclass(frozen=True)
 class Target:
     """A judged request target: the decoded path and the raw query."""
 
@@ -94,7 +99,9 @@ class Target:
     query: str
 
 
-def judge(request: Request, policy: Policy, *, allow_query_token: bool = False) -> Refuse | Open | Ask:
+def judge(
+    request: Request, policy: Policy, *, allow_query_token: bool = False, declared_origins: Collection[str] = ()
+) -> Refuse | Open | Ask | Preflight:
     """The verdict on one request."""
     if request.method not in METHODS:
         return Refuse(405, "method not allowed")
@@ -103,14 +110,20 @@ def judge(request: Request, policy: Policy, *, allow_query_token: bool = False) 
         return target
     if policy.closed.fullmatch(target.path):
         return Refuse(403, "this path is closed to everybody")
-    if not same_origin(request):
+    other_site = declared_origin(request, declared_origins)
+    if other_site is None and not same_origin(request):
         return Refuse(403, "request from a foreign origin")
+    if other_site and request.method == "OPTIONS" and request.values("access-control-request-method"):
+        return Preflight()
     stranger = _as_stranger(request, target, policy)
-    credential = read_credential(request, target, policy, allow_query_token)
+    is_login = isinstance(stranger, Open) and stranger.login
+    if other_site and is_login:
+        return Refuse(403, "sessions are for the login page's own visitors; send a token or a password")
+    credential = read_credential(without_cookies(request) if other_site else request, target, policy, allow_query_token)
     if isinstance(credential, Refuse):
         return credential
     # A login is always the guard's to check, so that no guess reaches an application on somebody's session.
-    if credential is None or (isinstance(stranger, Open) and stranger.login):
+    if credential is None or is_login:
         return stranger
     return Ask(credential, stranger, uploads=bool(policy.uploads.fullmatch(target.path)))
 
@@ -211,6 +224,17 @@ def same_origin(request: Request) -> bool:
         return True
     hosts = request.values("host")
     return len(origins) == len(hosts) == 1 and re.sub(r"^https?://", "", origins[0].lower()) == hosts[0].lower()
+
+
+def declared_origin(request: Request, declared_origins: Collection[str]) -> str | None:
+    """The other site whose page sent the request, where the operator declared it."""
+    origins = request.values("origin")
+    return origins[0] if len(origins) == 1 and origins[0] in declared_origins else None
+
+
+def without_cookies(request: Request) -> Request:
+    """The request as another site's page may make it: on what it knows itself, not on what the browser keeps."""
+    return replace(request, headers=tuple(pair for pair in request.headers if pair[0].lower() != "cookie"))
 
 
 def _as_stranger(request: Request, target: Target, policy: Policy) -> Refuse | Open:

@@ -18,12 +18,23 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from guard.admission import Admission, OverloadedError, PasswordCheck, caller
-from guard.answers import RETRY_SECONDS, cookie_end, hardened, not_served, refusal
+from guard.answers import RETRY_SECONDS, cookie_end, hardened, not_served, preflight, readable_from, refusal
 from guard.attempts import Attempts, Limits, TooManyAttemptsError
-from guard.client import Client, Surroundings, read_client
+from guard.client import Client, read_client
 from guard.config import Application, Config
 from guard.conversation import Answer, Conversation, ConversationError
-from guard.decide import Ask, Open, Refuse, Request, issued_cookies, judge, own_cookies, shuts_out
+from guard.decide import (
+    Ask,
+    Open,
+    Preflight,
+    Refuse,
+    Request,
+    declared_origin,
+    issued_cookies,
+    judge,
+    own_cookies,
+    shuts_out,
+)
 from guard.guessing import LockOut
 from guard.watch import PATIENCE, AnswersStrangersError, Watch, prove_closed
 
@@ -35,11 +46,9 @@ PAGE_HEADERS = frozenset({"content-type", "set-cookie", "location", "etag", "las
 class Gate:
     """Everything the guard does for one application."""
 
-    def __init__(
-        self, application: Application, surroundings: Surroundings, check_password: PasswordCheck, limits: Limits
-    ) -> None:
+    def __init__(self, application: Application, config: Config, check_password: PasswordCheck, limits: Limits) -> None:
         self.application = application
-        self._surroundings = surroundings
+        self._config = config
         self.admission = Admission(application, check_password, Attempts(application.name, limits, self._on_lock_out))
         self.watch = Watch(application, self._on_change)
 
@@ -52,9 +61,11 @@ class Gate:
     async def serve(self, request: web.Request) -> web.Response:
         """Answer in the application's place what is open to strangers."""
         asked = Request(request.method, request.raw_path, tuple(request.headers.items()))
-        verdict = judge(asked, self.application.policy, allow_query_token=self.application.allow_query_token)
+        verdict = self._judge(asked)
         if isinstance(verdict, Ask):
             verdict = verdict.otherwise
+        if isinstance(verdict, Preflight):
+            return self._readable(asked, preflight())
         if not isinstance(verdict, Open):
             return refusal(Refuse(403, "not a part of the login page"))
         client = self._client(request)
@@ -68,11 +79,10 @@ class Gate:
 
     def _client(self, request: web.Request) -> Client:
         forwarded = [request.headers.get(f"X-Atelier-Forwarded-{what}", "") for what in ("For", "Proto")]
-        return read_client(request.headers["X-Atelier-Peer"], forwarded[0], forwarded[1], self._surroundings)
+        return read_client(request.headers["X-Atelier-Peer"], forwarded[0], forwarded[1], self._config.surroundings)
 
     async def _verdict(self, asked: Request, client: Client) -> web.Response:
-        application = self.application
-        verdict = judge(asked, application.policy, allow_query_token=application.allow_query_token)
+        verdict = self._judge(asked)
         if isinstance(verdict, Ask):
             try:
                 admitted = await self.admission.admits(verdict.credential, client)
@@ -81,20 +91,10 @@ class Gate:
                     raise
                 admitted = False
             if admitted:
-                return web.Response(
-                    headers={
-                        "X-Atelier-Route": "application",
-                        "X-Atelier-Who": caller(verdict.credential, application),
-                        "X-Atelier-Client": str(client.address),
-                        "X-Atelier-Proto": client.scheme,
-                        "X-Atelier-Body": "upload" if verdict.uploads else "small",
-                        "X-Atelier-Cookie-End": cookie_end(secure=client.secure),
-                        "X-Atelier-Cookie": own_cookies(asked.values("cookie"), application.policy),
-                    }
-                )
+                return self._pass_on(asked, verdict, client)
             self._log_failure(asked.value("x-request-id"), client, verdict.credential.scheme)
             verdict = verdict.otherwise
-        if isinstance(verdict, Open):
+        if isinstance(verdict, Open | Preflight):
             return web.Response(headers={"X-Atelier-Route": "guard", "X-Atelier-Who": "", "X-Atelier-Cookie": ""})
         return refusal(verdict)
 
@@ -134,24 +134,56 @@ class Gate:
             talk.close()
         return _passed_on(answer, client)
 
-    async def _answer(self, asked: Request, answer: Coroutine[None, None, web.Response]) -> web.Response:
+    def _pass_on(self, asked: Request, verdict: Ask, client: Client) -> web.Response:
+        policy, other_site = self.application.policy, declared_origin(asked, self._config.cors_origins)
+        return web.Response(
+            headers={
+                "X-Atelier-Route": "application",
+                "X-Atelier-Who": caller(verdict.credential, self.application),
+                "X-Atelier-Client": str(client.address),
+                "X-Atelier-Proto": client.scheme,
+                "X-Atelier-Body": "upload" if verdict.uploads else "small",
+                "X-Atelier-Origin": other_site or "",
+                "X-Atelier-Cookie": "" if other_site else own_cookies(asked.values("cookie"), policy),
+                "X-Atelier-Cookie-End": cookie_end(secure=client.secure),
+            }
+        )
+
+    def _judge(self, asked: Request) -> Refuse | Open | Ask | Preflight:
+        return judge(
+            asked,
+            self.application.policy,
+            allow_query_token=self.application.allow_query_token,
+            declared_origins=self._config.cors_origins,
+        )
+
+    async def _answer(self, asked: Request, work: Coroutine[None, None, web.Response]) -> web.Response:
         refused = self.watch.refusal
-        if refused is not None:
-            answer.close()
-        else:
-            try:
-                return await answer
-            except AnswersStrangersError as error:
-                refused = str(error)
-                self.watch.distrust(refused)
-            except ConversationError as error:
-                refused = str(error)
-            except OverloadedError:
-                return refusal(Refuse(429, "too many logins are being checked; try again", retry_after=RETRY_SECONDS))
-            except TooManyAttemptsError as error:
-                reason = f"too many wrong credentials; try again in {error.seconds} s"
-                return refusal(Refuse(429, reason, retry_after=error.seconds))
-        return not_served(self.application.policy.title, refused, as_page=asked.wants_page)
+        if refused is None:
+            return self._readable(asked, await self._guarded(asked, work))
+        work.close()
+        return self._readable(asked, self._not_served(asked, refused))
+
+    async def _guarded(self, asked: Request, work: Coroutine[None, None, web.Response]) -> web.Response:
+        try:
+            return await work
+        except AnswersStrangersError as error:
+            self.watch.distrust(str(error))
+            return self._not_served(asked, str(error))
+        except ConversationError as error:
+            return self._not_served(asked, str(error))
+        except OverloadedError:
+            return refusal(Refuse(429, "too many logins are being checked; try again", retry_after=RETRY_SECONDS))
+        except TooManyAttemptsError as error:
+            reason = f"too many wrong credentials; try again in {error.seconds} s"
+            return refusal(Refuse(429, reason, retry_after=error.seconds))
+
+    def _not_served(self, asked: Request, reason: str) -> web.Response:
+        return not_served(self.application.policy.title, reason, as_page=asked.wants_page)
+
+    def _readable(self, asked: Request, answer: web.Response) -> web.Response:
+        other_site = declared_origin(asked, self._config.cors_origins)
+        return readable_from(answer, other_site) if other_site else answer
 
     def _on_change(self, refusal: str | None) -> None:
         self.admission.forget()
@@ -192,8 +224,7 @@ def build(config: Config) -> web.Application:
     """The guard as an aiohttp application."""
     check_password, limits = PasswordCheck(), Limits()
     gates = {
-        name: Gate(application, config.surroundings, check_password, limits)
-        for name, application in config.applications.items()
+        name: Gate(application, config, check_password, limits) for name, application in config.applications.items()
     }
 
     async def handle(request: web.Request) -> web.Response:
