@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import gevent
 import pyinfra
@@ -139,7 +139,8 @@ def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrato
 
 def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
     """The weights alone, with their line in the audit log. Raises AtelierError with what failed."""
-    lifecycle.keep_credentials(target, deployment)  # the host gets their instance
+    # The host gets their instance, and no certificate: what it shows stays the one that is kept here.
+    lifecycle.keep_credentials(target, replace(deployment, internal=None))
     with _audited(ssh, deployment.settings, narrator) as audit:
         outcome = apply(ssh, deployment, narrator, audit.changed, deploy.weights)
         audit.verdict = "weights fetched"

@@ -11,10 +11,14 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from atelier import certificates, lifecycle, paths
+from atelier import credentials as store
 from atelier.certificates import NONE, Anchor, Certificate, Internal
+from atelier.console import Narrator
+from atelier.deployment import Deployment
 from atelier.errors import AtelierError
+from atelier.hostfacts import HostFacts
 from atelier.settings import build_settings
-from atelier.ssh import Destination
+from atelier.ssh import Destination, Ssh
 from atelier.target import Target
 from atelier.verify import trust
 
@@ -283,6 +287,7 @@ def test_a_chain_lasts_as_long_as_its_shortest_part() -> None:
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setattr(store, "BCRYPT_COST", 4)
     settings = build_settings(
         [("test", {"profile": "cpu", "tls": {"mode": "internal", "names": ["gpu.example.com", "10.9.8.7"]}})]
     )
@@ -308,6 +313,19 @@ def test_a_deploy_issues_for_every_name_and_stores_nothing_before_it_acts(target
     wider = replace(target, settings=build_settings([("t", {"tls": {"mode": "internal", "names": ["b.org"]}})]))
     lifecycle.choose_internal(wider, said.append)
     assert len(said) == 1 and "users import it again" in said[0]
+
+
+def test_what_brings_no_certificate_to_the_host_keeps_none(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import provision
+
+    monkeypatch.setattr(provision, "apply", lambda *_: provision.Outcome(1, (), 1))
+    monkeypatch.setattr(lifecycle, "append_audit", lambda *_: None)
+    deployment = Deployment(target.settings, HostFacts(), store.generate({}), (), (), "double", internal=FIRST)
+    ssh, narrator = Ssh(target.destination), Narrator()
+    provision.fetch_weights(target, ssh, deployment, narrator)
+    assert certificates.load(paths.secrets_dir("gpu1")) == Internal(NONE, NONE)
+    provision.rotate(target, ssh, deployment, narrator)
+    assert certificates.load(paths.secrets_dir("gpu1")) == FIRST
 
 
 def test_an_operators_certificate_that_has_ended_is_refused_by_name(
