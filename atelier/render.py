@@ -4,11 +4,13 @@ Pure: nothing is read but the templates, nothing is written. What a container mu
 CONFIG_FINGERPRINT, which covers its rendered files and its secrets, so a change concerns no other service.
 """
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -43,9 +45,13 @@ def env_value(value: object) -> str:
 
 def environment() -> jinja2.Environment:
     """Jinja2 that refuses undefined names; JSON and YAML are not HTML, so nothing is escaped for that."""
-    loader = jinja2.FileSystemLoader(paths.PROJECT / "templates")
+    return _environment(paths.PROJECT / "templates")
+
+
+@functools.cache
+def _environment(templates: Path) -> jinja2.Environment:
     jinja = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.FileSystemLoader(templates),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701
