@@ -52,7 +52,13 @@ class Fake:
             return web.Response(text=MARKER, headers=cookies)
         body = await request.read()
         headers = {"Server": "Fake/1.0", "Access-Control-Allow-Origin": "https://evil.example"}
-        headers |= {"Access-Control-Allow-Credentials": "true", "Vary": "Accept"}
+        headers |= {
+            "Access-Control-Allow-Credentials": "true",
+            "Vary": "Accept",
+            "X-Powered-By": "Fake",
+            "Via": "1.1 fake",
+        }
+        headers |= {"Content-Security-Policy": "default-src 'self'", "X-Frame-Options": "ALLOWALL"}
         return web.Response(text=f"{MARKER} {request.method} {request.raw_path} {len(body)}", headers=headers)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:

@@ -6,6 +6,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from gateway_harness import BODY_LIMIT_MB, MARKER, Answer, Gateway, end_gateway, make_gateway, wait_until
 
+SAFETY = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Strict-Transport-Security": None,
+    "Server": None,
+    "Via": None,
+    "X-Powered-By": None,
+}
 DECLARED = "https://app.example"
 
 
@@ -189,3 +199,35 @@ def test_the_gateway_s_own_pages_keep_origin_and_session(proxied: Gateway) -> No
     assert proxied.ask("comfyui", "POST", "/own", headers | {"Cookie": proxied.session("comfyui")}).status == 200
     (seen,) = [r for r in proxied.applications["comfyui"].requests() if r["target"] == "/own"]
     assert (seen["Origin"], seen["Sec-Fetch-Site"]) == (f"http://{host}", "same-origin")
+
+
+ANSWERS = {
+    "the application's": ("comfyui", "GET", "/queue", True, 200),
+    "a login page": ("comfyui", "GET", "/login", False, 200),
+    "a refusal": ("forge", "GET", "/config", False, 401),
+    "a body too large": ("comfyui", "POST", "/interrupt", True, 413),
+    "health": ("forge", "GET", "/healthz", False, 200),
+}
+
+
+@pytest.mark.parametrize("whose", ANSWERS)
+def test_every_answer_is_safe_to_show_and_says_nothing_of_its_servers(gateway: Gateway, whose: str) -> None:
+    kind, method, target, entitled, status = ANSWERS[whose]
+    headers = {"Authorization": gateway.authorization(kind)} if entitled else {}
+    answer = gateway.ask(kind, method, target, headers, b"x" * (2 * 1000 * 1000) if status == 413 else b"")
+    assert answer.status == status
+    assert {name: answer.headers[name] for name in SAFETY} == SAFETY
+    assert all(len(answer.headers.get_all(name, [])) <= 1 for name in SAFETY)
+    policies = answer.headers.get_all("Content-Security-Policy")
+    own = ["default-src 'self'"] if whose == "the application's" else []
+    assert sorted(policies) == sorted([*own, "frame-ancestors 'self'"])
+    assert len(answer.headers["X-Request-Id"]) == 36
+    if status >= 400:
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_transport_security_where_it_is_declared(own_gateway: Callable[..., Gateway]) -> None:
+    gateway = own_gateway(serve=False, tls={"mode": "off", "hsts": True})
+    gateway.wait("forge", 503)
+    answer = gateway.ask("forge", "GET", "/")
+    assert answer.headers.get_all("Strict-Transport-Security") == ["max-age=31536000"]
