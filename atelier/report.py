@@ -8,6 +8,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -21,6 +22,7 @@ Verdict = Literal["passed", "failed", "incomplete"]
 CheckVerdict = Literal["passed", "warning", "failed", "skipped"]
 
 ACCESS_PAGE = "access.html"
+ACCESS_TABLE = paths.PROJECT / "tests" / "verify" / "access" / "access.txt"
 REMOVED = "[secret]"
 SHORTEST_SECRET = 6
 """Shorter strings are not searched for: they would be found everywhere. Passwords have 8 characters at least."""
@@ -56,8 +58,8 @@ class ReportImage(_Model):
 class AccessRow(_Model):
     """One request, and per kind of caller `<wanted> <seen>`, separated by commas.
 
-    Seen: a status, `/gateway` where the gateway says that it refused, `!` before it where that was not wanted, `-` where
-    it was not asked. docs/report.md explains what is wanted.
+    Seen: a status and `/` who answered, `!` before it where that was not wanted, `-` where it was not asked.
+    docs/report.md explains what is wanted.
     """
 
     request: str
@@ -206,19 +208,23 @@ def as_access_page(report: Report) -> str:
         (matrix, [(row.request, [_cell(cell) for cell in row.cells.split(", ")]) for row in matrix.rows])
         for matrix in report.matrices
     ]
-    return templates.get_template(f"{ACCESS_PAGE}.j2").render(report=report, tables=tables)
+    lines = ACCESS_TABLE.read_text(encoding="utf-8").splitlines()
+    legend = "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
+    return templates.get_template(f"{ACCESS_PAGE}.j2").render(report=report, tables=tables, legend=legend)
 
 
 def _cell(text: str) -> dict[str, str]:
     """One cell for the page: what was seen, what was wanted, and the class of style."""
     wanted, seen = text.split(" ")
+    status, _, author = seen.lstrip("!").partition("/")
     if seen.startswith("!"):
-        style = "wrong"
+        style, status = "wrong", f"{status} by the {author}" if author else status
     elif seen == "-":
         style = "unasked"
-    else:
-        style = "refused" if seen.endswith("/gateway") or not wanted.startswith(("in", "page", "?page")) else "let-in"
-    return {"wanted": wanted, "seen": seen.lstrip("!").removesuffix("/gateway"), "style": style}
+    else:  # of HEAD the author is unknown
+        let_in = author == "application" or (not author and wanted.startswith(("in", "page", "?page")))
+        style = "let-in" if let_in else "refused"
+    return {"wanted": wanted.removeprefix("?"), "seen": status, "style": style}
 
 
 def _printable(text: str) -> str:

@@ -87,18 +87,18 @@ def test_the_report_shows_each_cell(tmp_path) -> None:
     assert shown == {
         "columns": ["stranger", "session"],
         "rows": [
-            {"request": "GET /config", "cells": "401 !200, in:200/404 200"},
+            {"request": "GET /config", "cells": "401 !200/application, in:200/404 200/application"},
             {"request": "GET /<script>", "cells": "401 -"},
         ],
     }
     matrix = AccessMatrix(check="access.forge.matrix", **shown)
     page = as_access_page(report(matrix))
     assert re.findall(r'<td class="([a-z-]+)" title="wanted ([^"]+)">([^<]+)</td>', page) == [
-        ("wrong", "401", "200 instead of 401"),
+        ("wrong", "401", "200 by the application instead of 401"),
         ("let-in", "in:200/404", "200"),
         ("unasked", "401", "&ndash;"),
     ]
-    assert "<script>" not in page and "doubles stand in" in page
+    assert "<script>" not in page and "doubles stand in" in page and "no credential" in page
     place = publish(report(matrix), tmp_path, [], set())
     assert (place / "access.html").read_text() == page
     assert "[access.html](access.html)" in (place / "report.md").read_text()
@@ -116,11 +116,13 @@ def test_without_a_table_there_is_no_page(tmp_path) -> None:
         ("401 401/gateway", "refused"),
         ("302 302/gateway", "refused"),
         ("401 401", "refused"),
+        ("page 200", "let-in"),
         ("?401 429/gateway", "refused"),
         ("login 422/gateway", "refused"),
-        ("in:401 401", "let-in"),
-        ("?page 200", "let-in"),
+        ("in:401 401/application", "let-in"),
+        ("?page 200/application", "let-in"),
         ("in !401/gateway", "wrong"),
+        ("in !nothing", "wrong"),
         ("in -", "unasked"),
     ],
 )

@@ -15,6 +15,8 @@ from access_table import Cell, Headers, Shown
 
 READ_BYTES = 64 * 1024
 """More of an answer than this is not waited for: a page of Forge has 4 MB, a heartbeat never ends."""
+GATEWAYS = (502, 503, 504)
+"""Only a gateway says these; to browsers it says them with a page, which does not name its author."""
 CALLERS = 4
 SECONDS = 30
 
@@ -29,7 +31,8 @@ class Answer:
     @property
     def told(self) -> str:
         """As the report shows it."""
-        return f"{self.status or 'nothing'}{'/gateway' if self.by_gateway else ''}"
+        author = {True: "/gateway", False: "/application", None: ""}[self.by_gateway]
+        return f"{self.status}{author}" if self.status else "nothing"
 
 
 NO_ANSWER = Answer(0)
@@ -40,7 +43,7 @@ def as_expected(cell: Cell, answer: Answer) -> bool:
     if cell.guesses and answer == Answer(429, by_gateway=True):
         return True
     if cell.admitted:
-        own = answer.status != 0 and answer.status not in (502, 503, 504) and not answer.by_gateway
+        own = answer.status != 0 and answer.status not in GATEWAYS and not answer.by_gateway
         return own and (not cell.own or str(answer.status) in cell.own)
     if cell.final == "page":  # of another version of the application it may have no such part
         return answer.status in (200, 404) and not answer.by_gateway
@@ -89,6 +92,8 @@ class Caller:
         else:
             body = response.read1(READ_BYTES)
             self.close()
+        if response.status in GATEWAYS:
+            return Answer(response.status, by_gateway=True)
         return Answer(response.status, None if method == "HEAD" else by_gateway(body))
 
     def close(self) -> None:
