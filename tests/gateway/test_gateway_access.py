@@ -1,6 +1,7 @@
 """The whole table of access.txt through real Caddy and the real guard, and the logins that it takes for granted."""
 
 import base64
+import hashlib
 import http.client
 import json
 import socket
@@ -258,20 +259,39 @@ def test_only_the_api_challenges_for_basic(gateway: Gateway) -> None:
     assert "WWW-Authenticate" not in gateway.ask("forge", "GET", "/file=style.css").headers
 
 
+def in_every_form(secret: str) -> set[str]:
+    encoded = base64.b64encode(secret.encode()).decode()
+    return {secret, quote(secret, safe=""), quote(secret), json.dumps(secret)[1:-1], encoded}
+
+
 def test_no_credential_in_any_log(gateway: Gateway) -> None:
     token = gateway.accounts["comfyui"]["password_bcrypt"]
     session = gateway.session("comfyui")
-    gateway.ask("comfyui", "GET", f"/queue?token={token}&%74oken={token}&a=1", {"Referer": f"http://x/?token={token}"})
-    gateway.ask("comfyui", "GET", "/ok", {"Authorization": f"Bearer {token}", "X-Api-Key": token})
+    bearer = {"Authorization": f"Bearer {token}"}
+    for query in ("token={}", "%74oken={}&a=1", "Token={}", "x=1;token={}", "api_key={}", "{}", "x=1&token={}#a"):
+        for written in (token, quote(token, safe="")):
+            gateway.ask("comfyui", "GET", "/queue?" + query.format(written), {"Referer": f"http://x/?token={token}"})
+            gateway.ask("comfyui", "GET", "/queue?" + query.format(written), bearer)
+            gateway.ask("forge", "GET", "/a#" + query.format(written), {"Accept": "text/html"})
+    gateway.ask("comfyui", "GET", f"http://owner:{token}@x/queue?token={token}", bearer)
+    gateway.ask("comfyui", "GET", f"//owner:{token}@x/queue", bearer)
+    gateway.ask("comfyui", "GET", "/ok", bearer | {"X-Api-Key": token, "Cookie": session})
+    gateway.ask("comfyui", "GET", "/cookies", [*bearer.items(), ("X-Set-Cookie", f"a={token}")])
     gateway.ask("comfyui", "GET", "/ok", {"Cookie": session})
+    gateway.ask("comfyui", "GET", "/ok", {"Cookie": session + "-wrong"})
     gateway.ask("forge", "GET", "/sdapi/v1/samplers", {"Authorization": gateway.authorization("forge")})
+    for kind, account in gateway.accounts.items():
+        gateway.login(kind, username=account["user"], password=account["password"])
+        gateway.login(kind, username="somebody", password=account["password"])
     log = gateway.output.read_text()
     secrets = [token, session.partition("=")[2], gateway.authorization("forge").split()[1]]
     secrets += [account["password"] for account in gateway.accounts.values()]
-    assert [secret for secret in secrets if secret in log or quote(secret, safe="") in log] == []
+    assert [secret for secret in secrets for form in in_every_form(secret) if form in log] == []
     lines = [line for line in gateway.log_lines() if line.get("msg") == "handled request"]
     assert {"user_id", "request", "status", "resp_headers"} <= set(lines[-1])
-    assert lines[-1]["user_id"] == "basic:forge-owner"
+    who = {line["user_id"] for line in lines}
+    assert {"", "basic:forge-owner", f"bearer:{hashlib.sha256(token.encode()).hexdigest()[:16]}"} <= who
+    assert {"/queue?", "/a#", "/ok"} <= {line["request"]["uri"] for line in lines}
 
 
 def test_health(gateway: Gateway) -> None:
