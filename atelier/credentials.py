@@ -73,13 +73,15 @@ class Credentials(BaseModel):
 class Former(BaseModel):
     """What an unfinished rotation replaces: the services, their credentials where known, sessions that must end.
 
-    `cookies`: by service, the Cookie header of a session that was opened with the former credentials.
+    `cookies`: by service, the Cookie header of a session that was opened with the former credentials. `successor`: the
+    fingerprint of the new ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     services: tuple[str, ...]
     credentials: Credentials | None
     cookies: dict[str, str]
+    successor: str
 
 
 def check_user(name: str) -> str:
@@ -198,7 +200,7 @@ def load_former(directory: Path) -> Former | None:
 def unfinished(directory: Path) -> Former | None:
     """The rotation that has to be finished first. One that was ended before it stored anything new is none."""
     stored, former = load(directory), load_former(directory)
-    return former if stored and former and former.credentials != stored else None
+    return former if stored and former and former.successor == fingerprint(stored) else None
 
 
 def _read(path: Path, model: type[Document]) -> Document | None:

@@ -286,6 +286,8 @@ def conclude(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrato
         rotation = Rotation(target, ssh, narrator, begun, deployment)
         with rotation.visits() as visitors:
             rotation.prove(visitors, {})
+    else:  # one that ended before it stored anything new
+        store.forget_former(paths.secrets_dir(target.name))
 
 
 def require_none_unfinished(target: Target) -> None:
@@ -350,7 +352,12 @@ class Rotation:
             return store.generate(os.environ, facts.instance)
 
         deployment = _prepare(target, ssh, narrator, wanted, renewed)
-        former = Former(services=tuple(wanted), credentials=in_force(target, deployment.facts), cookies={})
+        former = Former(
+            services=tuple(wanted),
+            credentials=in_force(target, deployment.facts),
+            cookies={},
+            successor=store.fingerprint(deployment.credentials),
+        )
         rotation = cls(target, ssh, narrator, former, deployment, resumed=False)
         rotation.require_nothing_else()
         return rotation

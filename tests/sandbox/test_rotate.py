@@ -12,12 +12,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+import bcrypt
 import pytest
 from harness import Sandbox
 
 from atelier import credentials as store
 from atelier import paths
-from atelier.credentials import Credentials
+from atelier.credentials import Credentials, Former
 from atelier.rotation import Visitor, answer
 from atelier.target import sandbox_target
 from atelier.verify import services
@@ -31,11 +32,34 @@ LONGEST: dict[str, float] = {}
 """Seconds that a rotation of each service took when nobody killed it."""
 
 
+PASSWORD = "the password of before"
+
+
 @pytest.fixture(scope="module", autouse=True)
-def deployed() -> Iterator[None]:
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A host whose token comes from the previous stack, written as that wrote it; nobody gave its password."""
+    token = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(rounds=10, prefix=b"2b")).decode()
+    folder = tmp_path_factory.mktemp("before")
+    (folder / ".env.generated").write_bytes(
+        f"export QWEN_TOKEN=QWEN_TOKEN='{token}'\r\nFORGE_PASSWORD=anvil+fire\r\n".encode()
+    )
     with SANDBOX.running():
-        SANDBOX.deploy()
+        output = SANDBOX.deploy("--import", str(folder))
+        assert "Imported: QWEN_TOKEN in" in output and "FORGE_PASSWORD in" in output and token not in output
+        assert re.search(r"^warning  access.comfyui.browser ", output, re.M) and "Verdict: passed" in output
         yield
+
+
+def test_an_imported_token_is_in_force_and_its_password_said_to_be_unknown(visitors: dict[str, Visitor]) -> None:
+    known = stored()
+    assert (known.comfyui.password, known.forge.password) == (None, "anvil+fire")
+    told = SANDBOX.atelier("credentials")
+    assert f"password not known here (make rotate HOST={SANDBOX.name} makes one that is)" in told
+    let_in = known.comfyui.model_copy(update={"password": PASSWORD})
+    require_let_in(visitors, known.model_copy(update={"comfyui": let_in}))
+    assert "COMFYUI_PASSWORD" not in (DIRECTORY / store.ENVIRONMENT_FILE).read_text()
+    output = SANDBOX.deploy("--import", str(DIRECTORY))
+    assert re.search(r"Deployed: 0 of \d+ operations changed something", output), "the same import again"
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +114,7 @@ def test_a_rotation_replaces_everything_and_proves_it(visitors: dict[str, Visito
         "ComfyUI: the new token: admitted",
         "ComfyUI: a WebSocket with the new token: admitted",
         "ComfyUI: the old token: refused",
-        "ComfyUI: the old password in the login form: refused",
-        "ComfyUI: a session from before: refused",
+        "ComfyUI: not shown: the password of before is not known here",
         "ComfyUI: a WebSocket from before: closed",
         "Forge: the new HTTP Basic: admitted",
         "Forge: the old HTTP Basic: refused",
@@ -116,8 +139,11 @@ def test_a_rotation_of_one_service_leaves_the_other(service: str, visitors: dict
     container = {"forge": "forge-turbo", "comfyui": "comfyui-qwen"}[other]
     started = SANDBOX.root(f"docker inspect -f '{{{{.State.StartedAt}}}}' {container}")
     began = time.monotonic()
-    SANDBOX.atelier("rotate", "--service", service)
+    output = SANDBOX.atelier("rotate", "--service", service)
     LONGEST[service] = time.monotonic() - began
+    if service == "comfyui":
+        assert "  ComfyUI: the old password in the login form: refused\n" in output
+        assert "  ComfyUI: a session from before: refused\n" in output
     after = stored()
     assert after.account(other) == before.account(other) and after.account(service) != before.account(service)
     assert SANDBOX.root(f"docker inspect -f '{{{{.State.StartedAt}}}}' {container}") == started
@@ -127,6 +153,34 @@ def test_a_rotation_of_one_service_leaves_the_other(service: str, visitors: dict
 
 def test_a_deploy_after_rotations_changes_nothing() -> None:
     assert re.search(r"Deployed: 0 of \d+ operations changed something", SANDBOX.deploy())
+
+
+def test_a_deploy_finishes_a_rotation_that_only_reached_the_store(visitors: dict[str, Visitor]) -> None:
+    before = stored()
+    promised = store.renew(before, ["forge"], {})
+    former = Former(services=("forge",), credentials=before, cookies={}, successor=store.fingerprint(promised))
+    store.begin_rotation(DIRECTORY, former, promised)
+    assert "a rotation of Forge was not finished" in SANDBOX.deploy("--service", "comfyui", expect=1)
+    assert "A rotation is not finished" in SANDBOX.atelier("credentials")
+    require_let_in(visitors, before)
+    output = SANDBOX.deploy()
+    assert "A rotation of Forge was not finished; this deploy did." in output
+    assert "  Forge: the old HTTP Basic: refused\n" in output
+    assert stored() == promised and store.unfinished(DIRECTORY) is None
+    require_let_in(visitors, promised)
+
+
+def test_an_old_copy_of_the_store_stops_a_deploy_and_a_rotation_replaces_what_it_does_not_know(
+    visitors: dict[str, Visitor],
+) -> None:
+    current = stored()
+    store.save(DIRECTORY, store.renew(current, ["forge"], {}))
+    assert "has newer credentials than this computer" in SANDBOX.deploy(expect=1)
+    assert "leave SERVICE out" in SANDBOX.atelier("rotate", "--service", "forge", expect=1)
+    output = SANDBOX.atelier("rotate")
+    assert "Forge: not shown: the credentials of before are not known here" in output
+    require_let_in(visitors, stored())
+    require_shut_out(visitors, current, ("comfyui", "forge"))
 
 
 @pytest.mark.parametrize("number", range(KILLS))

@@ -114,14 +114,16 @@ def test_the_fingerprint_is_of_what_the_host_holds(known: Credentials) -> None:
     assert store.fingerprint(known.model_copy(update={"comfyui": unknown})) == store.fingerprint(known)
 
 
-def former_of(known: Credentials) -> Former:
-    return Former(services=("comfyui", "forge"), credentials=known, cookies={"comfyui": "AIOHTTP_SESSION=x"})
+def former_of(known: Credentials | None, new: Credentials) -> Former:
+    cookies = {"comfyui": "AIOHTTP_SESSION=x"}
+    return Former(services=("comfyui", "forge"), credentials=known, cookies=cookies, successor=store.fingerprint(new))
 
 
 def test_what_a_rotation_replaces_is_kept_for_this_user_alone(tmp_path: Path, known: Credentials) -> None:
     directory = tmp_path / ".secrets" / "box"
-    store.begin_rotation(directory, former_of(known), store.renew(known, ["forge"], {}))
-    assert store.load_former(directory) == former_of(known)
+    new = store.renew(known, ["forge"], {})
+    store.begin_rotation(directory, former_of(known, new), new)
+    assert store.load_former(directory) == former_of(known, new) and store.load(directory) == new
     assert (directory / store.FORMER_FILE).stat().st_mode & 0o777 == 0o600
     assert directory.stat().st_mode & 0o777 == 0o700
     store.forget_former(directory)
@@ -131,12 +133,10 @@ def test_what_a_rotation_replaces_is_kept_for_this_user_alone(tmp_path: Path, kn
 
 UNFINISHED: dict[str, tuple[Callable[[Credentials, Credentials], tuple[Credentials, Former | None]], bool]] = {
     "none was begun": (lambda old, new: (old, None), False),
-    "nothing new was stored": (lambda old, new: (old, former_of(old)), False),
-    "the new are stored": (lambda old, new: (new, former_of(old)), True),
-    "those of before are unknown": (
-        lambda old, new: (new, Former(services=("forge",), credentials=None, cookies={})),
-        True,
-    ),
+    "nothing new was stored": (lambda old, new: (old, former_of(old, new)), False),
+    "the new are stored": (lambda old, new: (new, former_of(old, new)), True),
+    "those of before are unknown": (lambda old, new: (new, former_of(None, new)), True),
+    "unknown, and an old copy is stored": (lambda old, new: (old, former_of(None, new)), False),
 }
 
 
@@ -163,7 +163,7 @@ def test_a_rotation_killed_at_any_change_of_the_store_is_continued_or_never_was(
         step += 1
         directory = tmp_path / str(step) / "box"
         store.save(directory, known)
-        killed = killed_before(step, partial(store.begin_rotation, directory, former_of(known), new))
+        killed = killed_before(step, partial(store.begin_rotation, directory, former_of(known, new), new))
         stored = store.load(directory)
         assert stored in (known, new)
         assert bool(store.unfinished(directory)) == (stored == new), "who has the new ones knows what to finish"
@@ -196,7 +196,7 @@ def test_an_old_copy_of_the_store_stops_a_deploy(target: Target, known: Credenti
 
 def test_a_host_that_holds_those_before_an_unfinished_rotation_is_known(target: Target, known: Credentials) -> None:
     new = store.renew(known, ["forge"], {})
-    store.begin_rotation(paths.secrets_dir("box"), former_of(known), new)
+    store.begin_rotation(paths.secrets_dir("box"), former_of(known, new), new)
     for held in (known, new):
         assert lifecycle.choose_credentials(target, facts_of(held), {}) == new
 

@@ -32,6 +32,10 @@ BEFORE = CREDENTIALS.model_copy(update={"comfyui": OLD, "forge": OLD})
 BOTH = ("comfyui", "forge")
 
 
+def former_of(services: tuple[str, ...], known: Credentials | None = BEFORE) -> Former:
+    return Former(services=services, credentials=known, cookies={}, successor=store.fingerprint(AFTER))
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [(200, "admitted"), (302, "refused"), (401, "refused"), (403, "refused"), (400, "refused"), (0, "not answered")]
@@ -224,7 +228,7 @@ def test_of_unknown_credentials_the_images_alone_are_compared() -> None:
 
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
-    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setattr(paths, "secrets_dir", lambda name: tmp_path / ".secrets" / name)
     monkeypatch.setattr(store, "BCRYPT_COST", 4)
     for name in ("LOOK", "CLOSED_WITHIN"):
         monkeypatch.setattr(rotation, name, 0.001)
@@ -258,7 +262,7 @@ def stage(target: Target, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stag
     def make(
         services: tuple[str, ...] = BOTH, resumed: bool = False, known: Credentials | None = BEFORE, **further: Gateway
     ) -> Stage:
-        former = Former(services=services, credentials=known, cookies={})
+        former = former_of(services, known)
         gateways = {"comfyui": Gateway("comfyui", OLD), "forge": Gateway("forge", OLD), **further}
         made = Stage(target, former, resumed, **gateways)
 
@@ -378,7 +382,7 @@ def test_what_was_begun_is_finished_before_anything_else(
     done: list[tuple[str, tuple[str, ...]]] = []
     store.save(paths.secrets_dir("box"), BEFORE)
     if begun:
-        former = Former(services=begun, credentials=BEFORE, cookies={})
+        former = former_of(begun)
         store.begin_rotation(paths.secrets_dir("box"), former, AFTER)
 
     def finish(target: Target, ssh: object, former: Former, narrator: Narrator) -> SimpleNamespace:
@@ -395,11 +399,85 @@ def test_what_was_begun_is_finished_before_anything_else(
 
 def test_a_deploy_of_one_service_waits_for_the_rotation(target: Target) -> None:
     rotation.require_none_unfinished(target)
-    former = Former(services=("forge",), credentials=BEFORE, cookies={})
+    former = former_of(("forge",))
     store.begin_rotation(paths.secrets_dir("box"), former, AFTER)
     with pytest.raises(AtelierError, match="a rotation of Forge was not finished") as raised:
         rotation.require_none_unfinished(target)
     assert "make rotate HOST=box" in str(raised.value)
+
+
+def recorded(record: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "read_deployed", lambda ssh, data_root: {**record, "sources": "upstream"})
+
+
+@pytest.mark.parametrize("record", [RECORD, MIXED, record_of(AFTER)], ids=["before", "in between", "after"])
+def test_a_rotation_goes_on_from_wherever_one_was_killed(
+    record: dict, stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(record, monkeypatch)
+    stage().rotation.require_nothing_else()
+
+
+def test_a_rotation_brings_no_other_images_or_settings(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(DEPLOYED["other settings"][0], monkeypatch)
+    with pytest.raises(AtelierError, match="more than credentials: settings of gateway") as raised:
+        stage().rotation.require_nothing_else()
+    assert "make deploy HOST=box first" in str(raised.value)
+
+
+def begun(target: Target, wanted: tuple[str, ...], found: HostFacts, monkeypatch: pytest.MonkeyPatch) -> Rotation:
+    """A rotation of a host with these facts, as `Rotation.of` decides on it."""
+
+    def prepare(*given: object) -> object:
+        choose = given[-1]
+        assert callable(choose)
+        return replace(deployment(), facts=found, credentials=choose(found))
+
+    monkeypatch.setattr(rotation, "_prepare", prepare)
+    monkeypatch.setattr(Rotation, "require_nothing_else", lambda _: None)
+    return Rotation.of(target, target.ssh(), wanted, Narrator(Console(file=io.StringIO())))
+
+
+def test_a_rotation_renews_what_is_in_force(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(paths.secrets_dir("box"), CREDENTIALS)
+    made = begun(target, ("forge",), facts(), monkeypatch)
+    new = made.deployment.credentials
+    assert made.former.credentials == CREDENTIALS and made.former.successor == store.fingerprint(new)
+    assert new.comfyui == CREDENTIALS.comfyui and new.forge != CREDENTIALS.forge
+    assert store.load(paths.secrets_dir("box")) == CREDENTIALS, "nothing is stored yet"
+
+
+@pytest.mark.parametrize("stale", [True, False], ids=["an old copy", "no store"])
+def test_where_nobody_knows_what_is_in_force_all_of_it_is_replaced(
+    stale: bool, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if stale:
+        store.save(paths.secrets_dir("box"), CREDENTIALS)
+    held = facts(fingerprint="another")
+    with pytest.raises(AtelierError, match="leave SERVICE out"):
+        begun(target, ("forge",), held, monkeypatch)
+    made = begun(target, BOTH, held, monkeypatch)
+    assert made.former.credentials is None and made.deployment.credentials.instance == "i"
+    assert made.deployment.credentials.comfyui != CREDENTIALS.comfyui
+
+
+def test_a_deploy_proves_what_it_finished_and_forgets_what_never_began(
+    stage: Callable[..., Stage], target: Target
+) -> None:
+    made = stage(comfyui=Gateway("comfyui", NEW), forge=Gateway("forge", NEW, OLD))
+    store.begin_rotation(made.directory, made.rotation.former, AFTER)
+    arguments = (target, target.ssh(), made.rotation.deployment, made.rotation.narrator)
+    with pytest.raises(AtelierError, match="Forge: the old HTTP Basic: admitted"):
+        rotation.conclude(*arguments)
+    assert store.unfinished(made.directory)
+    made.gateways["forge"].valid = [NEW]
+    rotation.conclude(*arguments)
+    assert store.load_former(made.directory) is None
+    store.begin_rotation(made.directory, made.rotation.former, BEFORE)
+    rotation.conclude(*arguments)
+    assert store.load_former(made.directory) is None
 
 
 def facts(instance: str = "i", fingerprint: str = "") -> HostFacts:

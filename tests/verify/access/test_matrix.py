@@ -97,7 +97,8 @@ def callers(stack: Stack) -> Shown:
     """The columns' credentials for this host."""
     comfyui, forge, key = stack.credentials.comfyui, stack.credentials.forge, stack.credentials.comfyui_cookie_key
     # The wrong ones are the same in every run: the gateway counts each once, and so verify locks nobody out.
-    old_token = bcrypt.hashpw(comfyui.password.encode(), b"$2b$10$abcdefghijklmnopqrstuu").decode()
+    # An imported token's password may not be known here.
+    old_token = bcrypt.hashpw((comfyui.password or "unknown").encode(), b"$2b$10$abcdefghijklmnopqrstuu").decode()
     return Shown(
         authorization={
             "comfyui": f"Bearer {comfyui.password_bcrypt}",
