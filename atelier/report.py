@@ -218,7 +218,7 @@ def _cell(text: str) -> dict[str, str]:
     wanted, seen = text.split(" ")
     status, _, author = seen.lstrip("!").partition("/")
     if seen.startswith("!"):
-        style, status = "wrong", f"{status} by the {author}" if author else status
+        style, status = "wrong", f"{status} app" if author == "application" else status
     elif seen == "-":
         style = "unasked"
     else:  # of HEAD the author is unknown

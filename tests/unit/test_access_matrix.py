@@ -94,7 +94,7 @@ def test_the_report_shows_each_cell(tmp_path) -> None:
     matrix = AccessMatrix(check="access.forge.matrix", **shown)
     page = as_access_page(report(matrix))
     assert re.findall(r'<td class="([a-z-]+)" title="wanted ([^"]+)">([^<]+)</td>', page) == [
-        ("wrong", "401", "200 by the application instead of 401"),
+        ("wrong", "401", "200 app &ne; 401"),
         ("let-in", "in:200/404", "200"),
         ("unasked", "401", "&ndash;"),
     ]
