@@ -40,6 +40,7 @@ from guard.watch import PATIENCE, AnswersStrangersError, Watch, prove_closed
 
 FORM_LIMIT = 64 * 1024  # bytes of a login form
 HEADER_LIMIT = 32 * 1024  # bytes of a header line or the request line; Caddy's own limit is lower
+BACKLOG = 4096  # connections that wait to be taken; a full Unix socket refuses at once, which Caddy reports as 502
 PAGE_HEADERS = frozenset({"content-type", "set-cookie", "location", "etag", "last-modified", "cache-control"})
 
 
@@ -270,6 +271,7 @@ def run(config: Config, socket: Path) -> None:
         path=str(socket),
         access_log=None,
         print=None,
+        backlog=BACKLOG,
         keepalive_timeout=3600,
         shutdown_timeout=1,
         max_line_size=HEADER_LIMIT,
