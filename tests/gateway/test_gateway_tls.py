@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -22,6 +21,7 @@ from gateway_harness import GATEWAY, Gateway, end_gateway, free_port, make_gatew
 
 from atelier import certificates
 from atelier.certificates import NONE, Anchor, Internal
+from atelier.settings import TlsSettings
 from atelier.verify import trust
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
@@ -60,7 +60,9 @@ def own_authority(
     (directory / "secrets").mkdir()
     (directory / "secrets" / "tls.crt").write_text(internal.gateway.chain)
     (directory / "secrets" / "tls.key").write_text(internal.gateway.key)
-    running = make_gateway(directory, gateway_python, accounts, serve=False, tls={"mode": "internal"})
+    running = make_gateway(
+        directory, gateway_python, accounts, serve=False, tls=TlsSettings(mode="internal").model_dump()
+    )
     context = trust(Anchor(internal.authority.chain, ""))
     for kind, application in running.applications.items():
         application.start()
@@ -132,7 +134,13 @@ def test_a_gateway_without_a_way_out_asks_no_issuer(
         (tmp_path / "secrets").mkdir()
         (tmp_path / "secrets" / "tls.crt").write_text(chain + internal.authority.chain)
         (tmp_path / "secrets" / "tls.key").write_text(internal.gateway.key)
-        running = make_gateway(tmp_path, gateway_python, accounts, serve=False, tls={"mode": "files"})
+        running = make_gateway(
+            tmp_path,
+            gateway_python,
+            accounts,
+            serve=False,
+            tls=TlsSettings(mode="files", certificate="a", key="b").model_dump(),
+        )
         try:
             context = trust(Anchor(internal.authority.chain, "localhost"))
             wait_until(lambda: "503" in asked(running.ports["forge"], context, ""), 20, "it serves")
@@ -254,9 +262,14 @@ def from_acme(
             monkeypatch.setenv(name, value)
         (tmp_path / "config").mkdir()
         (tmp_path / "config" / "acme-roots.crt").write_text(roots or acme.root)
-        tls: dict[str, Any] = {"mode": "acme", "domain": DOMAIN, "email": "a@example.org", "acme_root": "given"}
-        tls["acme_directory"] = acme.directory_url
-        made.append(make_gateway(tmp_path, gateway_python, accounts, serve=False, tls=tls))
+        tls = TlsSettings(
+            mode="acme",
+            domain=DOMAIN,
+            email="a@example.org",
+            acme_root="given",
+            acme_directory=acme.directory_url,
+        )
+        made.append(make_gateway(tmp_path, gateway_python, accounts, serve=False, tls=tls.model_dump()))
         return FromAcme(made[-1], tmp_path, environment, gateway_python)
 
     yield make
