@@ -49,6 +49,16 @@ def test_every_cell() -> None:
     assert red(POLICIES) == []
 
 
+def test_every_token_in_a_url_where_it_is_allowed() -> None:
+    asked = [cell for cell in cells(allow_query_token=True) if cell.column == "query" and cell.admitted]
+    assert len(asked) > 80
+    for cell in asked:
+        target, headers = SHOWN.request(cell)
+        request = decide.Request(cell.method, target, (("Host", "gpu:8188"), *headers))
+        verdict = decide.judge(request, POLICIES[cell.kind], allow_query_token=True)
+        assert isinstance(verdict, decide.Ask) and verdict.credential.scheme == "query", str(cell)
+
+
 def test_what_an_unconfirmed_credential_gets_is_what_a_stranger_gets() -> None:
     rows = {(cell.kind, cell.method, cell.target): cell.expected for cell in CELLS if cell.column == "stranger"}
     for cell in CELLS:

@@ -25,6 +25,9 @@ from atelier.settings import Settings
 from atelier.ssh import Destination, Ssh
 from atelier.verify import secret_strings, trust
 
+ENDED = "gAAAAABpIXgAAAECAwQFBgcICQoLDA0OD2J5IGEga2V5IHRoYXQgbm9ib2R5IGhhcyBhbnkgbW9yZSwgYXMgYmVmb3JlIGEgcm90YXRpb24"
+"""A session cookie under a key that nobody has. As all that is wrong here it is the same in every run: the gateway counts
+each wrong credential once, and so verify locks nobody out of a host in use."""
 COMMAND_SECONDS = 120
 """A command on the host that takes longer is a failure named as a time-out."""
 
@@ -203,6 +206,11 @@ class HostFile:
     changed: float
     owner: int
     content: bytes
+
+
+def one_off(text: str) -> str:
+    """The same text with another last character."""
+    return text[:-1] + ("A" if text[-1] != "A" else "B")
 
 
 def fresh_seed() -> int:

@@ -122,8 +122,8 @@ def basic(pair: str) -> str:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
-def cells() -> Iterator[Cell]:
-    """Every cell of the table, row by row."""
+def cells(allow_query_token: bool = False) -> Iterator[Cell]:
+    """Every cell of the table, row by row, as the setting of that name has it."""
     columns: list[str] = []
     outcomes: dict[tuple[str, str], list[str]] = {}
     part = ""
@@ -136,7 +136,10 @@ def cells() -> Iterator[Cell]:
         elif part == "class":
             outcomes[words[0], words[1]] = words[2:]
         else:
-            yield from _row(words, dict(zip(columns, outcomes[words[0], words[2]], strict=True)))
+            row = dict(zip(columns, outcomes[words[0], words[2]], strict=True))
+            if allow_query_token and words[0] == "comfyui" and row["right"] == "in":
+                row["query"] = "in"
+            yield from _row(words, row)
 
 
 def _row(words: list[str], outcomes: dict[str, str]) -> Iterator[Cell]:

@@ -8,12 +8,10 @@ import pytest
 from access_table import Cell, Shown, basic, cells
 from cryptography.fernet import Fernet
 from observe import Answer, as_expected, as_report, observe, sample
-from stack import Stack
+from stack import ENDED, Stack, one_off
 
 GUESSES_OF_EACH = 2
 """Requests with each wrong credential that a host in use gets."""
-ENDED = "gAAAAABpIXgAAAECAwQFBgcICQoLDA0OD2J5IGEga2V5IHRoYXQgbm9ib2R5IGhhcyBhbnkgbW9yZSwgYXMgYmVmb3JlIGEgcm90YXRpb24"
-"""A session cookie under a key that nobody has."""
 DOWN = "the gateway has taken the service out; see `make status` and `make doctor`"
 
 
@@ -74,7 +72,7 @@ def whole(stack: Stack, check, matrix, service: str) -> None:
     ask([cell for cell in harmless if cell.admitted])
     ask(writes, callers=1)
     wrong = [(cell, answer) for cell, answer in answers if not as_expected(cell, answer)]
-    matrix(as_report([cell for cell in cells() if cell.kind == service], dict(answers), dict(wrong)))
+    matrix(as_report(every(stack, service), dict(answers), dict(wrong)))
     report_red(check, f"{len(answers)} requests as in tests/verify/access/access.txt", wrong)
 
 
@@ -88,9 +86,14 @@ def report_red(check, expected: str, wrong: list[tuple[Cell, Answer]]) -> None:
     check.none(expected, told)
 
 
+def every(stack: Stack, service: str) -> list[Cell]:
+    """The service's part of the table, under the settings of this host."""
+    return [cell for cell in cells(stack.settings.allow_query_token) if cell.kind == service]
+
+
 def allowed(stack: Stack, service: str) -> list[Cell]:
     """What this host may be asked: one in use is not asked for what changes something."""
-    return [cell for cell in cells() if cell.kind == service and not (stack.in_use and cell.effect == "writes")]
+    return [cell for cell in every(stack, service) if not (stack.in_use and cell.effect == "writes")]
 
 
 def callers(stack: Stack) -> Shown:
@@ -110,10 +113,12 @@ def callers(stack: Stack) -> Shown:
         },
         token=comfyui.password_bcrypt,
         more={
+            ("wrong", "comfyui"): [("Authorization", f"Bearer {one_off(comfyui.password_bcrypt)}")],
             ("old", "comfyui"): [("Authorization", f"Bearer {old_token}")],
             ("ended", "comfyui"): [("Cookie", f"AIOHTTP_SESSION={ENDED}")],
             ("guest", "comfyui"): [("Cookie", comfyui_session(key, guest_mode=True))],
-            ("wrong", "forge"): [("Authorization", basic(f"{forge.user}:{forge.password[::-1]}"))],
+            ("wrong", "forge"): [("Authorization", basic(f"{forge.user}:{one_off(forge.password or '?')}"))],
+            ("ended", "forge"): [("Cookie", f"access-token-unsecure-x={ENDED}")],
             ("old", "forge"): [("Authorization", basic(f"{forge.user}:{forge.password_bcrypt}"))],
         },
     )
