@@ -3,13 +3,14 @@
 import datetime
 import json
 import os
+import random
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import AuthorityInformationAccessOID
-from gateway_harness import GATEWAY, Gateway, end_gateway, free_port, make_gateway, start_entrypoint, wait_until
+from gateway_harness import GATEWAY, Gateway, end_gateway, make_gateway, start_entrypoint, wait_until
 
 from atelier import certificates
 from atelier.certificates import NONE, Anchor, Internal
@@ -181,6 +182,14 @@ class Acme:
         return answer.partition("\r\n\r\n")[2]
 
 
+def lasting_port() -> int:
+    """A free port that no outgoing connection takes meanwhile: below those that the system gives away."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
+
+
 @contextmanager
 def pebble(folder: Path, *, closed: str = "") -> Iterator[Acme]:
     """A running pebble. closed: the way (`http` or `tls`) on which it does not reach the gateway."""
@@ -189,20 +198,20 @@ def pebble(folder: Path, *, closed: str = "") -> Iterator[Acme]:
     own = issued(certificates.OWN_NAMES)
     (folder / "cert.pem").write_text(own.gateway.chain)
     (folder / "key.pem").write_text(own.gateway.key)
-    port, management, http, tls, dns = (free_port() for _ in range(5))
+    port, management, http, tls, dns = (lasting_port() for _ in range(5))
     settings = {
         "listenAddress": f"127.0.0.1:{port}",
         "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(folder / "cert.pem"),
         "privateKey": str(folder / "key.pem"),
-        "httpPort": free_port() if closed == "http" else http,
-        "tlsPort": free_port() if closed == "tls" else tls,
+        "httpPort": lasting_port() if closed == "http" else http,
+        "tlsPort": lasting_port() if closed == "tls" else tls,
     }
     (folder / "config.json").write_text(json.dumps({"pebble": settings}))
     names = ["pebble-challtestsrv", "-dns01", f"127.0.0.1:{dns}", "-defaultIPv6", ""]
-    names += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-management", f"127.0.0.1:{free_port()}"]
+    names += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-management", f"127.0.0.1:{lasting_port()}"]
     server = ["pebble", "-config", str(folder / "config.json"), "-dnsserver", f"127.0.0.1:{dns}"]
-    quick = {**os.environ, "PEBBLE_VA_NOSLEEP": "1"}
+    quick = {**os.environ, "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"}
     with ExitStack() as running:
         for command in (names, server):
             output = running.enter_context((folder / f"{command[0]}.log").open("wb"))
@@ -235,6 +244,13 @@ class FromAcme:
         environment = {**os.environ, **self.environment, "GATEWAY_HEALTH_PORT": str(self.gateway.health_port)}
         command = [sys.executable, str(GATEWAY / "health.py")]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    def wait_until_healthy(self) -> None:
+        def healthy() -> bool:
+            assert self.gateway.process.poll() is None, self.gateway.output.read_text()
+            return self.health().returncode == 0
+
+        wait_until(healthy, 60, "healthy, so with a certificate")
 
     def start_again(self) -> None:
         self.gateway.process.terminate()
@@ -289,7 +305,7 @@ def serial(port: int) -> str:
 def test_a_certificate_is_fetched_served_and_kept(acme: Acme, from_acme: Callable[..., FromAcme]) -> None:
     before = acme.orders()
     started = from_acme(acme)
-    wait_until(lambda: started.health().returncode == 0, 60, "healthy, so with a certificate")
+    started.wait_until_healthy()
     assert acme.orders() == before + 1
     context = trust(Anchor(acme.issuer(), DOMAIN))
     for kind in ("comfyui", "forge"):
@@ -299,7 +315,7 @@ def test_a_certificate_is_fetched_served_and_kept(acme: Acme, from_acme: Callabl
     assert begins < datetime.datetime.now(datetime.timezone.utc) < ends
     kept = serial(started.gateway.ports["comfyui"])
     started.start_again()
-    wait_until(lambda: started.health().returncode == 0, 60, "healthy again")
+    started.wait_until_healthy()
     assert serial(started.gateway.ports["comfyui"]) == kept != "" and acme.orders() == before + 1
     modes = {path.stat().st_mode & 0o077 for path in (started.directory / "kept").rglob("*.key")}
     assert modes == {0}
@@ -311,13 +327,13 @@ def test_one_of_its_two_ways_to_the_gateway_is_enough(
 ) -> None:
     with pebble(tmp_path_factory.mktemp("pebble"), closed=closed) as acme:
         started = from_acme(acme)
-        wait_until(lambda: started.health().returncode == 0, 60, "healthy, so with a certificate")
+        started.wait_until_healthy()
         assert acme.orders() == 1
 
 
 def test_beside_the_acme_server_nobody_finds_anything_there(acme: Acme, from_acme: Callable[..., FromAcme]) -> None:
     started = from_acme(acme)
-    wait_until(lambda: started.health().returncode == 0, 60, "healthy")
+    started.wait_until_healthy()
     context = trust(Anchor(acme.issuer(), DOMAIN))
     for target in ("/", "/queue", "/.well-known/acme-challenge/x"):
         answer = asked(acme.tls_port, context, DOMAIN, f"GET {target}")
