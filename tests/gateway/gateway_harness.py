@@ -59,8 +59,9 @@ class FakeApplication:
         self.process.kill()
         self.process.wait()
 
-    def requests(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+    def requests(self, since: int = 0) -> list[dict[str, Any]]:
+        """What it was asked, from that size of the log on."""
+        return [json.loads(line) for line in self.log.read_bytes()[since:].splitlines()] if self.log.exists() else []
 
 
 @dataclass
