@@ -7,15 +7,17 @@ Caddy sets these headers itself and drops what a caller sent under their names.
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from guard.admission import Admission, OverloadedError, PasswordCheck, caller
 from guard.answers import RETRY_SECONDS, cookie_end, hardened, not_served, preflight, readable_from, refusal
@@ -100,7 +102,7 @@ class Gate:
         return refusal(verdict)
 
     async def _login(self, request: web.Request, client: Client) -> web.Response:
-        form = await request.post()
+        form = await _read_form(request)
         user, password = form.get("username"), form.get("password")
         is_comfyui = self.application.policy.kind == "comfyui"
         # ComfyUI's form has no user field once the account exists, and its handler does not compare the name.
@@ -207,6 +209,16 @@ class Gate:
         )
 
 
+async def _read_form(request: web.Request) -> Mapping[str, object]:
+    """A form's fields; none of a form that cannot be read."""
+    try:
+        return await request.post()
+    except web.HTTPException:  # too large
+        raise
+    except Exception:  # aiohttp has a dozen kinds for broken boundaries, encodings, character sets
+        return {}
+
+
 def _passed_on(answer: Answer, client: Client) -> web.Response:
     headers = [
         (name, hardened(value, secure=client.secure) if name.lower() == "set-cookie" else value)
@@ -264,8 +276,14 @@ def _end_when_broken(task: asyncio.Task[None]) -> None:
         os._exit(1)
 
 
+def _is_readable(record: logging.LogRecord) -> bool:
+    # What cannot be read is refused, and in Caddy's access log; aiohttp would show its first line, credentials and all.
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
+
+
 def run(config: Config, socket: Path) -> None:
     """Serve on a Unix socket until SIGTERM."""
+    logging.getLogger("aiohttp.server").addFilter(_is_readable)
     web.run_app(
         build(config),
         path=str(socket),
