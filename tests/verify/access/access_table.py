@@ -137,7 +137,7 @@ def cells(allow_query_token: bool = False) -> Iterator[Cell]:
             outcomes[words[0], words[1]] = words[2:]
         else:
             row = dict(zip(columns, outcomes[words[0], words[2]], strict=True))
-            if allow_query_token and words[0] == "comfyui" and row["right"] == "in":
+            if allow_query_token and words[0] == "comfyui" and row["right"] in ("in", "login"):
                 row["query"] = "in"
             yield from _row(words, row)
 
