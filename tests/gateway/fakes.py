@@ -47,6 +47,15 @@ class Fake:
             return socket
         if request.path == "/view":
             return web.Response(body=MARKER.encode() + b"x" * int(request.query.get("bytes", "0")))
+        if request.path == "/slow":
+            await asyncio.sleep(float(request.query["seconds"]))
+            return web.Response(text=MARKER)
+        if request.path == "/events":
+            stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await stream.prepare(request)
+            while True:
+                await stream.write(f"data: {MARKER}\n\n".encode())
+                await asyncio.sleep(float(request.query["seconds"]))
         if request.path == "/cookies":
             cookies = [("Set-Cookie", cookie) for cookie in request.headers.getall("X-Set-Cookie")]
             return web.Response(text=MARKER, headers=cookies)

@@ -194,14 +194,21 @@ def start_entrypoint(directory: Path, python: str, health_port: int, output: Pat
 
 
 def make_gateway(
-    directory: Path, python: str, accounts: dict[str, dict[str, str]], *, serve: bool = True, **settings: Any
+    directory: Path,
+    python: str,
+    accounts: dict[str, dict[str, str]],
+    *,
+    serve: bool = True,
+    edit: Callable[[Path], None] = lambda directory: None,
+    **settings: Any,
 ) -> Gateway:
-    """A running gateway; `settings` as in write_config."""
+    """A running gateway; `settings` as in write_config, `edit` changes the written files before it starts."""
     applications = {
         kind: FakeApplication(kind, account, directory / f"{kind}.log", python) for kind, account in accounts.items()
     }
     ports = {kind: free_port() for kind in accounts}
     write_config(directory, accounts, {kind: app.port for kind, app in applications.items()}, ports, **settings)
+    edit(directory)
     health_port = free_port()
     output = directory / "output.log"
     process = start_entrypoint(directory, python, health_port, output)
