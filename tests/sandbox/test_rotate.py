@@ -9,8 +9,10 @@ import random
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import bcrypt
 import pytest
@@ -105,11 +107,34 @@ def require_nothing_unknown_on_the_host() -> None:
     assert held.splitlines()[-1] in {store.fingerprint(each) for each in known}
 
 
+@contextmanager
+def strangers(visitors: dict[str, Visitor]) -> Iterator[list[int]]:
+    """Somebody without credentials who asks both services all the while; what they are answered."""
+    answers: list[int] = []
+    ended = threading.Event()
+
+    def ask(visitor: Visitor) -> None:
+        while not ended.wait(0.05):
+            answers.append(visitor.by_header(None))
+
+    threads = [threading.Thread(target=ask, args=[visitor]) for visitor in visitors.values()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_a_rotation_replaces_everything_and_proves_it(visitors: dict[str, Visitor]) -> None:
     before = stored()
     began = time.monotonic()
-    output = SANDBOX.atelier("rotate")
+    with strangers(visitors) as answers:
+        output = SANDBOX.atelier("rotate")
     LONGEST[""] = time.monotonic() - began
+    assert set(answers) <= {0, 401, 502, 503} and answers.count(401) > 20, "never open, not for a moment"
     for line in (
         "ComfyUI: the new token: admitted",
         "ComfyUI: a WebSocket with the new token: admitted",
@@ -186,7 +211,7 @@ def test_an_old_copy_of_the_store_stops_a_deploy_and_a_rotation_replaces_what_it
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_rotation_is_finished_by_the_next_run(number: int, visitors: dict[str, Visitor]) -> None:
     """SIGKILL to the whole process group at a random point, the points spread over the whole of a rotation."""
-    service = ("forge", "comfyui", "forge", "comfyui", "")[number % 5]
+    service = ("forge", "comfyui", "forge", "comfyui", "forge", "comfyui", "")[number % 7]
     seconds = LONGEST[service] * (number + random.Random(SEED + number).random()) / KILLS
     print(f"kill {number} of seed {SEED}: {service or 'both'} after {seconds:.1f} of {LONGEST[service]:.1f} s")
     arguments = ["rotate", *(["--service", service] if service else [])]

@@ -124,13 +124,19 @@ def test_every_listed_command_is_one_of_the_command_line() -> None:
         (["models-lock", "WRITE=1"], ["models", "lock", "--write"]),
         (["models-adopt", "DEST=store", "SEARCH=/old"], ["models", "adopt", "--dest", "store", "--search", "/old"]),
         (
+            ["rotate", "HOST=me@box", "SERVICE=forge", "YES=1"],
+            ["rotate", "--host", "me@box", "--service", "forge", "--yes"],
+        ),
+        (["rotate", "YES=0"], ["rotate"]),
+        (["deploy", "IMPORT=/an old/stack's"], ["deploy", "--import", "/an old/stack's"]),
+        (
             ["models-adopt", "DEST=store", "SEARCH=/old", "COPY=1"],
             ["models", "adopt", "--dest", "store", "--search", "/old", "--copy"],
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_the_commands_of_the_weights_are_told(command: list[str], words: list[str]) -> None:
+def test_what_the_commands_are_told(command: list[str], words: list[str]) -> None:
     recipe = make("-n", *command).stdout
     arguments = recipe.partition("exec .venv/bin/atelier")[2]
     printed = subprocess.run(["sh", "-c", f"printf '%s\\n' {arguments}"], capture_output=True, text=True).stdout
