@@ -134,7 +134,7 @@ def test_a_rotation_replaces_everything_and_proves_it(visitors: dict[str, Visito
     with strangers(visitors) as answers:
         output = SANDBOX.atelier("rotate")
     LONGEST[""] = time.monotonic() - began
-    assert set(answers) <= {0, 401, 502, 503} and answers.count(401) > 20, "never open, not for a moment"
+    assert 200 not in answers and answers.count(401) > 20, "never open, not for a moment"
     for line in (
         "ComfyUI: the new token: admitted",
         "ComfyUI: a WebSocket with the new token: admitted",
