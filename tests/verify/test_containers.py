@@ -65,9 +65,10 @@ def test_containers_are_unprivileged(stack, check):
             "own namespaces": all(host[name] != "host" for name in ("NetworkMode", "PidMode", "IpcMode", "UTSMode")),
             "no Docker socket": not any("docker.sock" in mount["Source"] for mount in container["Mounts"]),
             "init": host["Init"] is True,
+            "no core dumps": {"Name": "core", "Hard": 0, "Soft": 0} in (host["Ulimits"] or []),
         }
         wrong += [f"{service}: not so: {name}" for name, holds in facts.items() if not holds]
-    check.none(f"user {uid}, read-only, no capabilities, no new privileges, own namespaces, init", wrong)
+    check.none(f"user {uid}, read-only, no capabilities, no new privileges, own namespaces, init, no core dumps", wrong)
 
 
 @pytest.mark.check("containers.ports")
