@@ -145,6 +145,7 @@ def test_ctrl_c_says_that_the_transfer_goes_on_and_is_no_failure(
 
     monkeypatch.setattr(provision, "apply", interrupted)
     monkeypatch.setattr(provision.lifecycle, "keep_credentials", lambda *_: None)
+    monkeypatch.setattr(provision, "replace", lambda deployment, **_: deployment)
     host, told = Host(state), io.StringIO()
     deployment = SimpleNamespace(settings=Settings(), gpu=SimpleNamespace(action="none", load=False, reboot=False))
     with pytest.raises(KeyboardInterrupt):
