@@ -80,7 +80,8 @@ FORGE = Policy(
     open=(
         OpenPath(READ, re.compile(r"/"), re.compile(r"(__theme=(light|dark|system))?")),
         OpenPath(POST, re.compile(r"/login/?")),
-        OpenPath(READ, re.compile(r"/theme\.css"), re.compile(r"(v=[0-9a-f]+)?")),
+        # On its login page gradio itself writes `undefined` for the hash.
+        OpenPath(READ, re.compile(r"/theme\.css"), re.compile(r"(v=([0-9a-f]+|undefined))?")),
         OpenPath(READ, re.compile(r"/assets/(svelte/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*\.(js|css|woff2?|ttf|svg|png)")),
         OpenPath(READ, re.compile(r"/static/img/[A-Za-z0-9_-]+\.svg")),
         OpenPath(READ, re.compile(r"/favicon\.ico")),
