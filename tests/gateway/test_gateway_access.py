@@ -294,6 +294,55 @@ def test_no_credential_in_any_log(gateway: Gateway) -> None:
     assert {"/queue?", "/a#", "/ok"} <= {line["request"]["uri"] for line in lines}
 
 
+IN_PATHS = [
+    "/prompt&token={}",
+    "/prompt;token={}",
+    "/prompt%3Ftoken={}",
+    "/prompt%253Ftoken={}",
+    "/prompt%26%74oken%3D{}",
+    "/prompt,token:{}",
+    "/prompt/token={}",
+    "/prompt/token/{}",
+    "/prompt\\?token={}",
+    "/prompt{}",
+    "/{}",
+    "/view/{}/a.png",
+    "/userdata/{}",
+    "/file={}",
+    "//owner:{}@x/queue",
+    "//{}/queue",
+    "///owner:{}@x/queue",
+    "HTTP://owner:{}@x/queue",
+    "HTTP:{}",
+    "{}",
+]
+
+
+def spellings(token: str) -> set[str]:
+    once = quote(token, safe="")
+    every = "".join(f"%{ord(character):02x}" for character in token)
+    return {token, once, quote(once, safe=""), once.lower(), every, token.replace("$", "\\$"), f"%27{token}%27"}
+
+
+def test_no_token_in_any_log_wherever_in_a_path_it_stands(gateway: Gateway) -> None:
+    token = gateway.accounts["comfyui"]["password_bcrypt"]
+    bearer = {"Authorization": f"Bearer {token}"}
+    before = gateway.output.stat().st_size
+    for path in IN_PATHS:
+        for written in spellings(token):
+            for kind, headers in (("comfyui", {}), ("comfyui", bearer), ("forge", {})):
+                gateway.ask(kind, "GET", path.format(written), headers)
+    # A hash may have slashes, so one part of it is as secret as the whole.
+    gateway.ask("comfyui", "GET", f"HTTP://owner:$2b$12$a/{token[10:]}@x/queue", bearer)
+    gateway.ask("comfyui", "GET", "/userdata/workflows%2Fa.json", bearer)
+    gateway.ask("comfyui", "GET", "/api/view-1_2~.png", bearer)
+    log = gateway.output.read_bytes()[before:].decode()
+    parts = {part for form in spellings(token) | in_every_form(token) for part in (form, form[-20:])}
+    assert [part for part in parts if part in log] == []
+    uris = {json.loads(line)["request"]["uri"] for line in log.splitlines() if "handled request" in line}
+    assert {"/prompt&", "/prompt;", "/prompt%", "/userdata/workflows%", "/api/view-1_2~.png"} <= uris
+
+
 def test_health(gateway: Gateway) -> None:
     for kind in ("comfyui", "forge"):
         answer = gateway.ask(kind, "GET", "/healthz")
