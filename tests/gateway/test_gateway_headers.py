@@ -193,6 +193,16 @@ def test_no_other_site_may_read(proxied: Gateway, gateway: Gateway, origin: str 
         assert (answer.status, access_control(answer)) == (200, {})
 
 
+def test_a_page_on_the_way_to_a_gateway_under_tls_is_foreign(proxied: Gateway) -> None:
+    host = f"127.0.0.1:{proxied.ports['comfyui']}"
+    right = {"Authorization": proxied.authorization("comfyui"), "X-Forwarded-For": "198.51.100.1"}
+    for said, origin, status in (("https", "http", 403), ("https", "https", 200), ("http", "http", 200)):
+        headers = right | {"X-Forwarded-Proto": said, "Origin": f"{origin}://{host}"}
+        assert proxied.ask("comfyui", "POST", "/prompt", headers).status == status, (said, origin)
+        login = {"X-Forwarded-Proto": said, "Origin": f"{origin}://{host}"}
+        assert (proxied.ask("comfyui", "POST", "/login", login).status == 403) is (status == 403), (said, origin)
+
+
 def test_the_gateway_s_own_pages_keep_origin_and_session(proxied: Gateway) -> None:
     host = f"127.0.0.1:{proxied.ports['comfyui']}"
     headers = {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}

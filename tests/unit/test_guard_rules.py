@@ -58,6 +58,30 @@ def test_origin(method: str, host: str, origin: str | None, websocket: bool, exp
     assert same_origin(Request(method, "/", tuple(headers))) is expected
 
 
+@pytest.mark.parametrize(
+    ("scheme", "origin", "expected"),
+    [
+        ("https", "https://gpu:8188", True),
+        ("https", "HTTPS://GPU:8188", True),
+        # Whoever is on the way to a browser can be that page.
+        ("https", "http://gpu:8188", False),
+        ("http", "http://gpu:8188", True),
+        # A proxy that speaks TLS and does not say so.
+        ("http", "https://gpu:8188", True),
+        ("http", "ftp://gpu:8188", False),
+        ("http", "gpu:8188", False),
+        ("https", "gpu:8188", False),
+        ("https", "https://gpu:8188/", False),
+        ("https", "https://https://gpu:8188", False),
+        ("https", "https://", False),
+    ],
+)
+def test_the_scheme_is_a_part_of_the_origin(scheme: str, origin: str, expected: bool) -> None:
+    for method, further in (("POST", ()), ("GET", (("Sec-WebSocket-Key", "x"),))):
+        headers = (("Host", "gpu:8188"), ("Origin", origin), *further)
+        assert same_origin(Request(method, "/", headers, scheme)) is expected
+
+
 def test_two_origins_are_foreign() -> None:
     assert not same_origin(Request("POST", "/", (("Host", "a"), ("Origin", "http://a"), ("Origin", "http://a"))))
 

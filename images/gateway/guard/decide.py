@@ -25,11 +25,12 @@ _AUTHORIZATION = re.compile(r"(?P<scheme>[A-Za-z]+) (?P<value>[A-Za-z0-9._~+/$=-
 
 @dataclass(frozen=True)
 class Request:
-    """One request: method, raw target, and headers in the order they came, names in any case."""
+    """One request: method, raw target, headers in the order they came, names in any case, and its client's scheme."""
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...] = ()
+    scheme: str = "http"
 
     def values(self, name: str) -> list[str]:
         """All values of a header."""
@@ -223,7 +224,9 @@ def same_origin(request: Request) -> bool:
     if not origins or (request.method in SAFE_METHODS and not request.values("sec-websocket-key")):
         return True
     hosts = request.values("host")
-    return len(origins) == len(hosts) == 1 and re.sub(r"^https?://", "", origins[0].lower()) == hosts[0].lower()
+    # What looks plain from here may be under TLS before a proxy that does not say so; the reverse cannot be.
+    own = [f"{scheme}://{host}".lower() for scheme in {request.scheme, "https"} for host in hosts]
+    return len(origins) == len(hosts) == 1 and origins[0].lower() in own
 
 
 def declared_origin(request: Request, declared_origins: Collection[str]) -> str | None:

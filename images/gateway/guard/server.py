@@ -58,12 +58,16 @@ class Gate:
     async def judge(self, request: web.Request) -> web.Response:
         """Let a request pass to the application, to the guard's own pages, or not at all."""
         headers = tuple(request.headers.items())
-        asked = Request(request.headers["X-Forwarded-Method"], request.headers["X-Forwarded-Uri"], headers)
-        return await self._answer(asked, self._verdict(asked, self._client(request)))
+        client = self._client(request)
+        asked = Request(
+            request.headers["X-Forwarded-Method"], request.headers["X-Forwarded-Uri"], headers, client.scheme
+        )
+        return await self._answer(asked, self._verdict(asked, client))
 
     async def serve(self, request: web.Request) -> web.Response:
         """Answer in the application's place what is open to strangers."""
-        asked = Request(request.method, request.raw_path, tuple(request.headers.items()))
+        client = self._client(request)
+        asked = Request(request.method, request.raw_path, tuple(request.headers.items()), client.scheme)
         verdict = self._judge(asked)
         if isinstance(verdict, Ask):
             verdict = verdict.otherwise
@@ -71,7 +75,6 @@ class Gate:
             return self._readable(asked, preflight())
         if not isinstance(verdict, Open):
             return refusal(Refuse(403, "not a part of the login page"))
-        client = self._client(request)
         answer = self._login(request, client) if verdict.login else self._fetch(request, client, request.raw_path)
         return await self._answer(asked, answer)
 
