@@ -1,7 +1,8 @@
 """Certificates of the gateway: a certificate authority of a host's own (mode `internal`), and how long a chain lasts.
 
 The authority is made on this computer, once for each host, and its key never leaves it. Its certificate can vouch for the
-names of that host and for nothing else, so that users may import it without trusting anybody with their other connections.
+TLS servers of that host's names and for nothing else, so that users may import it without trusting anybody with their
+other connections or mail.
 """
 
 import datetime
@@ -32,7 +33,11 @@ BACKDATED = datetime.timedelta(days=1)
 """For clocks that are behind ours."""
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 """By which everybody reaches the services through a tunnel."""
-DNS_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+DNS_NAME = re.compile(r"localhost|(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+"""With a dot: an authority for a name is one for all below it, and below a bare name there may be a public domain."""
+SERVERS_ONLY = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+NOBODY = x509.RFC822Name("invalid"), x509.UniformResourceIdentifier("invalid")
+"""Of a kind that is not mentioned every name is permitted; so that none is, one that nobody can have (RFC 2606)."""
 
 Time = datetime.datetime
 
@@ -105,6 +110,8 @@ def authority_outdated(authority: Certificate, names: Iterable[str], now: Time) 
     if not authority.chain:
         return "there is no authority yet"
     certificate = _first(authority.chain)
+    if not _vouches_for_servers_only(certificate):
+        return "the authority is for more than TLS servers"
     permitted = _permitted(certificate)
     beyond = [name for name in names if name not in permitted]
     if beyond:
@@ -134,17 +141,18 @@ def certificate_outdated(gateway: Certificate, authority: Certificate, names: Se
 
 
 def make_authority(host: str, names: Iterable[str], now: Time, key: str = "") -> Certificate:
-    """An authority that can vouch for these names only. key: that of an authority that gets another certificate."""
+    """An authority that can vouch for servers of these names only. key: that of an authority that gets another certificate."""
     private = _private_key(key) if key else ec.generate_private_key(ec.SECP256R1())
     public = private.public_key()
     identifier = x509.SubjectKeyIdentifier.from_public_key(public)
     # Two authorities for one name, such as before and after a lost key, must not be taken for each other.
     name = _name(f"Atelier {host[:40]} {identifier.digest.hex()[:8]}")
-    constraints = x509.NameConstraints([_constraint(name) for name in names], None)
+    constraints = x509.NameConstraints([*(_constraint(name) for name in names), *NOBODY], None)
     certificate = (
         _builder(name, name, public, now, AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(SERVERS_ONLY, critical=False)
         .add_extension(constraints, critical=True)
         .add_extension(identifier, critical=False)
         .sign(private, hashes.SHA256())
@@ -163,7 +171,7 @@ def issue(authority: Certificate, names: Sequence[str], now: Time) -> Certificat
         _builder(_name(names[0][:64]), issuer.subject, public, now, LEAF_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(SERVERS_ONLY, critical=False)
         .add_extension(alternatives, critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(
@@ -297,9 +305,20 @@ def _constraint(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
+def _vouches_for_servers_only(authority: x509.Certificate) -> bool:
+    try:
+        uses = authority.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return uses == SERVERS_ONLY and set(NOBODY) <= set(_permitted_subtrees(authority))
+
+
 def _permitted(authority: x509.Certificate) -> set[str]:
-    constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
-    return {str(name.value).removesuffix("/32").removesuffix("/128") for name in constraints.permitted_subtrees or []}
+    return {str(name.value).removesuffix("/32").removesuffix("/128") for name in _permitted_subtrees(authority)}
+
+
+def _permitted_subtrees(authority: x509.Certificate) -> list[x509.GeneralName]:
+    return authority.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
 
 
 def _alternative_names(certificate: x509.Certificate) -> list[str]:

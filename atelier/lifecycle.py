@@ -79,7 +79,9 @@ def require_known(
         raise AtelierError(f"{deployed_before} has no credentials for it", remedy + rotate + sandbox)
     if facts.instance and stored and stored.instance != facts.instance:
         raise AtelierError(f"{deployed_before} knows other credentials under that name", remedy + sandbox)
-    known = {store.fingerprint(each) for each in (stored, former and former.credentials) if each}
+    known = {store.fingerprint(each) for each in (stored, former and former.credentials) if each} | (
+        {former.replaces} if former else set()
+    )
     if facts.fingerprint and facts.fingerprint not in known:
         raise AtelierError(
             f"{target.name} has newer credentials than this computer: they were rotated from another one, "
@@ -199,7 +201,8 @@ def choose_internal(target: Target, say: Callable[..., None]) -> certificates.In
     Nothing is stored. Raises AtelierError when it cannot be done with what is kept.
     """
     settings = target.settings
-    given = (target.destination.resolved(), target.destination.host, settings.bind_address, *settings.tls.names)
+    address = target.destination.resolved()
+    given = (address, target.destination.host, settings.bind_address, *settings.tls.names)
     names = certificates.usable_names((*given, *certificates.OWN_NAMES))
     kept = certificates.load(paths.secrets_dir(target.name))
     chosen = certificates.up_to_date(kept, target.name, names, datetime.datetime.now(datetime.timezone.utc))
@@ -207,6 +210,10 @@ def choose_internal(target: Target, say: Callable[..., None]) -> certificates.In
         file = f".secrets/{target.name}/{certificates.AUTHORITY_FILE}"
         how, import_it = ("made anew", "import it again") if kept.authority.chain else ("made", "import it")
         say(f"  TLS: {file} is {how} for {', '.join(names)}; users {import_it}")
+        if not certificates.usable_names((address,)):
+            say(
+                f"  TLS: it cannot be for `{address}`; users need an address of those above, or a full name in tls.names"
+            )
     return chosen
 
 

@@ -128,7 +128,7 @@ class TlsSettings(_Model):
     key: str | None = Field(None, description="Its private key (PEM), a file on this computer (mode `files`).")
     names: list[DnsName | Address] = Field(
         [],
-        description="Further names and addresses under which the services are reached (mode `internal`; the host's own "
+        description="Further full names and addresses under which the services are reached (mode `internal`; the host's own "
         "address and localhost are always among them).",
     )
     domain: DnsName | None = Field(
@@ -369,6 +369,10 @@ def _tls_possible(tls: TlsSettings) -> None:
         raise ValueError("tls: email, acme_directory and acme_root need mode `acme`")
     if tls.names and tls.mode != "internal":
         raise ValueError("tls: names needs mode `internal`")
+    if bare := [
+        str(name) for name in tls.names if "." not in str(name) and ":" not in str(name) and name != "localhost"
+    ]:
+        raise ValueError(f"tls: names: `{bare[0]}` is a bare name, below which others may have sites; give a full name")
     if tls.hsts and tls.mode in ("off", "internal"):
         raise ValueError(
             f"tls: hsts with mode `{tls.mode}` would lock browsers out; use it with `acme` or `files`, or leave it out"

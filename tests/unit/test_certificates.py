@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from atelier import certificates, lifecycle, paths
@@ -45,6 +47,8 @@ USABLE = {
     "digits alone": (("1234",), ()),
     "a name that ends in a hyphen": (("a-",), ()),
     "nothing": (("",), ()),
+    "a bare name, under which there may be others' sites": (("dev", "gpu1", "Zip"), ()),
+    "the one bare name that is nobody's": (("localhost",), ("localhost",)),
     "too long": ((".".join(["a" * 63] * 4) + ".org",), ()),
 }
 
@@ -69,14 +73,43 @@ def test_the_certificates_say_what_each_may_do() -> None:
     assert critical and usage.digital_signature and not usage.key_cert_sign
     constraints, critical = of(authority, x509.NameConstraints)
     assert critical and {str(name.value) for name in constraints.permitted_subtrees} == {
-        *("gpu1.example.org", "localhost", "10.0.0.5/32", "127.0.0.1/32", "::1/128")
+        *("gpu1.example.org", "localhost", "10.0.0.5/32", "127.0.0.1/32", "::1/128", "invalid")
     }
+    servers_only = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    assert of(authority, x509.ExtendedKeyUsage)[0] == of(leaf, x509.ExtendedKeyUsage)[0] == servers_only
     assert (leaf.not_valid_after_utc - leaf.not_valid_before_utc).days == 820 < 825
     assert authority.not_valid_after_utc > leaf.not_valid_after_utc
 
 
 def change(internal: Internal, **parts: Certificate) -> Internal:
     return replace(internal, **parts)
+
+
+def rewritten(
+    certificate: Certificate,
+    issuer: Certificate,
+    *others: x509.ExtensionType,
+    omitted: x509.ObjectIdentifier | None = None,
+) -> Certificate:
+    """The same with these extensions in place of those of their kinds."""
+    given, signer = parsed(certificate), serialization.load_pem_private_key(issuer.key.encode(), None)
+    lifetime = given.not_valid_before_utc, given.not_valid_after_utc
+    builder = x509.CertificateBuilder(given.issuer, given.subject, given.public_key(), 7, *lifetime)
+    for extension in given.extensions:
+        value = next((other for other in others if other.oid == extension.oid), extension.value)
+        if extension.oid != omitted:
+            builder = builder.add_extension(value, extension.critical)
+    made = builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return replace(certificate, chain=made.decode())
+
+
+def wide(*others: x509.ExtensionType, omitted: x509.ObjectIdentifier | None = None) -> Internal:
+    """FIRST, its authority less constrained."""
+    return change(FIRST, authority=rewritten(FIRST.authority, FIRST.authority, *others, omitted=omitted))
+
+
+def permitting(*names: str) -> x509.NameConstraints:
+    return x509.NameConstraints([certificates._constraint(name) for name in names], None)
 
 
 ANOTHER = certificates.up_to_date(Internal(NONE, NONE), "gpu1", NAMES, NOW)
@@ -105,6 +138,21 @@ DECISIONS = {
     "another authority's certificate": (change(FIRST, gateway=ANOTHER.gateway), NAMES, 0, GIVEN, NEW),
     "a key without its certificate": (
         change(FIRST, authority=replace(FIRST.authority, chain="")),
+        NAMES,
+        0,
+        SAME_KEY,
+        NEW,
+    ),
+    "an authority for more than servers": (
+        wide(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])),
+        NAMES,
+        0,
+        SAME_KEY,
+        NEW,
+    ),
+    "an authority for everybody's mail": (wide(permitting(*NAMES)), NAMES, 0, SAME_KEY, NEW),
+    "an authority for every use and a bare name": (
+        wide(permitting("dev", *NAMES), omitted=x509.ExtendedKeyUsage.oid),
         NAMES,
         0,
         SAME_KEY,
@@ -151,11 +199,11 @@ def test_the_rules_of_the_public_web_accept_it_for_its_names_only() -> None:
     assert accepts("localhost", FIRST.gateway, ANOTHER.authority.chain), "two authorities of one host are two"
 
 
-def verified(folder: Path, gateway: Certificate, *options: str) -> str:
+def verified(folder: Path, gateway: Certificate, *options: str, purpose: str = "sslserver") -> str:
     """What openssl says of a certificate by FIRST's authority."""
     (folder / "ca.crt").write_text(FIRST.authority.chain)
     (folder / "tls.crt").write_text(gateway.chain)
-    command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "ca.crt", *options, "tls.crt"]
+    command = ["openssl", "verify", "-x509_strict", "-purpose", purpose, "-CAfile", "ca.crt", *options, "tls.crt"]
     answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return answer.stdout + answer.stderr
 
@@ -171,6 +219,30 @@ def test_nobody_can_use_the_authority_for_another_name(tmp_path: Path) -> None:
         forged = certificates.issue(FIRST.authority, names, NOW)
         assert "permitted subtree violation" in verified(tmp_path, forged)
         assert accepts(names[0], forged, FIRST.authority.chain)
+
+
+MAIL, PROGRAM = x509.RFC822Name("ceo@bank.example"), x509.UniformResourceIdentifier("spiffe://bank.example/pay")
+MISUSES = {
+    # what a thief of ca.key writes a certificate for, and what openssl is asked: why it refuses
+    "a client": (
+        x509.DNSName("localhost"),
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+        "sslclient",
+        "unsuitable certificate purpose",
+    ),
+    "signed mail": (MAIL, ExtendedKeyUsageOID.EMAIL_PROTECTION, "smimesign", "unsuitable certificate purpose"),
+    "mail, purpose unasked": (MAIL, ExtendedKeyUsageOID.EMAIL_PROTECTION, "any", "permitted subtree violation"),
+    "a program's identity": (PROGRAM, ExtendedKeyUsageOID.SERVER_AUTH, "any", "permitted subtree violation"),
+}
+
+
+@pytest.mark.parametrize("name,use,purpose,refusal", MISUSES.values(), ids=MISUSES.keys())
+def test_nobody_can_use_the_authority_for_anything_but_servers(
+    tmp_path: Path, name: x509.GeneralName, use: x509.ObjectIdentifier, purpose: str, refusal: str
+) -> None:
+    others = x509.ExtendedKeyUsage([use]), x509.SubjectAlternativeName([name])
+    forged = rewritten(FIRST.gateway, FIRST.authority, *others)
+    assert refusal in verified(tmp_path, forged, purpose=purpose)
 
 
 def handshake(tmp_path: Path, gateway: Certificate, anchor: Anchor, url_host: str = "127.0.0.1") -> str:
@@ -313,6 +385,17 @@ def test_a_deploy_issues_for_every_name_and_stores_nothing_before_it_acts(target
     wider = replace(target, settings=build_settings([("t", {"tls": {"mode": "internal", "names": ["b.org"]}})]))
     lifecycle.choose_internal(wider, said.append)
     assert len(said) == 1 and "users import it again" in said[0]
+
+
+@pytest.mark.parametrize("address,said_of", [("dev", True), ("dev.lab.example", False)])
+def test_a_bare_address_is_said_to_be_in_no_certificate(target: Target, address: str, said_of: bool) -> None:
+    config = target.destination.config
+    assert config is not None
+    config.write_text(f"Host alias_of_it\n  HostName {address}\n")
+    said: list[str] = []
+    chosen = lifecycle.choose_internal(target, said.append)
+    assert (address in certificates._alternative_names(parsed(chosen.gateway))) != said_of
+    assert [f"`{address}`" in line and "tls.names" in line for line in said[1:]] == [True] * said_of
 
 
 def test_what_brings_no_certificate_to_the_host_keeps_none(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

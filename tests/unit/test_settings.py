@@ -63,6 +63,10 @@ BAD = {
         ["services.comfyui.port: 443", "another port"],
     ),
     "names without an own authority": ({"tls": {"names": ["a.org"]}}, ["tls", "names needs mode `internal`"]),
+    "a bare name": (
+        {"tls": {"mode": "internal", "names": ["localhost", "dev"]}},
+        ["tls", "`dev`", "give a full name"],
+    ),
     "a name with a star": ({"tls": {"mode": "internal", "names": ["*.a.org"]}}, ["tls.names"]),
     "hsts with an own authority": ({"tls": {"mode": "internal", "hsts": True}}, ["tls", "lock browsers out"]),
     "mirror": ({"models": {"mirrors": ["ftp://x"]}}, ["models.mirrors"]),
