@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway_harness import MARKER, Answer, Gateway
+from gateway_harness import MARKER, Answer, Gateway, start_entrypoint
 
 REFUSED = {302, 400, 401, 429}
 ATTACKER, OWNER = "203.0.113.66", "198.51.100.1"
@@ -112,3 +112,42 @@ def test_the_same_wrong_credentials_again_and_again_lock_nobody_out(watched: Gat
     for guess in wrong * 15:
         assert guess().status in (400, 401)
     assert "locked out" not in watched.output.read_text()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["addresses of their own", "an address that all share"])
+def test_a_gateway_made_anew_amid_guesses_shuts_no_owner_out(
+    own_gateway: Callable[..., Gateway], gateway_python: str, shared: bool
+) -> None:
+    gateway = own_gateway(trusted_proxies=[] if shared else ["127.0.0.1/32"])
+
+    def at(address: str) -> dict[str, str]:
+        return {} if shared else {"X-Forwarded-For": address}
+
+    password = gateway.accounts["comfyui"]["password"]
+    session, ended = ({"Cookie": gateway.session("comfyui")}, {"Cookie": "AIOHTTP_SESSION=ended"})
+    gateway.process.terminate()
+    gateway.process.wait(20)
+    gateway.process = start_entrypoint(gateway.output.parent, gateway_python, gateway.health_port, gateway.output)
+    gateway.wait("comfyui", 200, 20)
+
+    def guess(number: int) -> int:
+        wrong = at(f"203.0.113.{number % 20}") | {"Authorization": f"Bearer guess-{number}"}
+        return gateway.ask("comfyui", "GET", "/queue", wrong).status
+
+    def login(address: str) -> Answer:
+        return gateway.ask("comfyui", "POST", "/login", FORM | at(address), f"password={password}".encode())
+
+    with ThreadPoolExecutor(60) as pool:
+        assert set(pool.map(guess, range(60))) == {401}
+    locked = [line["account"] for line in gateway.log_lines() if line.get("event") == "locked out"]
+    assert locked == ["comfyui-qwen"]
+
+    assert gateway.ask("comfyui", "GET", "/queue", at(OWNER) | session).status == 200
+    token = {"Authorization": gateway.authorization("comfyui")}
+    assert gateway.ask("comfyui", "GET", "/queue", at("203.0.113.1") | token).status == 200
+    assert login("203.0.113.2").status == 429
+    away = "198.51.100.2"
+    assert gateway.ask("comfyui", "GET", "/queue", at(away) | ended).status == 401
+    answer = login(away)
+    assert answer.status == (429 if shared else 302)
+    assert shared or answer.headers["Set-Cookie"].startswith("AIOHTTP_SESSION=")

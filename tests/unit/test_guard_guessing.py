@@ -24,6 +24,7 @@ from guard.guessing import (  # noqa: E402
     after_failure,
     after_time,
     decide,
+    for_address,
     strictest,
 )
 
@@ -66,6 +67,28 @@ def test_delays_have_an_end() -> None:
 )
 def test_strictest(verdicts: list[Delay | Locked], expected: Delay | Locked) -> None:
     assert strictest(verdicts) == expected
+
+
+@pytest.mark.parametrize(
+    ("account", "address", "expected"),
+    [
+        (Delay(0), Count(), Delay(0)),
+        (Delay(4), Count(), Delay(4)),
+        (Delay(4), Count(failures=5), Delay(4)),
+        # Others locked it.
+        (Locked(300), Count(), Delay(guessing.LONGEST_DELAY)),
+        (Locked(300), Count(failures=2), Delay(guessing.LONGEST_DELAY)),
+        (Locked(300), Count(failures=1, pending=1), Delay(guessing.LONGEST_DELAY)),
+        # This address had a part in it, or may be about to.
+        (Locked(300), Count(failures=3), Locked(300)),
+        (Locked(300), Count(failures=2, pending=1), Locked(300)),
+        (Locked(300), Count(pending=3), Locked(300)),
+    ],
+)
+def test_what_an_account_s_lock_is_to_an_address(
+    account: Delay | Locked, address: Count, expected: Delay | Locked
+) -> None:
+    assert for_address(account, address) == expected
 
 
 def test_locks_grow_and_leave_the_delays_behind() -> None:
@@ -232,20 +255,62 @@ def test_a_hundred_at_once_are_not_each_the_first() -> None:
     scene(act)
 
 
-def test_an_account_is_locked_for_strangers_and_not_for_who_was_in() -> None:
+def test_an_account_s_lock_refuses_guessers_and_delays_others_and_who_was_in_not_at_all() -> None:
     async def act(scene: Scene) -> None:
         assert await scene.attempt(OWNER, "right", right=True)
-        for address in range(60):
-            await scene.guess(client(f"203.0.113.{address}"))
+        for number in range(60):
+            await scene.guess(client(f"203.0.113.{number // 4}"))
         with pytest.raises(TooManyAttemptsError):
-            await scene.attempt(client("192.0.2.1"), "right", right=True)
-        paused = len(scene.paused)
+            await scene.attempt(client("203.0.113.0"), "right", right=True)
+        with pytest.raises(TooManyAttemptsError):
+            await scene.attempt(SHARED, "right", right=True)
+        scene.paused.clear()
         assert await scene.attempt(OWNER, "right", right=True)
         await scene.guess(OWNER)
-        assert len(scene.paused) == paused
-        assert await scene.attempt(client("192.0.2.1"), "right", right=True, attempts=scene.of("forge-turbo"))
+        assert scene.paused == []
+        # The owner somewhere else, after an ended session and a slip.
+        away = client("192.0.2.1")
+        await scene.guess(away, 2)
+        assert await scene.attempt(away, "right", right=True)
+        assert scene.paused == [8, 8, 8]
+        assert await scene.attempt(away, "right", right=True)
+        assert len(scene.paused) == 3
+        # A guesser who comes from everywhere has few guesses from each address.
+        elsewhere = client("192.0.2.2")
+        await scene.guess(elsewhere, 3)
+        with pytest.raises(TooManyAttemptsError):
+            await scene.guess(elsewhere)
+        assert await scene.attempt(client("192.0.2.3"), "right", right=True, attempts=scene.of("forge-turbo"))
 
     assert scene(act).locked_out == [(LockOut(60, 300), "comfyui-qwen")]
+
+
+@pytest.mark.parametrize("where", ["192.0.2.1", "127.0.0.1"])
+def test_what_names_no_account_is_no_concern_of_the_account(where: str) -> None:
+    async def act(scene: Scene) -> None:
+        async def check(*, right: bool) -> bool:
+            await asyncio.sleep(0)
+            return right
+
+        async def show(session: str, *, right: bool, come_from: Client = SHARED) -> bool:
+            return await scene.attempts.are_right(
+                ("cookie", session), come_from, lambda: check(right=right), names_account=False
+            )
+
+        await scene.guess(SHARED, 60)
+        scene.paused.clear()
+        assert await show("valid", right=True, come_from=client(where))
+        for number in range(100):
+            assert not await show(f"guess {number}", right=False)
+        assert await show("valid too", right=True, come_from=client(where))
+        assert scene.paused == []
+        # An address has its own count all the same.
+        for number in range(20):
+            assert not await show(f"another guess {number}", right=False, come_from=ATTACKER)
+        with pytest.raises(TooManyAttemptsError):
+            await show("valid", right=True, come_from=ATTACKER)
+
+    assert scene(act).locked_out == [(LockOut(60, 300), "comfyui-qwen"), (LockOut(20, 300), "203.0.113.66")]
 
 
 def test_where_all_share_an_address_the_account_alone_counts() -> None:

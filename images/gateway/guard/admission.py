@@ -75,7 +75,8 @@ class Admission:
     """Decides about the credentials that callers show to one application.
 
     A right token, a session that the application confirmed once and a password that was right once from the same
-    address are not attempts: no limit that others' wrong credentials run into holds for them.
+    address are not attempts: no limit that others' wrong credentials run into holds for them. A session that it has
+    not confirmed yet names no account: only its address's count and the few questions about such sessions limit it.
     """
 
     def __init__(self, application: Application, check_password: PasswordCheck, attempts: Attempts) -> None:
@@ -150,7 +151,9 @@ class Admission:
             for pair in pairs:
                 self._sessions.discard(pair)
             return False
-        if not await self._attempts.are_right(("cookie", *pairs), client, lambda: self._doubt(credential)):
+        if not await self._attempts.are_right(
+            ("cookie", *pairs), client, lambda: self._doubt(credential), names_account=False
+        ):
             return False
         self.expect(credential.value)
         return True

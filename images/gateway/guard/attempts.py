@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from guard.client import Client
-from guard.guessing import ACCOUNT, ADDRESS, Counts, Locked, LockOut, strictest
+from guard.guessing import ACCOUNT, ADDRESS, Counts, Locked, LockOut, Verdict, for_address, strictest
 from guard.memory import Answers, Seen
 
 
@@ -31,7 +31,12 @@ class Limits:
 
 
 class Attempts:
-    """The attempts to enter one application. `on_lock_out` hears of each lock-out, and whose address it is if it is one."""
+    """The attempts to enter one application. `on_lock_out` hears of each lock-out, and whose address it is if it is one.
+
+    An address's lock refuses that address, at all applications. The account's lock refuses what names the account from
+    an address that is shared or made a part of the guesses itself; to other addresses it is a delay, to those that
+    showed a right credential nothing.
+    """
 
     def __init__(self, account: str, limits: Limits, on_lock_out: Callable[[LockOut, Client | None], None]) -> None:
         self._account, self._limits, self._on_lock_out = account, limits, on_lock_out
@@ -40,7 +45,12 @@ class Attempts:
         self._running = Answers(0)
 
     async def are_right(
-        self, credential: tuple[str, ...], client: Client, check: Callable[[], Coroutine[None, None, bool]]
+        self,
+        credential: tuple[str, ...],
+        client: Client,
+        check: Callable[[], Coroutine[None, None, bool]],
+        *,
+        names_account: bool = True,
     ) -> bool:
         """What `check` says of a credential; it is not asked about one that was wrong before.
 
@@ -49,7 +59,10 @@ class Attempts:
         if credential in self._wrong:
             return False
         # Shown many times at once, as a page's requests do, it is one attempt.
-        return await self._running.recall((client.name, *credential), lambda: self._attempt(credential, client, check))
+        counts = self._counts(client, names_account)
+        return await self._running.recall(
+            (client.name, *credential), lambda: self._attempt(credential, client, counts, check)
+        )
 
     def entered(self, client: Client) -> None:
         """Note an address that showed a right credential: what others do to the account no longer concerns it."""
@@ -61,10 +74,14 @@ class Attempts:
         self._wrong.clear()
 
     async def _attempt(
-        self, credential: tuple[str, ...], client: Client, check: Callable[[], Coroutine[None, None, bool]]
+        self,
+        credential: tuple[str, ...],
+        client: Client,
+        counts: list[tuple[Counts, str]],
+        check: Callable[[], Coroutine[None, None, bool]],
     ) -> bool:
-        limits, counts = self._limits, self._counts(client)
-        verdict = strictest([count.decide(of, limits.clock()) for count, of in counts])
+        limits = self._limits
+        verdict = strictest([self._decide(count, of, client) for count, of in counts])
         if isinstance(verdict, Locked):
             raise TooManyAttemptsError(verdict.seconds)
         for count, of in counts:
@@ -84,10 +101,15 @@ class Attempts:
             self.entered(client)
         return not wrong
 
-    def _counts(self, client: Client) -> list[tuple[Counts, str]]:
+    def _decide(self, count: Counts, of: str, client: Client) -> Verdict:
+        limits, now = self._limits, self._limits.clock()
+        verdict = count.decide(of, now)
+        if count is limits.addresses or client.counted_as is None:
+            return verdict
+        return for_address(verdict, limits.addresses.count(client.counted_as, now))
+
+    def _counts(self, client: Client, names_account: bool) -> list[tuple[Counts, str]]:
         limits, address = self._limits, client.counted_as
-        if address is None:
-            return [(limits.accounts, self._account)]
-        if (address,) in self._entered:
-            return [(limits.addresses, address)]
-        return [(limits.addresses, address), (limits.accounts, self._account)]
+        by_address = [] if address is None else [(limits.addresses, address)]
+        entered = address is not None and (address,) in self._entered
+        return by_address if entered or not names_account else [*by_address, (limits.accounts, self._account)]

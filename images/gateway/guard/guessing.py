@@ -14,6 +14,7 @@ LONGEST_LOCK = 3600.0
 LONGEST_DELAY = 8.0
 BUSY_SECONDS = 2.0  # when to come back after attempts that are still being decided
 REMEMBERED = 4096  # addresses
+SLIPS = 3  # from which wrong credential on an address is taken for one of those that guess
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ def strictest(verdicts: list[Verdict]) -> Verdict:
     return max(verdicts, key=lambda verdict: (isinstance(verdict, Locked), verdict.seconds), default=Delay(0))
 
 
+def for_address(account: Verdict, address: Count) -> Verdict:
+    """What an account's verdict is to an address of that count: strangers' guesses delay its owner and no more.
+
+    A slip is nobody's guess: whose session has ended shows it once before logging in again.
+    """
+    if isinstance(account, Locked) and address.failures + address.pending < SLIPS:
+        return Delay(LONGEST_DELAY)
+    return account
+
+
 def after_failure(count: Count, limits: Limits, now: float) -> Count:
     """The count with one wrong credential more; after a lock-out attempts go on delayed."""
     failures = count.failures + 1
@@ -106,25 +117,26 @@ class Counts:
 
     def decide(self, of: Hashable, now: float) -> Verdict:
         """What becomes of one more attempt."""
-        return decide(self._count(of, now), self._limits, now)
+        return decide(self.count(of, now), self._limits, now)
+
+    def count(self, of: Hashable, now: float) -> Count:
+        """What it has brought."""
+        return after_time(self._counts.get(of, Count()), now)
 
     def begin(self, of: Hashable, now: float) -> None:
         """Note an attempt whose end is open."""
-        count = self._count(of, now)
+        count = self.count(of, now)
         self._keep(of, replace(count, pending=count.pending + 1))
 
     def end(self, of: Hashable, now: float, *, wrong: bool) -> LockOut | None:
         """Note how it ended; the lock-out that it brought about, if it did."""
-        before = self._count(of, now)
+        before = self.count(of, now)
         before = replace(before, pending=max(before.pending - 1, 0))
         after = after_failure(before, self._limits, now) if wrong else before
         self._keep(of, after)
         if after.locks == before.locks:
             return None
         return LockOut(before.failures + 1, round(after.locked_until - now))
-
-    def _count(self, of: Hashable, now: float) -> Count:
-        return after_time(self._counts.get(of, Count()), now)
 
     def _keep(self, of: Hashable, count: Count) -> None:
         if count == Count():
