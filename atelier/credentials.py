@@ -74,7 +74,7 @@ class Former(BaseModel):
     """What an unfinished rotation replaces: the services, their credentials where known, sessions that must end.
 
     `cookies`: by service, the Cookie header of a session that was opened with the former credentials. `successor`: the
-    fingerprint of the new ones.
+    fingerprint of the new ones. `replaces`: that of those on the host, which is told even where they are not known here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,6 +82,7 @@ class Former(BaseModel):
     credentials: Credentials | None
     cookies: dict[str, str]
     successor: str
+    replaces: str = ""
 
 
 def check_user(name: str) -> str:

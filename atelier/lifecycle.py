@@ -49,7 +49,7 @@ def choose_credentials(
     """
     directory = paths.secrets_dir(target.name)
     stored = store.load(directory)
-    require_known(target, facts, stored, store.load_former(directory))
+    require_known(target, facts, stored, store.unfinished(directory))
     if stored is None:
         return imported or store.generate(environment)
     names = store.differing(stored, environment)
@@ -67,9 +67,9 @@ def choose_credentials(
 
 
 def require_known(
-    target: Target, facts: HostFacts, stored: Credentials | None, former: store.Former | None = None
+    target: Target, facts: HostFacts, stored: Credentials | None, begun: store.Former | None = None
 ) -> None:
-    """Raises AtelierError when the host carries credentials that this computer does not know."""
+    """Raises AtelierError when the host carries credentials that this computer neither knows nor has begun to replace."""
     directory = paths.secrets_dir(target.name)
     remedy = f"copy .secrets/{target.name}/ from the computer that deployed it to {directory}"
     rotate = f"; where nobody has that any more, {target.command('rotate')} makes new ones"
@@ -79,9 +79,9 @@ def require_known(
         raise AtelierError(f"{deployed_before} has no credentials for it", remedy + rotate + sandbox)
     if facts.instance and stored and stored.instance != facts.instance:
         raise AtelierError(f"{deployed_before} knows other credentials under that name", remedy + sandbox)
-    known = {store.fingerprint(each) for each in (stored, former and former.credentials) if each} | (
-        {former.replaces} if former else set()
-    )
+    known = {store.fingerprint(each) for each in (stored, begun and begun.credentials) if each}
+    if begun:
+        known.add(begun.replaces)
     if facts.fingerprint and facts.fingerprint not in known:
         raise AtelierError(
             f"{target.name} has newer credentials than this computer: they were rotated from another one, "

@@ -357,6 +357,7 @@ class Rotation:
             credentials=in_force(target, deployment.facts),
             cookies={},
             successor=store.fingerprint(deployment.credentials),
+            replaces=deployment.facts.fingerprint,
         )
         rotation = cls(target, ssh, narrator, former, deployment, resumed=False)
         rotation.require_nothing_else()

@@ -152,7 +152,7 @@ def test_a_rotation_replaces_everything_and_proves_it(visitors: dict[str, Visito
     assert after.forge.password and after.forge.password in (DIRECTORY / store.ENVIRONMENT_FILE).read_text()
     require_let_in(visitors, after)
     require_shut_out(visitors, before, ("comfyui", "forge"))
-    assert json.loads(SANDBOX.root("tail -n 1 /srv/atelier/state/audit.log"))["result"] == "rotated"
+    assert json.loads(SANDBOX.root("tail -n 1 /srv/atelier/state/audit.log"))["result"] == "rotated, proof follows"
 
 
 @pytest.mark.parametrize("service", ["forge", "comfyui"])
@@ -201,6 +201,23 @@ def test_an_old_copy_of_the_store_stops_a_deploy_and_a_rotation_replaces_what_it
     assert "Forge: not shown: the credentials of before are not known here" in output
     require_let_in(visitors, stored())
     require_shut_out(visitors, current, ("comfyui", "forge"))
+
+
+def test_a_rotation_from_a_lost_store_that_is_killed_is_finished_by_the_next_run(visitors: dict[str, Visitor]) -> None:
+    lost = stored()
+    (DIRECTORY / store.STORE_FILE).unlink()
+    process = SANDBOX.started("rotate", start_new_session=True)
+    while not store.unfinished(DIRECTORY):
+        assert process.poll() is None, "it ended before it stored anything"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    promised = stored()
+    assert SANDBOX.root(HELD).splitlines()[-1] == store.fingerprint(lost), "killed before the host knew of it"
+    SANDBOX.atelier("rotate")
+    assert stored() == promised and not (DIRECTORY / store.FORMER_FILE).exists()
+    require_let_in(visitors, promised)
+    require_shut_out(visitors, lost, ("comfyui", "forge"))
 
 
 def told(service: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Credentials: what is accepted, what a rotation renews, and a store that a kill never leaves behind its host."""
 
+import shutil
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -199,6 +200,34 @@ def test_a_host_that_holds_those_before_an_unfinished_rotation_is_known(target: 
     store.begin_rotation(paths.secrets_dir("box"), former_of(known, new), new)
     for held in (known, new):
         assert lifecycle.choose_credentials(target, facts_of(held), {}) == new
+
+
+def test_a_rotation_from_a_lost_store_killed_at_any_change_of_it_can_be_run_again(
+    target: Target, known: Credentials
+) -> None:
+    lost, directory = store.renew(known, ["comfyui", "forge"], {}), paths.secrets_dir("box")
+    former = former_of(None, known).model_copy(update={"replaces": store.fingerprint(lost)})
+    step, finished = 1, []
+    while killed_before(step, partial(store.begin_rotation, directory, former, known)):
+        finished.append(store.unfinished(directory) is not None)
+        if finished[-1]:
+            for held in (lost, known):
+                assert lifecycle.choose_credentials(target, facts_of(held), {}) == known
+        else:
+            assert store.load(directory) is None, "the next rotation begins anew"
+        shutil.rmtree(directory, ignore_errors=True)
+        step += 1
+    assert step > 10 and not finished[0] and finished[-1]
+
+
+def test_an_old_copy_of_the_store_does_not_come_to_the_host_by_a_rotation_that_stored_nothing(
+    target: Target, known: Credentials
+) -> None:
+    directory, elsewhere = paths.secrets_dir("box"), store.renew(known, ["forge"], {})
+    former = former_of(None, store.generate({}, known.instance))
+    store.begin_rotation(directory, former.model_copy(update={"replaces": store.fingerprint(elsewhere)}), known)
+    with pytest.raises(AtelierError, match="newer credentials"):
+        lifecycle.choose_credentials(target, facts_of(elsewhere), {})
 
 
 def test_a_host_of_a_release_without_fingerprints_is_known_by_its_instance(target: Target, known: Credentials) -> None:

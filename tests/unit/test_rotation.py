@@ -459,7 +459,8 @@ def test_where_nobody_knows_what_is_in_force_all_of_it_is_replaced(
     with pytest.raises(AtelierError, match="leave SERVICE out"):
         begun(target, ("forge",), held, monkeypatch)
     made = begun(target, BOTH, held, monkeypatch)
-    assert made.former.credentials is None and made.deployment.credentials.instance == "i"
+    assert made.former.credentials is None and made.former.replaces == "another"
+    assert made.deployment.credentials.instance == "i"
     assert made.deployment.credentials.comfyui != CREDENTIALS.comfyui
 
 
