@@ -5,7 +5,7 @@ What it wrote by hand and by scripts is read where it can mean one thing only, a
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atelier.credentials import (
@@ -24,7 +24,12 @@ from atelier.errors import AtelierError
 
 TOKEN_NAME = "COMFYUI_TOKEN"  # noqa: S105 - a variable's name
 _TOKEN = re.compile(r"\$2b\$(1[0-9]|2[0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_NAMES_TOKEN = re.compile(r"(?!.*FORGE).*(TOKEN|COMFY|QWEN).*", re.IGNORECASE)  # the previous stack had five such names
+_HASH = re.compile(r"""["']?\\?\$\$?2[abxy]?\\?\$""")  # how one begins, as a line may spell it
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)")
+_PLAIN = re.compile(r"""[^"'`\\$;&|<>()]*""")
+_DOUBLE_QUOTED = re.compile(r"""\"(?:[^"\\$`]|\\["\\$])*\"""")  # the escapes that shells and compose have in common
+_GOES_ON = re.compile(r"""'[^']*|"(?:[^"\\]|\\.)*|.*\\""")  # into the lines below
 _MEND = "mend that line, or remove it"
 
 
@@ -41,8 +46,8 @@ class Value:
         return f"{self.name} in {self.where}" if self.name else self.where
 
     def is_token(self) -> bool:
-        """Whether it is, or was meant to be, a bearer token, under whatever name (the previous stack had five)."""
-        return self.name in ("", TOKEN_NAME) or re.match(r"\$\$?2[abxy]?\$", self.text) is not None
+        """Whether it is, or was meant to be, ComfyUI's bearer token."""
+        return self.name == "" or is_token(self.name, self.text)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def import_credentials(path: Path, environment: Mapping[str, str]) -> Imported:
     """
     values = [value for file in _files(path) for value in read(file)]
     values += [Value(name, "the environment", environment[name]) for name in ENVIRONMENT_NAMES if name in environment]
+    for value in values:
+        _require_no_hash(value)
     tokens = [value for value in values if value.is_token()]
     token, given = _one(tokens), {name: _one([v for v in values if v.name == name]) for name in ENVIRONMENT_NAMES}
     if token is None and not any(given.values()):
@@ -111,20 +118,56 @@ def _assignment(line: str, place: str, file: Path) -> Value:
     name, text = match[1], match[2].strip()
     while text.startswith(f"{name}="):  # the previous stack's sync wrote KEY=KEY=value
         text = text.removeprefix(f"{name}=")
-    value = Value(name, str(file), _unquoted(text, f"{name} in {place}"))
-    if not value.text or not value.is_token():
+    value, place = Value(name, str(file), text), f"{name} in {place}"
+    if not is_token(name, text) and name not in ENVIRONMENT_NAMES:
+        if _GOES_ON.fullmatch(text):
+            raise _unclear(place)
         return value
-    return Value(name, value.where, require_token(value.text, value.place()))
+    # A whole hash shows by its form that nothing in it was taken for a variable; so it may be without single quotes.
+    text = _bare(text) if _HASH.match(text) else _unquoted(text, place)
+    if text and is_token(name, text):
+        text = require_token(text, value.place())
+    return replace(value, text=text)
+
+
+def is_token(name: str, text: str) -> bool:
+    """Whether a variable is for ComfyUI's token: COMFYUI_TOKEN, or a hash under another name that says TOKEN, COMFY or QWEN.
+
+    Not under one that says FORGE, nor under one for a user or a password.
+    """
+    if name == TOKEN_NAME:
+        return True
+    return name not in ENVIRONMENT_NAMES and bool(_NAMES_TOKEN.fullmatch(name)) and bool(_HASH.match(text))
+
+
+def _require_no_hash(value: Value) -> None:
+    if value.name in ENVIRONMENT_NAMES and _HASH.match(value.text):
+        raise AtelierError(
+            f"IMPORT: {value.place()} is a hash, not a user or a password",
+            f"name it {TOKEN_NAME} if it is ComfyUI's token, else remove it",
+        )
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"""^(["'])(.*)\1$""", r"\2", text).replace("\\$", "$")
 
 
 def _unquoted(text: str, place: str) -> str:
+    """A value that shells and compose files read alike. Raises AtelierError that names its place."""
     if re.fullmatch("'[^']*'", text):
         return text[1:-1]
-    if re.fullmatch(r'"(?:[^"\\]|\\.)*"', text):
-        return re.sub(r'\\([\\"$`])', r"\1", text[1:-1])
-    if re.search(r"""\s#|["'`\\]""", text):
-        raise AtelierError(f"IMPORT: {place}: quotes, or a comment, that can be read in several ways", _MEND)
-    return text
+    if _DOUBLE_QUOTED.fullmatch(text):
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    if _PLAIN.fullmatch(text) and not re.search(r"^~|(^|\s)#", text):
+        return text
+    raise _unclear(place)
+
+
+def _unclear(place: str) -> AtelierError:
+    return AtelierError(
+        f"IMPORT: {place}: not in single quotes, and shells and compose files may read it in several ways",
+        "write what the old service took it for, in single quotes, or remove that line",
+    )
 
 
 def require_token(text: str, place: str) -> str:
@@ -141,7 +184,8 @@ def require_token(text: str, place: str) -> str:
     else:
         reason = "is not a bcrypt hash"
     raise AtelierError(
-        f"IMPORT: {place}: the token {reason}", "take the one that the old ComfyUI has in login/PASSWORD, line 1"
+        f"IMPORT: {place}: the token {reason}",
+        "take the one that the old ComfyUI has in login/PASSWORD, line 1, or remove that line if it is not ComfyUI's",
     )
 
 
@@ -171,8 +215,8 @@ def _summary(values: list[Value], given: Mapping[str, Value | None], token: Valu
     taken = [token.place()] if token else []
     taken += [value.place() for value in given.values() if value]
     known = {*ENVIRONMENT_NAMES, token.name if token else ""}
-    unread = sorted({value.name for value in values if not value.is_token()} - known)
+    ignored = sorted({value.name for value in values if not value.is_token()} - known)
     fresh = ["ComfyUI's token and password"] if not token and not given["COMFYUI_PASSWORD"] else []
     fresh += [] if given["FORGE_PASSWORD"] else ["Forge's password"]
-    told = {"Imported": taken, "made anew": fresh, "not read": unread}
+    told = {"Imported": taken, "made anew": fresh, "ignored": ignored}
     return "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
