@@ -152,7 +152,7 @@ def rotate(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator)
     lifecycle.keep_credentials(target, deployment)
     with _audited(ssh, deployment.settings, narrator) as audit:
         outcome = apply(ssh, deployment, narrator, audit.changed, deploy.rotate)
-        audit.verdict = "rotated"
+        audit.verdict = "rotated, proof follows"
         return outcome
 
 

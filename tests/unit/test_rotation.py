@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from test_deployment import CREDENTIALS, deployment
 from websockets.exceptions import ConnectionClosedOK
 
 from atelier import credentials as store
-from atelier import paths, rotation
+from atelier import lifecycle, paths, rotation
 from atelier.console import Narrator
 from atelier.credentials import Account, Credentials, Former
 from atelier.errors import AtelierError
@@ -531,3 +532,22 @@ def test_a_gateway_that_is_gone_answers_nothing() -> None:
     assert visitor.by_header(NEW) == visitor.by_cookie("a=b") == 0 and visitor.by_form(NEW) == (0, "")
     assert not visitor.is_there() and not visitor.is_served() and visitor.at_work(NEW) == 0
     assert Visitor("comfyui", "http://127.0.0.1:1", True).socket(NEW) is None
+
+
+@pytest.mark.parametrize(("fails", "result"), [(False, "rotated, proof follows"), (True, "failed")])
+def test_the_audit_log_does_not_call_proved_what_is_not_yet(
+    fails: bool, result: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages import provision
+
+    def apply(*_: object) -> provision.Outcome:
+        if fails:
+            raise AtelierError("no")
+        return provision.Outcome(1, (), 1)
+
+    told: list[str] = []
+    monkeypatch.setattr(provision, "apply", apply)
+    monkeypatch.setattr(lifecycle, "append_audit", lambda *line: told.append(json.loads(line[2])["result"]))
+    with contextlib.suppress(AtelierError):
+        provision.rotate(target, target.ssh(), deployment(), Narrator())
+    assert told == [result]
