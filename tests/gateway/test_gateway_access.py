@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import urllib.request
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
@@ -229,6 +230,39 @@ def test_headers_of_ours_cannot_be_brought_along(gateway: Gateway) -> None:
     owner["Connection"] = "X-Forwarded-Uri, X-Forwarded-Method, X-Atelier-Purpose, X-Atelier-Application, X-Atelier-Who"
     assert gateway.ask("comfyui", "GET", "/internal/logs", owner).status == 403
     assert gateway.ask("comfyui", "GET", "/queue", owner).status == 200
+
+
+def test_nobody_takes_the_gateways_own_headers_away(own_gateway: Callable[..., Gateway]) -> None:
+    """What `Connection` names, a proxy removes: the caller's real address among it."""
+    gateway = own_gateway(trusted_proxies=["127.0.0.1/32"])
+    names = "X-Atelier-Peer, X-Atelier-Forwarded-For, X-Atelier-Forwarded-Proto"
+    hidden = {"Connection": names, "X-Forwarded-For": "203.0.113.9"}
+    assert gateway.ask("comfyui", "GET", "/login", hidden).status == 200
+    assert gateway.ask("comfyui", "GET", "/prompt", hidden).status == 401
+    wrong = {"Authorization": "Bearer " + "x" * 60}
+    assert gateway.ask("comfyui", "GET", "/prompt", hidden | wrong).status == 401
+    (line,) = (line for line in gateway.log_lines() if line.get("event") == "credential refused")
+    assert line["address"] == "203.0.113.9"
+
+
+def test_the_guard_judges_nothing_from_nowhere(gateway: Gateway) -> None:
+    """A request without the headers that Caddy sets is refused; it is no failure of the guard's."""
+    guard = http.client.HTTPConnection("gateway")
+    guard.sock = socket.socket(socket.AF_UNIX)
+    guard.sock.connect(str(gateway.output.parent / "run" / "guard.sock"))
+    whole = {
+        "X-Atelier-Purpose": "judge",
+        "X-Atelier-Application": "comfyui-qwen",
+        "X-Atelier-Peer": "127.0.0.1",
+        "X-Forwarded-Method": "GET",
+        "X-Forwarded-Uri": "/login",
+    }
+    for missing in (None, *whole):
+        guard.request("GET", "/", headers={name: value for name, value in whole.items() if name != missing})
+        answer = guard.getresponse()
+        answer.read()
+        assert answer.status == (400 if missing else 200), missing
+    guard.close()
 
 
 def test_the_guard_serves_only_login_pages_itself(gateway: Gateway) -> None:
