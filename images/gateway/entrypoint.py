@@ -23,6 +23,8 @@ GRACE = 10  # seconds between SIGTERM and SIGKILL
 def main() -> int:
     """Run both until one ends or a signal comes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold credentials
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))  # a connection each; 1024 is a usual default
     try:
         load(CONFIG, SECRETS)
     except ConfigError as error:

@@ -129,6 +129,8 @@ class Forge(Fake):
             answer = web.json_response({"success": True})
             answer.set_cookie(self.session_name, token, httponly=True)
             return answer
+        if path == "/assets/large.js":
+            return web.Response(body=b"x" * 4_000_000, content_type="text/javascript")
         if path.startswith(self.LOGIN_PAGE):
             return web.Response(text="a part of the login page")
         logged_in = request.cookies.get(self.session_name) in self.sessions

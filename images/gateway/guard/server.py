@@ -38,22 +38,34 @@ from guard.decide import (
     shuts_out,
 )
 from guard.guessing import LockOut
+from guard.pages import Bounds, Delivery, Places, TooManyPagesError
 from guard.watch import PATIENCE, AnswersStrangersError, Watch, prove_closed
 
 FORM_LIMIT = 64 * 1024  # bytes of a login form
 HEADER_LIMIT = 32 * 1024  # bytes of a header line or the request line; Caddy's own limit is lower
 BACKLOG = 4096  # connections that wait to be taken; a full Unix socket refuses at once, which Caddy reports as 502
+# What Caddy says with each purpose; without it there is nobody to judge.
+NEEDED = {
+    "judge": ("X-Atelier-Application", "X-Atelier-Peer", "X-Forwarded-Method", "X-Forwarded-Uri"),
+    "serve": ("X-Atelier-Application", "X-Atelier-Peer"),
+    "health": ("X-Atelier-Application",),
+}
 PAGE_HEADERS = frozenset({"content-type", "set-cookie", "location", "etag", "last-modified", "cache-control"})
 
 
 class Gate:
     """Everything the guard does for one application."""
 
-    def __init__(self, application: Application, config: Config, check_password: PasswordCheck, limits: Limits) -> None:
+    def __init__(
+        self, application: Application, config: Config, check_password: PasswordCheck, limits: Limits, bounds: Bounds
+    ) -> None:
         self.application = application
         self._config = config
         self.admission = Admission(application, check_password, Attempts(application.name, limits, self._on_lock_out))
         self.watch = Watch(application, self._on_change)
+        self._form_seconds = bounds.form_seconds
+        self._places, self._delivery = Places(bounds), Delivery(bounds)
+        self._fetches = asyncio.Semaphore(bounds.fetches)
 
     async def judge(self, request: web.Request) -> web.Response:
         """Let a request pass to the application, to the guard's own pages, or not at all."""
@@ -64,7 +76,7 @@ class Gate:
         )
         return await self._answer(asked, self._verdict(asked, client))
 
-    async def serve(self, request: web.Request) -> web.Response:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
         """Answer in the application's place what is open to strangers."""
         client = self._client(request)
         asked = Request(request.method, request.raw_path, tuple(request.headers.items()), client.scheme)
@@ -75,8 +87,15 @@ class Gate:
             return self._readable(asked, preflight())
         if not isinstance(verdict, Open):
             return refusal(Refuse(403, "not a part of the login page"))
-        answer = self._login(request, client) if verdict.login else self._fetch(request, client, request.raw_path)
-        return await self._answer(asked, answer)
+        if verdict.login:
+            return await self._answer(asked, self._login(request, client))
+        try:
+            with self._places.taken_by(client.counted_as):
+                page = await self._answer(asked, self._open_page(request, client))
+                return await self._delivery.send(request, page)
+        except TooManyPagesError:
+            reason = "too many pages are being sent; try again"
+            return self._readable(asked, refusal(Refuse(429, reason, retry_after=RETRY_SECONDS)))
 
     def health(self) -> web.Response:
         """Up or down, and nothing else."""
@@ -104,8 +123,17 @@ class Gate:
             return web.Response(headers={"X-Atelier-Route": "guard", "X-Atelier-Who": "", "X-Atelier-Cookie": ""})
         return refusal(verdict)
 
+    async def _open_page(self, request: web.Request, client: Client) -> web.Response:
+        async with self._fetches:
+            return await self._fetch(request, client, request.raw_path)
+
     async def _login(self, request: web.Request, client: Client) -> web.Response:
-        form = await _read_form(request)
+        try:
+            form = await asyncio.wait_for(_read_form(request), self._form_seconds)
+        except asyncio.TimeoutError:
+            late = refusal(Refuse(408, "the login form did not come in time; try again"))
+            late.force_close()
+            return late
         user, password = form.get("username"), form.get("password")
         is_comfyui = self.application.policy.kind == "comfyui"
         # ComfyUI's form has no user field once the account exists, and its handler does not compare the name.
@@ -236,25 +264,24 @@ def log(event: str, **fields: str | int) -> None:
     print(json.dumps({"ts": round(time.time(), 3), "logger": "guard", "event": event, **fields}), file=sys.stderr)
 
 
-def build(config: Config) -> web.Application:
+def build(config: Config, bounds: Bounds) -> web.Application:
     """The guard as an aiohttp application."""
     check_password, limits = PasswordCheck(), Limits()
     gates = {
-        name: Gate(application, config, check_password, limits) for name, application in config.applications.items()
+        name: Gate(application, config, check_password, limits, bounds)
+        for name, application in config.applications.items()
     }
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.StreamResponse:
         purpose = request.headers.get("X-Atelier-Purpose")
         if purpose == "alive":
             return web.Response(text="alive\n")
+        if purpose not in NEEDED or any(name not in request.headers for name in NEEDED[purpose]):
+            return refusal(Refuse(400, "the gateway's own headers are missing"))
         gate = gates[request.headers["X-Atelier-Application"]]
         if purpose == "health":
             return gate.health()
-        if purpose == "judge":
-            return await gate.judge(request)
-        if purpose == "serve":
-            return await gate.serve(request)
-        return web.Response(status=500)
+        return await (gate.judge(request) if purpose == "judge" else gate.serve(request))
 
     async def watching(_: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(gate.watch.run()) for gate in gates.values()]
@@ -284,17 +311,18 @@ def _is_readable(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
 
-def run(config: Config, socket: Path) -> None:
+def run(config: Config, socket: Path, bounds: Bounds) -> None:
     """Serve on a Unix socket until SIGTERM."""
     logging.getLogger("aiohttp.server").addFilter(_is_readable)
     web.run_app(
-        build(config),
+        build(config, bounds),
         path=str(socket),
         access_log=None,
         print=None,
         backlog=BACKLOG,
         keepalive_timeout=3600,
         shutdown_timeout=1,
+        lingering_time=1,
         max_line_size=HEADER_LIMIT,
         max_field_size=HEADER_LIMIT,
     )
