@@ -87,6 +87,8 @@ def test_login(gateway: Gateway) -> None:
     assert gateway.login("forge", username="other", password=password).status == 400
     assert gateway.login("forge", username=user, password="wrong").status == 400
     assert gateway.login("forge", password=password).status == 422
+    odd = {"Content-Type": "application/x-www-form-urlencoded; charset=unicode_escape"}
+    assert gateway.ask("forge", "POST", "/login", odd, b"username=a&password=\\ud800abc").status == 422
 
 
 def test_login_as_gradio_sends_it(gateway: Gateway) -> None:

@@ -41,7 +41,8 @@ PAGES = (
 GUARDS_PAGES = {
     "comfyui": re.compile(r"(GET|HEAD) (/login(\?(wrong_password=1)?)?|/old_css/style\.css\??)"),
     "forge": re.compile(
-        r"(GET|HEAD) (/(\?(__theme=(light|dark|system))?)?|/theme\.css(\?(v=([0-9a-f]*|undefined))?)?|/favicon\.ico\??|/assets/.*|/static/img/.*)"
+        r"(GET|HEAD) (/(\?(__theme=(light|dark|system))?)?|/theme\.css(\?(v=([0-9a-f]*|undefined))?)?"
+        r"|/favicon\.ico\??|/assets/.*|/static/img/.*)"
     ),
 }
 GUARDS_QUESTIONS = {

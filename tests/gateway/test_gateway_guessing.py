@@ -72,13 +72,13 @@ def test_guesses_at_once_shut_nobody_out_who_is_in(own_gateway: Callable[..., Ga
     assert statuses[200] > 20
     assert {answer.status for answer in refused} <= REFUSED
     assert not [answer for answer in refused if MARKER in answer.body]
-    assert sum(answer.status == 429 for answer in refused) >= (70 if address else 20)
+    assert sum(answer.status == 429 for answer in refused) >= (50 if address else 20)
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused if answer.status == 429)
     # A session is the application's to judge; nothing else that is wrong reaches one.
     shown = [request["Authorization"] or "" for app in gateway.applications.values() for request in app.requests()]
     assert not [value for value in shown if value and value not in (token["Authorization"], basic["Authorization"])]
     sessions = [r for r in gateway.applications["comfyui"].requests() if "guess" in (r["Cookie"] or "")]
-    assert len(sessions) <= (20 if address else 25)
+    assert len(sessions) <= 25
     # Whose password was right once logs in again.
     assert gateway.session("forge").startswith("access-token-")
 
@@ -104,7 +104,8 @@ def test_a_lock_out_is_of_the_address_and_is_logged_once(watched: Gateway) -> No
     assert watched.ask("comfyui", "GET", "/login", ended).status == 200
     browser = watched.ask("comfyui", "GET", "/", ended | {"Accept": "text/html"})
     assert (browser.status, browser.headers["Location"]) == (302, "/login")
-    assert watched.ask("comfyui", "GET", "/queue", ended).status == 429
+    # An ended session is no guess, and is no part of this lock.
+    assert watched.ask("comfyui", "GET", "/queue", ended).status == 401
 
 
 def test_the_same_wrong_credentials_again_and_again_lock_nobody_out(watched: Gateway) -> None:

@@ -125,7 +125,8 @@ COOKIES = {
     "a=1": "a=1",
     "b=2; Path=/; Secure; HttpOnly; SameSite=None": "b=2; Path=/",
     "c=3; samesite=Strict;httponly ; Max-Age=5": "c=3; Max-Age=5",
-    "d=secure; SECURE; Domain=httponly.example": "d=secure; Domain=httponly.example",
+    "d=secure; SECURE; Path=/httponly": "d=secure; Path=/httponly",
+    "f=4; Domain=example.org; Path=/": "f=4; Path=/",
     "e=$1; SameSite": "e=$1",
 }
 

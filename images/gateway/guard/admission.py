@@ -116,7 +116,8 @@ class Admission:
 
         async def check() -> bool:
             is_owner = hmac.compare_digest(named.encode(errors="surrogateescape"), account.user.encode())
-            return is_owner and await self._check_password(password, account.password_bcrypt)
+            # For whatever user: the time of the answer must not tell who there is.
+            return await self._check_password(password, account.password_bcrypt) and is_owner
 
         right = await self._attempts.are_right(("password", named, password), client, check)
         if right:
@@ -152,7 +153,7 @@ class Admission:
                 self._sessions.discard(pair)
             return False
         if not await self._attempts.are_right(
-            ("cookie", *pairs), client, lambda: self._doubt(credential), names_account=False
+            ("cookie", *pairs), client, lambda: self._doubt(credential), is_session=True
         ):
             return False
         self.expect(credential.value)

@@ -13,7 +13,9 @@ from guard.decide import Refuse
 
 RETRY_SECONDS = 2  # a restarted application is proved within about that time
 _NO_STORE = {"Cache-Control": "no-store"}
-_ATTRIBUTE = re.compile(r"\s*;\s*(httponly|secure|samesite)\b\s*(=[^;]*)?", re.IGNORECASE)  # the Caddyfile's as well
+_ATTRIBUTE = re.compile(
+    r"\s*;\s*(httponly|secure|samesite|domain)\b\s*(=[^;]*)?", re.IGNORECASE
+)  # the Caddyfile's as well
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5"><title>{title} is not being served</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:40em;margin:4em auto;padding:0 1em}}</style></head>

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from guard.client import Client
-from guard.guessing import ACCOUNT, ADDRESS, Counts, Locked, LockOut, Verdict, for_address, strictest
+from guard.guessing import ACCOUNT, ADDRESS, SESSIONS, Counts, Locked, LockOut, Verdict, for_address, strictest
 from guard.memory import Answers, Seen
 
 
@@ -27,7 +27,7 @@ class Limits:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.clock, self.pause = clock, pause
-        self.addresses, self.accounts = Counts(ADDRESS), Counts(ACCOUNT)
+        self.addresses, self.sessions, self.accounts = Counts(ADDRESS), Counts(SESSIONS), Counts(ACCOUNT)
 
 
 class Attempts:
@@ -50,16 +50,17 @@ class Attempts:
         client: Client,
         check: Callable[[], Coroutine[None, None, bool]],
         *,
-        names_account: bool = True,
+        is_session: bool = False,
     ) -> bool:
         """What `check` says of a credential; it is not asked about one that was wrong before.
 
-        Raises TooManyAttemptsError.
+        A session names no account and cannot be guessed: wrong ones are browsers whose session ended, of which many may
+        share an address, so they are counted by themselves. Raises TooManyAttemptsError.
         """
         if credential in self._wrong:
             return False
         # Shown many times at once, as a page's requests do, it is one attempt.
-        counts = self._counts(client, names_account)
+        counts = self._counts(client, is_session)
         return await self._running.recall(
             (client.name, *credential), lambda: self._attempt(credential, client, counts, check)
         )
@@ -94,7 +95,7 @@ class Attempts:
         finally:
             for count, of in counts:
                 if lock_out := count.end(of, limits.clock(), wrong=wrong):
-                    self._on_lock_out(lock_out, client if count is limits.addresses else None)
+                    self._on_lock_out(lock_out, None if count is limits.accounts else client)
         if wrong:
             self._wrong.add(*credential)
         else:
@@ -104,12 +105,12 @@ class Attempts:
     def _decide(self, count: Counts, of: str, client: Client) -> Verdict:
         limits, now = self._limits, self._limits.clock()
         verdict = count.decide(of, now)
-        if count is limits.addresses or client.counted_as is None:
+        if count is not limits.accounts or client.counted_as is None:
             return verdict
         return for_address(verdict, limits.addresses.count(client.counted_as, now))
 
-    def _counts(self, client: Client, names_account: bool) -> list[tuple[Counts, str]]:
+    def _counts(self, client: Client, is_session: bool) -> list[tuple[Counts, str]]:
         limits, address = self._limits, client.counted_as
-        by_address = [] if address is None else [(limits.addresses, address)]
+        by_address = [] if address is None else [(limits.sessions if is_session else limits.addresses, address)]
         entered = address is not None and (address,) in self._entered
-        return by_address if entered or not names_account else [*by_address, (limits.accounts, self._account)]
+        return by_address if entered or is_session else [*by_address, (limits.accounts, self._account)]

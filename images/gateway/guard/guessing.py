@@ -14,7 +14,7 @@ LONGEST_LOCK = 3600.0
 LONGEST_DELAY = 8.0
 BUSY_SECONDS = 2.0  # when to come back after attempts that are still being decided
 REMEMBERED = 4096  # addresses
-SLIPS = 3  # from which wrong credential on an address is taken for one of those that guess
+SLIPS = 3  # from which wrong credential on an address is taken for one of those that guess: people mistype
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Limits:
 
 
 ADDRESS = Limits(free=10, most=20)
+SESSIONS = Limits(free=100, most=200)  # of an address
 ACCOUNT = Limits(free=20, most=60)  # from many addresses, or from one that everybody shares
 
 
@@ -75,10 +76,7 @@ def strictest(verdicts: list[Verdict]) -> Verdict:
 
 
 def for_address(account: Verdict, address: Count) -> Verdict:
-    """What an account's verdict is to an address of that count: strangers' guesses delay its owner and no more.
-
-    A slip is nobody's guess: whose session has ended shows it once before logging in again.
-    """
+    """What an account's verdict is to an address of that count: strangers' guesses delay its owner and no more."""
     if isinstance(account, Locked) and address.failures + address.pending < SLIPS:
         return Delay(LONGEST_DELAY)
     return account

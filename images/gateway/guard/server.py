@@ -243,7 +243,9 @@ class Gate:
 async def _read_form(request: web.Request) -> Mapping[str, object]:
     """A form's fields; none of a form that cannot be read."""
     try:
-        return await request.post()
+        form = await request.post()
+        "".join(value for value in form.values() if isinstance(value, str)).encode()  # some character sets make no text
+        return form
     except web.HTTPException:  # too large
         raise
     except Exception:  # aiohttp has a dozen kinds for broken boundaries, encodings, character sets
@@ -260,8 +262,8 @@ def _passed_on(answer: Answer, client: Client) -> web.Response:
 
 
 def log(event: str, **fields: str | int) -> None:
-    """One JSON line on stderr."""
-    print(json.dumps({"ts": round(time.time(), 3), "logger": "guard", "event": event, **fields}), file=sys.stderr)
+    """One JSON line on stderr, in one write: Caddy writes there as well."""
+    sys.stderr.write(json.dumps({"ts": round(time.time(), 3), "logger": "guard", "event": event, **fields}) + "\n")
 
 
 def build(config: Config, bounds: Bounds) -> web.Application:
