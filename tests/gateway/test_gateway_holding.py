@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +102,17 @@ def test_the_guard_has_as_many_connections_as_the_host_gives(own_gateway: Callab
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert resource.prlimit(int(guard_of(gateway).name), resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_who_asks_for_a_go_ahead_and_goes_away_leaves_no_trace(own_gateway: Callable[..., Gateway]) -> None:
+    gateway = own_gateway()
+    head = "POST {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+    for number in range(400):
+        with socket.create_connection(("127.0.0.1", gateway.ports["comfyui"]), timeout=5) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.sendall(head.format(("/login", "/queue")[number % 2]).encode())
+            time.sleep(number % 20 / 4000)
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Expect": "100-continue"}
+    body = f"password={gateway.accounts['comfyui']['password']}".encode()
+    assert gateway.ask("comfyui", "POST", "/login", form, body).status == 302
+    assert "Traceback" not in gateway.output.read_text()
