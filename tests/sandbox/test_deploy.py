@@ -112,7 +112,9 @@ def test_generate_saves_an_image() -> None:
 
 def test_everyday_commands() -> None:
     assert "(healthy)" in atelier("status")
-    logs = atelier("logs", "--service", "comfyui", "--lines", "2")  # further back are its answers to verify's odd requests
+    logs = atelier(
+        "logs", "--service", "comfyui", "--lines", "2"
+    )  # further back are its answers to verify's odd requests
     assert "comfyui-qwen" in logs
     assert "Prompt executed" in logs
     token = (paths.secrets_dir(NAME) / "qwen-api-user.token").read_text()

@@ -210,9 +210,9 @@ def cookie(value: str) -> Credential:
 
 async def use_up_the_address(admission: Admission) -> None:
     for guess in range(guessing.ADDRESS.most):
-        assert not await admission.admits(cookie(f"guess-{guess}"), HERE)
+        assert not await admission.admits(Credential("bearer", f"guess-{guess}"), HERE)
     with pytest.raises(TooManyAttemptsError):
-        await admission.admits(cookie("one-more"), HERE)
+        await admission.admits(Credential("bearer", "one-more"), HERE)
 
 
 def test_others_failures_concern_no_session_token_or_password_that_was_right(monkeypatch: pytest.MonkeyPatch) -> None:
