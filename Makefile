@@ -1,7 +1,7 @@
 # `make` lists the commands. Each is a thin wrapper over .venv/bin/atelier.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
+VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK FULL GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
 	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT
 export ACCEPT_NEW_HOST_KEY
 
@@ -35,8 +35,8 @@ plan: ## what deploy would change; changes nothing
 	$(atelier) plan $(target) $(call option,--sources,SOURCES)
 preflight: ## all reasons why a deploy would fail, before anything is changed
 	$(atelier) preflight $(target) $(call option,--sources,SOURCES)
-verify: ## the full proof; report in reports/<host>/latest [QUICK=1] [GROUP=] [CHECK=]
-	$(atelier) verify $(target) $(call flag,--quick,QUICK) $(call option,--group,GROUP) $(call option,--check,CHECK)
+verify: ## the full proof; report in reports/<host>/latest [QUICK=1] [FULL=1] [DEEP=1] [GROUP=] [CHECK=]
+	$(atelier) verify $(target) $(call flag,--quick,QUICK) $(call flag,--full,FULL) $(call flag,--deep,DEEP) $(call option,--group,GROUP) $(call option,--check,CHECK)
 doctor: ## recognises known failures and says what to do [BUNDLE=1]
 	$(atelier) doctor $(target) $(call flag,--bundle,BUNDLE)
 generate: ## one image: PROMPT="..." [IMAGE=in.png] [SERVICE=forge]

@@ -213,14 +213,20 @@ def verify(
     host: Host = "",
     limit: Limit = "",
     quick: Annotated[bool, typer.Option("--quick", help="Only what takes seconds.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Restart the services, Docker and the host, too.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the weights, too.")] = False,
     group: Annotated[str, typer.Option("--group", help="Only these groups, separated by commas.")] = "",
     check: Annotated[str, typer.Option("--check", help="Only these check ids, separated by commas.")] = "",
 ) -> None:
     """The full proof; writes a report. Exit 0 passed, 1 failed, 3 incomplete."""
+    if quick and (full or deep):
+        raise typer.BadParameter("--quick is without --full and --deep")
 
     def action(target: Target, narrator: Narrator) -> int:
         operate.require_up(target, narrator)
-        return operate.run_verify(target, narrator, quick=quick, groups=_names(group), checks=_names(check))
+        return operate.run_verify(
+            target, narrator, quick=quick, full=full, deep=deep, groups=_names(group), checks=_names(check)
+        )
 
     for_each(host, limit, action)
 

@@ -105,12 +105,19 @@ def quick_verify(target: Target, narrator: Narrator) -> int:
 
 
 def run_verify(
-    target: Target, narrator: Narrator, *, quick: bool, groups: tuple[str, ...] = (), checks: tuple[str, ...] = ()
+    target: Target,
+    narrator: Narrator,
+    *,
+    quick: bool = False,
+    full: bool = False,
+    deep: bool = False,
+    groups: tuple[str, ...] = (),
+    checks: tuple[str, ...] = (),
 ) -> int:
     """Run verify and return its exit status: 0 passed, 1 failed, 3 incomplete."""
     from atelier import verify
 
-    report = verify.verify(target, quick=quick, groups=groups, checks=checks, say=narrator.say)
+    report = verify.verify(target, quick=quick, full=full, deep=deep, groups=groups, checks=checks, say=narrator.say)
     return verify.EXIT_STATUS[report.verdict]
 
 

@@ -43,6 +43,19 @@ class CheckResult(_Model):
     expected: str
     observed: str
     hint: str
+    requirement: str = ""
+
+
+class Metric(_Model):
+    """A number that a check measured, to be compared with those of earlier runs on the same host.
+
+    name: `comfyui.checkpoint.seconds`. unit: `s`, `MB`, `W`.
+    """
+
+    check: str
+    name: str
+    value: float
+    unit: str
 
 
 class ReportImage(_Model):
@@ -87,6 +100,7 @@ class Report(_Model):
     versions: dict[str, str]
     images: list[ReportImage]
     matrices: list[AccessMatrix] = []
+    metrics: list[Metric] = []
 
 
 def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: bool = False) -> Verdict:

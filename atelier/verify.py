@@ -31,6 +31,7 @@ from atelier.lifecycle import read_anchor, read_certificate
 from atelier.report import (
     AccessMatrix,
     CheckResult,
+    Metric,
     Report,
     ReportImage,
     Verdict,
@@ -132,19 +133,22 @@ def verify(
     target: Target,
     *,
     quick: bool = False,
+    full: bool = False,
+    deep: bool = False,
     groups: Collection[str] = (),
     checks: Collection[str] = (),
     say: Say | None = None,
 ) -> Report:
     """Prove that a host does what it should, and publish the report; its verdict is the answer.
 
-    quick: only the quick checks. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
+    quick: only the quick checks. full: those that restart services and the host, too. deep: every byte of the weights,
+    too. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
     An interrupt publishes what was seen so far, as incomplete. Raises AtelierError before the first check when there
     is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
     """
     say = say or Narrator().say
     declared = existing(target.settings)
-    selected = select(declared, quick=quick, groups=groups, ids=checks)
+    selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)
     known = credentials.load(paths.secrets_dir(target.name))
     if known is None:
         raise AtelierError(
@@ -196,6 +200,7 @@ def verify(
             versions=_versions(ssh, deployed) | run.versions,
             images=run.images,
             matrices=run.matrices,
+            metrics=run.metrics,
         )
         place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
     _conclude(report, place, required(selected), len(declared) - len(selected), unreal, say)
@@ -230,6 +235,7 @@ class Run:
         self.versions: dict[str, str] = {}
         self.images: list[ReportImage] = []
         self.matrices: list[AccessMatrix] = []
+        self.metrics: list[Metric] = []
         self.crashed = False
         self.interrupted = False
         self._finished = False
@@ -308,6 +314,8 @@ class Run:
             self.images.append(ReportImage.model_validate(record["image"]))
         elif "matrix" in record:
             self.matrices.append(AccessMatrix.model_validate(record["matrix"]))
+        elif "metric" in record:
+            self.metrics.append(Metric.model_validate(record["metric"]))
         else:
             check = next(check for check in self.selected if check.id == record["id"])
             if check.id in self.records:
@@ -324,6 +332,7 @@ class Run:
             expected=record["expected"],
             observed=record["observed"],
             hint=(record["hint"] or check.hint) if record["verdict"] != "passed" else "",
+            requirement=check.requirement,
         )
         self.records[check.id] = result
         style = STYLES[result.verdict]
@@ -338,17 +347,17 @@ class Run:
         if check.id in self.records:
             return self.records[check.id]
         if check not in self.selected:
-            reason = "not part of this run (QUICK, GROUP or CHECK)"
+            reason = "not part of this run (QUICK, FULL, DEEP, GROUP or CHECK)"
         else:
             reason = "interrupted before its turn" if self.interrupted else "declared, but it did not run"
-        fields = check.id, check.group, check.title
         return CheckResult(
-            id=fields[0],
-            group=fields[1],
-            title=fields[2],
+            id=check.id,
+            group=check.group,
+            title=check.title,
             verdict="skipped",
             seconds=0,
             expected="",
             observed=reason,
             hint="",
+            requirement=check.requirement,
         )

@@ -243,12 +243,11 @@ def test_gpu_checks_do_not_exist_without_a_gpu(monkeypatch):
         checks,
         "CATALOGUE",
         (
+            Check("host.x", "", "", ""),
             Check("gpu.seen", "", "", "", profile="gpu"),
             Check("gpu.sums", "", "", "", profile="cuda"),
-            Check("host.x", "", "", ""),
         ),
     )
-    monkeypatch.setattr(checks, "GROUPS", ("host", "gpu"))
     assert [check.id for check in existing(Settings(profile="cpu"))] == ["host.x"]
     assert [check.id for check in existing(Settings(profile="gpu"))] == ["host.x", "gpu.seen", "gpu.sums"]
     assert [check.id for check in existing(Settings(profile="gpu-simulated"))] == ["host.x", "gpu.seen"]
@@ -258,6 +257,8 @@ SOME = [
     Check("host.a", "", "", ""),
     Check("host.b", "", "", "", quick=False),
     Check("access.forge.x", "", "", "", optional=True),
+    Check("weights.deep", "", "", "", quick=False, run="deep"),
+    Check("survival.a", "", "", "", quick=False, run="full"),
 ]
 
 
@@ -272,11 +273,37 @@ SOME = [
         (True, (), ("host.b",), ["host.b"]),
         (False, (), ("access.forge",), ["access.forge.x"]),
         (False, ("access",), ("host.a",), ["host.a", "access.forge.x"]),
+        (False, ("survival",), ("weights.deep",), ["weights.deep", "survival.a"]),
+        (True, ("survival",), (), []),
     ],
 )
 def test_selection(quick, groups, ids, chosen):
     assert [check.id for check in select(SOME, quick=quick, groups=groups, ids=ids)] == chosen
-    assert required(SOME) == {"host.a", "host.b"}
+    assert required(SOME[:3]) == {"host.a", "host.b"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "further"),
+    [
+        ({}, []),
+        ({"full": True}, ["survival.a"]),
+        ({"deep": True}, ["weights.deep"]),
+        ({"full": True, "quick": True}, []),
+    ],
+)
+def test_the_long_checks_run_when_asked_for(asked, further):
+    always = ["host.a", "access.forge.x"] if asked.get("quick") else ["host.a", "host.b", "access.forge.x"]
+    assert [check.id for check in select(SOME, **asked)] == [*always, *further]
+
+
+def test_what_a_failure_explains():
+    chain = [
+        Check("a.x", "", "", ""),
+        Check("b.x", "", "", "", depends=("a",)),
+        Check("c", "", "", "", depends=("b.x",)),
+    ]
+    assert checks.explained({"a.x"}, chain) == {"b.x", "c"}
+    assert checks.explained({"c"}, chain) == set()
 
 
 @pytest.mark.parametrize(("groups", "ids"), [(("hots",), ()), ((), ("host.c",)), ((), ("hos",))])
@@ -311,6 +338,8 @@ def test_the_catalogue_is_complete():
     for check in CATALOGUE:
         assert check.title and check.requirement and check.hint and check.group in checks.GROUPS, check.id
         assert "{" not in check.id + check.title + check.hint, check.id
+        for name in check.depends:
+            assert any(other.fits(name) for other in CATALOGUE), f"{check.id} depends on {name}, which is no check"
 
 
 def target(tmp_path, monkeypatch, **answers) -> Target:

@@ -61,7 +61,7 @@ def test_plan_on_a_deployed_host_exits_0() -> None:
 
 
 def test_verify_passes_with_no_skipped_required_check() -> None:
-    output = atelier("verify")
+    output = atelier("verify", "--full", "--deep")
     seen = report()
     assert seen["verdict"] == "passed" and seen["doubles"] is True and "double" in output.lower()
     assert [check["id"] for check in seen["checks"] if check["verdict"] == "skipped"] == []

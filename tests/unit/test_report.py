@@ -82,9 +82,20 @@ def test_fields_of_the_contract(tmp_path):
         "versions",
         "images",
         "matrices",
+        "metrics",
     ]
     assert document["schema"] == 1 and document["verdict"] == "passed" and document["doubles"] is False
-    assert list(document["checks"][0]) == ["id", "group", "title", "verdict", "seconds", "expected", "observed", "hint"]
+    assert list(document["checks"][0]) == [
+        "id",
+        "group",
+        "title",
+        "verdict",
+        "seconds",
+        "expected",
+        "observed",
+        "hint",
+        "requirement",
+    ]
     assert (place / "one.png").read_bytes() == b"image"
     assert Report.model_validate(document)
     for broken in ({"verdict": "fine"}, {"schema": 2}, {"more": 1}):

@@ -118,6 +118,17 @@ def keep(request: pytest.FixtureRequest, stack: Stack) -> Callable[[str, bytes],
 
 
 @pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Callable[[str, float, str], None]:
+    """Adds a number with its unit to the report, to be compared with those of earlier runs."""
+
+    def write(name: str, value: float, unit: str) -> None:
+        metric = {"check": _check_id(request.node), "name": name, "value": value, "unit": unit}
+        _send(request.config, {"metric": metric})
+
+    return write
+
+
+@pytest.fixture
 def note(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Adds a version to the report."""
     return lambda name, version: _send(request.config, {"versions": {name: version}})

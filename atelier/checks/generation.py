@@ -1,0 +1,29 @@
+"""Images, made now and looked at."""
+
+from atelier.checks.check import LOGS, Check
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "generation.comfyui.smoke",
+        "ComfyUI: a workflow without weights makes exactly the image asked for",
+        "a generation counts when its own fresh image is seen (20, 21, 22)",
+        LOGS.format(service="comfyui"),
+        service="comfyui",
+    ),
+    Check(
+        "generation.comfyui.checkpoint",
+        "ComfyUI: text to image with a checkpoint",
+        "the weights load and sample (23)",
+        "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
+        service="comfyui",
+        quick=False,
+    ),
+    Check(
+        "generation.forge.txt2img",
+        "Forge: text to image with the sampler and checkpoint asked for",
+        "a 200 proves nothing (20, 21, 22)",
+        "see `make logs SERVICE=forge`; a missing weight: `make deploy`",
+        service="forge",
+        quick=False,
+    ),
+)
