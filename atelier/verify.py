@@ -27,7 +27,8 @@ from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
-from atelier.lifecycle import read_anchor, read_certificate
+from atelier.lifecycle import read_anchor, read_certificate, sandbox_settings
+from atelier.models import weights_for
 from atelier.report import (
     AccessMatrix,
     CheckResult,
@@ -138,12 +139,14 @@ def verify(
     groups: Collection[str] = (),
     checks: Collection[str] = (),
     say: Say | None = None,
+    publishes: bool = True,
 ) -> Report:
     """Prove that a host does what it should, and publish the report; its verdict is the answer.
 
     quick: only the quick checks. full: those that restart services and the host, too. deep: every byte of the weights,
     too. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
-    An interrupt publishes what was seen so far, as incomplete. Raises AtelierError before the first check when there
+    An interrupt publishes what was seen so far, as incomplete. publishes: no is for a look that shall not count as one
+    of the host's runs; it tells nothing, and an interrupt of it is KeyboardInterrupt. Raises AtelierError before the first check when there
     is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
     """
     say = say or Narrator().say
@@ -180,6 +183,7 @@ def verify(
             "settings": target.settings.model_dump(),
             "secrets_dir": str(paths.secrets_dir(target.name)),
             "deployed": deployed,
+            "weights": _wanted_weights(target, deployed),
             "urls": reach.urls,
             "certificate": asdict(certificate) if certificate else None,
             "anchor": asdict(reach.anchor) if reach.anchor else None,
@@ -202,9 +206,19 @@ def verify(
             matrices=run.matrices,
             metrics=run.metrics,
         )
+        if not publishes:
+            if run.interrupted:
+                raise KeyboardInterrupt
+            return report
         place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
     _conclude(report, place, required(selected), len(declared) - len(selected), unreal, say)
     return report
+
+
+def _wanted_weights(target: Target, deployed: dict[str, Any]) -> list[dict[str, Any]]:
+    """The weights that the settings ask for now; a sandbox's are those made for what it was deployed from."""
+    settings = sandbox_settings(target.settings, deployed["sources"]) if target.kind == "sandbox" else target.settings
+    return [weight.model_dump() for weight in weights_for(settings, paths.PROJECT)]
 
 
 def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
