@@ -210,6 +210,10 @@ def verify(
             if run.interrupted:
                 raise KeyboardInterrupt
             return report
+        if not publishes:
+            if run.interrupted:
+                raise KeyboardInterrupt
+            return report
         place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
     _conclude(report, place, required(selected), len(declared) - len(selected), unreal, say)
     return report
