@@ -27,6 +27,7 @@ from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
+from atelier.history import comparable, measured, past_reports
 from atelier.lifecycle import read_anchor, read_certificate, sandbox_settings
 from atelier.models import weights_for
 from atelier.report import (
@@ -145,8 +146,8 @@ def verify(
 
     quick: only the quick checks. full: those that restart services and the host, too. deep: every byte of the weights,
     too. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
-    An interrupt publishes what was seen so far, as incomplete. publishes: no is for a look that shall not count as one
-    of the host's runs; it tells nothing, and an interrupt of it is KeyboardInterrupt. Raises AtelierError before the first check when there
+    An interrupt publishes what was seen so far, as incomplete. publishes: False for a look that is not one of the host's
+    runs; an interrupt of it raises KeyboardInterrupt. Raises AtelierError before the first check when there
     is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
     """
     say = say or Narrator().say
@@ -189,6 +190,7 @@ def verify(
             "anchor": asdict(reach.anchor) if reach.anchor else None,
             "work": str(work),
             "selected": [check.id for check in selected],
+            "history": measured(comparable(past_reports(paths.reports_dir(target.name)), bool(unreal), deployed)),
         }
         run = Run(work, selected, secrets, say)
         run.execute(context)
@@ -206,10 +208,6 @@ def verify(
             matrices=run.matrices,
             metrics=run.metrics,
         )
-        if not publishes:
-            if run.interrupted:
-                raise KeyboardInterrupt
-            return report
         if not publishes:
             if run.interrupted:
                 raise KeyboardInterrupt
