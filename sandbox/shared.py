@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import yaml
@@ -41,17 +42,26 @@ def mirror(mode: str) -> str:
 
 
 def write_weights(mode: str) -> Path:
-    """Synthetic weights for doubles or for the real applications, and the lock file that names them; returns the lock."""
+    """Have synthetic weights for doubles or for the real applications, and the lock file that names them; returns the lock."""
     root = folder() / "weights" / mode
     if mode == "double":
         for name, kind in DOUBLE_WEIGHTS.items():
             double_weights.write(root / name, kind)
     else:
         list(weights.write_store(root, [CHECKPOINT]))
-    files = [_entry(root, path) for path in sorted(root.glob("*/*.safetensors"))]
     lock = root / "models.yml"
-    lock.write_text(yaml.safe_dump({"files": files}, sort_keys=False), encoding="utf-8")
+    if not _is_newest(lock):
+        files = [_entry(root, path) for path in sorted(root.glob("*/*.safetensors"))]
+        part = lock.with_suffix(f".{os.getpid()}.part")
+        part.write_text(yaml.safe_dump({"files": files}, sort_keys=False), encoding="utf-8")
+        part.rename(lock)
     return lock
+
+
+def _is_newest(lock: Path) -> bool:
+    """Whether nothing was written, added or removed since the lock was: gigabytes are not hashed at every verify."""
+    weights = [*lock.parent.glob("*/"), *lock.parent.glob("*/*.safetensors")]
+    return lock.exists() and all(path.stat().st_mtime_ns < lock.stat().st_mtime_ns for path in weights if path != lock)
 
 
 def _entry(root: Path, path: Path) -> dict[str, object]:

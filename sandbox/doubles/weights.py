@@ -62,6 +62,8 @@ def model(kind: str) -> bytes:
 
 
 def write(path: Path, kind: str) -> None:
-    """Write such a file, and the folders above it."""
+    """Write such a file, and the folders above it, where it is not there already."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model(kind))
+    content = model(kind)
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
