@@ -1,5 +1,6 @@
 """What a deploy will bring about on one host: everything the stages need, decided before the first change."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,6 +115,25 @@ class Deployment:
         """Whether weights were published that ComfyUI may know older ones of, or will be by this deploy."""
         return weights_unit.CHANGED in self.present or bool(self.missing_weights())
 
+    def entries(self) -> tuple[Entry, ...]:
+        """Every file and directory that a deploy makes whole; not those that it adds to or that the host writes itself."""
+        return (
+            *self.directories(),
+            *self.identity(),
+            *self.secrets(),
+            *APT_SETTINGS,
+            render.loopback_guard(),
+            *self.fetcher(),
+            *self.gpu.files,
+            *(upkeep.boot_files() if self.gpu.action != "none" else ()),
+            *(entry for project in self.projects() for entry in project.entries),
+        )
+
+    def rendering(self) -> str:
+        """A fingerprint of all that: another one means other settings, credentials, weights or another checkout."""
+        lines = sorted(f"{entry.path}\0{entry.signature()}" for entry in self.entries())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
     def concerns(self, service: str) -> bool:
         """Whether this deploy acts on a service; the gateway always is, as it holds every service's credentials."""
         return not self.only or service in (self.only, "gateway")
@@ -204,6 +224,17 @@ def all_packages(deployment: Deployment) -> tuple[str, ...]:
     return tuple(apt.name_of(package) for package in names)
 
 
+def held_packages(deployment: Deployment) -> tuple[str, ...]:
+    """The names of the packages that apt must not replace."""
+    toolkit = (apt.name_of(package) for package in deployment.gpu.toolkit)
+    return tuple(sorted({*deployment.gpu.holds, *toolkit}))
+
+
+def recorded_packages(deployment: Deployment) -> tuple[str, ...]:
+    """The names of the packages whose versions a deploy writes down."""
+    return tuple(sorted({*all_packages(deployment), *held_packages(deployment)}))
+
+
 def docker_repository(facts: HostFacts, fingerprint: str) -> apt.Repository:
     """Docker's own repository for the host's system."""
     url = f"https://download.docker.com/linux/{facts.os_id}"
@@ -252,12 +283,8 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     `merged` are files of the host's own that hold keys of ours.
     """
     settings, state = deployment.settings, deployment.settings.state_dir()
-    projects = deployment.projects()
-    entries: list[Entry] = [*deployment.directories(), *deployment.identity(), *deployment.secrets()]
-    entries += [*APT_SETTINGS, render.loopback_guard(), *deployment.fetcher(), *deployment.gpu.files]
+    entries = deployment.entries()
     gpu_units = [upkeep.START_UNIT] if deployment.gpu.action != "none" else []
-    entries += upkeep.boot_files() if gpu_units else ()
-    entries += [entry for project in projects for entry in project.entries]
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
     files |= {weights_unit.STARTED_AT_BOOT} | {
@@ -275,12 +302,12 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
         "merged": [DAEMON_JSON],
         "units": ["atelier-loopback-guard.service", weights_unit.UNIT, *gpu_units],
-        "containers": sorted(project.container for project in projects),
+        "containers": sorted(project.container for project in deployment.projects()),
         "networks": sorted(network.name for network in render.networks(settings)),
         "images": sorted(deployment.image_tags().values()),
         "weights": sorted(weight.store_path for weight in deployment.weights),
         "users": [] if deployment.facts.service_user_uid else [settings.service_user],
-        "holds": sorted({*deployment.gpu.holds, *(apt.name_of(package) for package in deployment.gpu.toolkit)}),
+        "holds": list(held_packages(deployment)),
     }
 
 
@@ -301,8 +328,13 @@ def updated_manifest(current: str, declared_now: Mapping[str, list[str]], instal
     return json.dumps({"schema": SCHEMA, "release": release, "created": created}, indent=1) + "\n"
 
 
-def deployed_record(deployment: Deployment, release: str, image_ids: Mapping[str, str]) -> str:
-    """state/deployed.json: what runs on the host according to the last deploy, for status and verify."""
+def deployed_record(
+    deployment: Deployment, release: str, image_ids: Mapping[str, str], packages: Mapping[str, str]
+) -> str:
+    """state/deployed.json: what runs on the host according to the last deploy, for status and verify.
+
+    packages: versions by name. `rendering` is empty after a deploy of one service, which leaves the others' files alone.
+    """
     document = {
         "schema": SCHEMA,
         "instance": deployment.credentials.instance,
@@ -315,5 +347,7 @@ def deployed_record(deployment: Deployment, release: str, image_ids: Mapping[str
             project.service: {"container": project.container, "config": project.config}
             for project in deployment.projects()
         },
+        "packages": dict(sorted(packages.items())),
+        "rendering": "" if deployment.only else deployment.rendering(),
     }
     return json.dumps(document, indent=1) + "\n"

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
-from atelier import certificates, hostfacts, images, models_lock, paths, preflight, sources, weights_unit
+from atelier import certificates, hostfacts, images, models_lock, paths, preflight, sources
 from atelier import credentials as store
 from atelier.certificates import Anchor, Certificate
 from atelier.console import Narrator
@@ -28,6 +28,7 @@ from atelier.gpu.plan import GpuPlan, Torch, plan_gpu
 from atelier.hostfacts import HostFacts
 from atelier.models import weights_for
 from atelier.settings import Settings, TlsSettings
+from atelier.sources import Sources
 from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared
@@ -126,32 +127,46 @@ def prepare(
     credentials = choose(facts) if choose else choose_credentials(target, facts, os.environ)
     narrator.begin("Sources", "Fetch sources at their pinned commits into the local cache")
     chosen = sources.choose(source_mode if target.kind == "sandbox" else "upstream")
-    settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings
-    gpu = plan_gpu(facts, settings)
-    builds = images.plan(settings, chosen, torch_variant(settings, gpu))
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
-    weights, token = weights_for(settings, paths.PROJECT), models_token(settings)
-    fetcher = weights_unit.entries(settings, weights, token)
-    present = frozenset(ssh.run(hostfacts.presence_script(settings, weights, fetcher)).stdout.split())
-    internal = choose_internal(target, narrator.say) if settings.tls.mode == "internal" else None
+    deployment = _decide(target, facts, credentials, chosen, narrator.say)
+    script = hostfacts.presence_script(deployment.settings, deployment.weights, deployment.fetcher())
+    return replace(deployment, only=only, present=frozenset(ssh.run(script).stdout.split()))
+
+
+def decide_as_deployed(target: Target, ssh: Ssh, record: Mapping[str, Any]) -> Deployment:
+    """What a deploy from here would bring about now, from sources of the kind that were deployed; nothing is fetched.
+
+    For comparison: what the host has already of images and weights is not asked. record: its state/deployed.json.
+    Raises AtelierError where this computer lacks what decides: credentials, or a file that the settings name.
+    """
+    known = store.load(paths.secrets_dir(target.name))
+    if known is None:
+        raise AtelierError(f"no credentials of {target.name} on this computer", target.command("deploy"))
+    return _decide(target, gather(ssh, target), known, sources.pinned(record["sources"]), lambda _: None)
+
+
+def _decide(
+    target: Target, facts: HostFacts, credentials: Credentials, chosen: Sources, say: Callable[..., None]
+) -> Deployment:
+    settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings
+    gpu = plan_gpu(facts, settings)
+    internal = choose_internal(target, say) if settings.tls.mode == "internal" else None
     certificate = internal.gateway if internal else read_certificate(target)
     _require_valid(certificate, settings.tls)
     return Deployment(
-        settings,
-        facts,
-        credentials,
-        builds,
-        weights,
-        chosen.mode,
-        present,
-        certificate,
-        gpu,
-        token,
-        only,
-        internal,
-        read_roots(settings.tls),
+        settings=settings,
+        facts=facts,
+        credentials=credentials,
+        builds=images.plan(settings, chosen, torch_variant(settings, gpu)),
+        weights=weights_for(settings, paths.PROJECT),
+        sources=chosen.mode,
+        certificate=certificate,
+        gpu=gpu,
+        token=models_token(settings),
+        internal=internal,
+        acme_roots=read_roots(settings.tls),
     )
 
 
@@ -180,13 +195,15 @@ def sandbox_settings(settings: Settings, mode: str) -> Settings:
 
     Weights that the operator chose stay as chosen.
     """
+    said = settings.models.model_fields_set
+    sets = settings.models.sets if "sets" in said else shared.default_sets(mode)
     synthetic = {
-        "lock": str(shared.write_weights(mode)),
-        "sets": [shared.SET],
+        "lock": str(shared.write_weights(mode, sets)),
+        "sets": sets,
         "mirrors": [shared.mirror(mode)],
         "hub": False,
     }
-    unsaid = {key: value for key, value in synthetic.items() if key not in settings.models.model_fields_set}
+    unsaid = {key: value for key, value in synthetic.items() if key not in said}
     update: dict[str, object] = {"models": settings.models.model_copy(update=unsaid)}
     if settings.profile == "gpu-simulated":
         from sandbox import simulated_gpu

@@ -175,20 +175,24 @@ def doubles(real: Sources, directory: Path) -> Sources:
     return Sources("double", tuple(replaced(real.comfyui)), tuple(replaced(real.forge)))
 
 
+def pinned(mode: Mode) -> Sources:
+    """The sources of a mode at their commits; nothing is fetched, and nobody is asked."""
+    real = upstream(read_lock(paths.PROJECT / LOCK))
+    return doubles(real, paths.PROJECT / DOUBLES) if mode == "double" else real
+
+
 def choose(mode: Literal["upstream", "double", "auto"]) -> Sources:
     """The sources of a deploy, fetched into the local cache.
 
     `auto` is upstream when every repository of the lock is in the cache or answers, and the doubles otherwise.
     Raises AtelierError naming the repository when one cannot be fetched.
     """
-    real = upstream(read_lock(paths.PROJECT / LOCK))
-    places = (*real.comfyui, *real.forge)
-    if mode == "double" or (mode == "auto" and not _all_answer(places)):
-        real = doubles(real, paths.PROJECT / DOUBLES)
-        places = (*real.comfyui, *real.forge)
-    for place in places:
+    chosen = pinned("double" if mode == "double" else "upstream")
+    if mode == "auto" and not _all_answer((*chosen.comfyui, *chosen.forge)):
+        chosen = pinned("double")
+    for place in (*chosen.comfyui, *chosen.forge):
         archive(place)
-    return real
+    return chosen
 
 
 def archive(place: Placed) -> Path:

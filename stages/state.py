@@ -9,7 +9,7 @@ from pyinfra.api import StringCommand, deploy, operation
 from atelier import deployment as decide
 from atelier.deployment import Deployment
 from atelier.tree import File
-from stages.operations import Lines, entries, missing_packages, whole
+from stages.operations import Lines, entries, installed_packages, missing_packages, whole
 
 
 @operation()
@@ -30,7 +30,8 @@ def _deployed(deployment: Deployment) -> Iterator[StringCommand]:
     inspect = f"for t in {tags}; do echo \"$t $(docker image inspect --format '{{{{.Id}}}}' $t)\"; done; cat {path}"
     lines = host.get_fact(Lines, script=inspect)
     ids = dict(line.split(" ", 1) for line in lines[: len(deployment.builds)] if " " in line)
-    record = decide.deployed_record(deployment, version("atelier"), ids)
+    packages = installed_packages(decide.recorded_packages(deployment))
+    record = decide.deployed_record(deployment, version("atelier"), ids, packages)
     if record != "\n".join(lines[len(deployment.builds) :]) + "\n":
         yield StringCommand(File(path, record.encode()).install_script(), _stdin=record.encode())
 
