@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK FULL GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
-	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT
+	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT ONLY
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -21,7 +21,7 @@ atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
 .PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials rotate outputs \
 	models-fetch models-verify models-prune models-serve models-adopt models-lock \
-	test bench lint lock docs sandbox-up sandbox-down
+	test bench lint lock docs sandbox-up sandbox-down sabotage
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
@@ -75,6 +75,8 @@ sandbox-up: ## the sandbox alone [NAME=]
 	$(by_name)$(atelier) sandbox up $(call option,--name,NAME)
 sandbox-down: ## remove the sandbox [NAME=]
 	$(by_name)$(atelier) sandbox down $(call option,--name,NAME)
+sabotage: ## break the deployed sandbox in every known way, one at a time; verify must notice each [ONLY=]
+	$(atelier) sabotage $(target) $(call option,--only,ONLY)
 test: ## the project's own tests
 	@./bootstrap.sh && exec .venv/bin/python -m pytest
 bench: ## the benchmarks, with what they are compared with

@@ -19,7 +19,7 @@ from atelier.hostfacts import HostFacts
 from atelier.reboot import boot_id, require_consent
 from atelier.reboot import reboot as reboot_host
 from atelier.settings import Settings
-from atelier.target import Target, default_settings
+from atelier.target import Target, default_settings, resolve
 
 INTERRUPTED = 130
 """The status that typer makes of Ctrl-C."""
@@ -331,6 +331,24 @@ def rotate(
         return 0
 
     for_each(host, limit, action)
+
+
+@app.command()
+def sabotage(
+    host: Host = "",
+    limit: Limit = "",
+    only: Annotated[str, typer.Option("--only", help="Only these, or those that begin so, separated by commas.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="Print them and break nothing.")] = False,
+) -> None:
+    """Break a deployed sandbox in every known way, one at a time: verify must notice each. Exit 1 when it does not."""
+    from atelier import sabotage as sabotages
+
+    if show:
+        for known in sabotages.load():
+            print(f"{known.id:44} {known.does}")
+        return
+    sabotages.require_sandboxes(resolve(host, limit))
+    for_each(host, limit, lambda target, narrator: sabotages.run(target, narrator, _names(only)))
 
 
 @app.command()

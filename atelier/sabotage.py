@@ -1,16 +1,39 @@
-"""Ways to break a deployed sandbox, and whether verify notices each: what a sabotage is, and what it is given."""
+"""`make sabotage`: breaks a deployed sandbox in every known way, one at a time, and demands that verify notices.
 
+A list of sabotages (tests/sabotage) says how to break something, which checks must turn red for it, and how to undo it.
+What is broken is noted in the guest first, so that a run that was killed is undone by the next one.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import re
 import shlex
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atelier import paths
+from atelier import lifecycle, operate, paths, verify
+from atelier.checks import CATALOGUE, Check, existing, explained
+from atelier.console import Narrator
 from atelier.errors import AtelierError
+from atelier.report import CheckResult
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
+
+NOTE = "/var/lib/atelier-sabotage/at-work"
+"""In the guest: the id of what is broken there. On its disk, because a sabotage may restart it."""
+LOCK = "/run/atelier-sabotage.lock"
+"""In the guest, held by the script at work: an undo waits for what a killed `breaks` left running."""
+SETTLED_SECONDS = 40
+"""How long a check may stay red after an undo, when every container is healthy again."""
+SLOW_IN_ROTATION = 6
 
 FUNCTIONS = r"""
 recreate() { (cd "$CONFIG/services/$1" && docker compose up -d --force-recreate --remove-orphans) 2>&1; }
@@ -29,6 +52,10 @@ root_of() {
 `recreate CONTAINER`: anew from its compose file. `overridden CONTAINER <<X`: with a further compose file, on standard
 input. `root_of CONTAINER`: the folder on the host that is a running container's root file system, writable.
 """
+
+
+SCRIPT_SECONDS = 300
+ONLY_SANDBOXES = "sabotage breaks what it finds: it runs on sandboxes only, such as HOST=sandbox"
 
 
 class Guest:
@@ -57,10 +84,52 @@ class Guest:
         names |= {kind.upper(): service.container for kind, service in settings.enabled().items()}
         names["GATEWAY"] = settings.gateway_container
         variables = "".join(f"{name}={shlex.quote(value)}\n" for name, value in names.items())
-        answer = self.ssh.run(f"set -e\n{variables}{FUNCTIONS}\n{script}", stdin=stdin, timeout=300)
+        whole = shlex.quote(f"set -e\n{variables}{FUNCTIONS}\n{script}")
+        # -o: a program that the script leaves behind does not hold the lock.
+        answer = self.ssh.run(f"exec flock -o {LOCK} sh -c {whole}", stdin=stdin, timeout=SCRIPT_SECONDS)
         if answer.status != 0:
             raise AtelierError(f"ended with {answer.status}: {(answer.stderr or answer.stdout).strip()[-600:]}")
         return answer.stdout
+
+    def carry_out(self, deed: "Deed") -> None:
+        """Do what a sabotage says. Raises AtelierError where it cannot be done."""
+        if isinstance(deed, str):
+            self.root(deed)
+        else:
+            deed(self)
+
+    def note(self, id: str) -> None:
+        """Write down what is about to be broken."""
+        self.root(f"mkdir -p {Path(NOTE).parent} && printf %s {shlex.quote(id)} >{NOTE}.part && mv {NOTE}.part {NOTE}")
+
+    def noted(self) -> str:
+        """What was about to be broken when a run was killed; empty where none was."""
+        return self.root(f"cat {NOTE} 2>/dev/null || true").strip()
+
+    def forget(self) -> None:
+        """Nothing is broken any more."""
+        self.root(f"rm -f {NOTE}")
+
+    def require_sandbox(self) -> None:
+        """Raises AtelierError unless the machine that answers is one that can be thrown away."""
+        if self.ssh.run("systemd-detect-virt --container").stdout.strip() != "systemd-nspawn":
+            raise AtelierError(f"what answers as {self.target.name} is no sandbox of this computer", ONLY_SANDBOXES)
+
+    def wait_until_well(self) -> None:
+        """Until every container is healthy. Raises AtelierError where that takes longer than a start may."""
+        containers = [service.container for service in self.settings.enabled().values()]
+        names = " ".join(shlex.quote(name) for name in (*containers, self.settings.gateway_container))
+        state = "{{.Name}} {{.State.Status}} {{with .State.Health}}{{.Status}}{{end}}"
+        look = f"docker inspect --type container --format {shlex.quote(state)} {names} 2>&1"
+        deadline, told = time.monotonic() + self.settings.timeouts.start, ["no answer"]
+        while True:
+            with contextlib.suppress(AtelierError):  # it may be restarting
+                told = self.ssh.run(look, timeout=30).stdout.splitlines() or ["no answer"]
+                if all(line.endswith(" running healthy") for line in told):
+                    return
+            if time.monotonic() > deadline:
+                raise AtelierError(f"not healthy within {self.settings.timeouts.start} s: {'; '.join(told)}")
+            time.sleep(0.5)
 
 
 Deed = str | Callable[[Guest], object]
@@ -89,3 +158,270 @@ class Sabotage:
     groups: tuple[str, ...] = ()
     needs: Literal["", "gpu", "tls"] = ""
     slow: bool = False
+
+
+NEEDS = {"gpu": "a sandbox with a simulated GPU, such as HOST=sandbox-gpu", "tls": "a sandbox with TLS (tls.mode)"}
+
+
+def load() -> tuple[Sabotage, ...]:
+    """Every sabotage of tests/sabotage."""
+    if (folder := str(paths.PROJECT / "tests")) not in sys.path:
+        sys.path.insert(0, folder)
+    found: tuple[Sabotage, ...] = importlib.import_module("sabotage").every()
+    return found
+
+
+def possible(sabotage: Sabotage, settings: Settings) -> bool:
+    """Whether a sandbox with these settings has what the sabotage needs."""
+    has = {"": True, "gpu": settings.profile == "gpu-simulated", "tls": settings.tls.mode != "off"}
+    return has[sabotage.needs]
+
+
+def choose(sabotages: Sequence[Sabotage], names: Collection[str], settings: Settings) -> list[Sabotage]:
+    """Those that a name is the id or the beginning of, or without names all that this sandbox can have.
+
+    Raises AtelierError for a name that fits none, and for one named in full that this sandbox cannot have.
+    """
+    chosen = []
+    for name in names:
+        fits = [sabotage for sabotage in sabotages if f"{sabotage.id}.".startswith(f"{name}.")]
+        if not fits:
+            close = difflib.get_close_matches(name, [sabotage.id for sabotage in sabotages], n=1)
+            raise AtelierError(
+                f"no sabotage {name!r}", f"did you mean {close[0]}?" if close else "atelier sabotage --list"
+            )
+        if len(fits) == 1 and not possible(fits[0], settings):
+            raise AtelierError(f"{fits[0].id} needs {NEEDS[fits[0].needs]}")
+        chosen += fits
+    return [sabotage for sabotage in sabotages if possible(sabotage, settings) and (sabotage in chosen or not names)]
+
+
+def concerned(sabotage: Sabotage, checks: Iterable[Check], *, only_quick: bool = False) -> list[str]:
+    """The ids to verify while it is in force: its groups' checks, and those that it must turn red.
+
+    only_quick: of its groups only what takes well under a second.
+    """
+    groups = {id.partition(".")[0] for id in sabotage.expects} | set(sabotage.groups)
+
+    def concerns(check: Check) -> bool:
+        return check.group in groups and check.run == "always" and (check.quick or not only_quick)
+
+    return [check.id for check in checks if check.id in sabotage.expects or concerns(check)]
+
+
+def faults(sabotage: Sabotage, results: Mapping[str, CheckResult], checks: Sequence[Check] = CATALOGUE) -> list[str]:
+    """What verify got wrong while the sabotage was in force; empty where it noticed it, named it, and said nothing else."""
+    red = {id for id, result in results.items() if result.verdict == "failed"}
+    found = []
+    for id in sabotage.expects:
+        if id not in results:
+            found.append(f"{id} should have turned red, but this host has no such check")
+        elif id not in red:
+            found.append(f"{id} should have turned red, but {results[id].verdict}: {results[id].observed}")
+    allowed = set(sabotage.expects) | explained(sabotage.expects, checks)
+    for id, result in results.items():
+        if id in allowed or any(f"{id}.".startswith(f"{name}.") for name in sabotage.also):
+            continue
+        if result.verdict == "failed":
+            found.append(f"{id} turned red, too, and nothing says why it may: {told(result)}")
+        elif result.verdict == "skipped":
+            found.append(f"{id} did not run: {result.observed}")
+    first = sabotage.expects[0]
+    if first in red and not re.search(sabotage.names, told(results[first])):
+        found.append(f"{first} does not name the cause (no {sabotage.names!r} in it): {told(results[first])}")
+    return found
+
+
+def told(result: CheckResult) -> str:
+    """What a red check says to a person."""
+    return f"{result.observed} -> {result.hint}"
+
+
+def rotation(slow: Sequence[Sabotage], seed: str, count: int = SLOW_IN_ROTATION) -> list[Sabotage]:
+    """A few of the slow ones: the same for the same seed, such as a commit, and others for the next."""
+
+    def place(sabotage: Sabotage) -> str:
+        return hashlib.sha256(f"{seed} {sabotage.id}".encode()).hexdigest()
+
+    return sorted(slow, key=place)[:count]
+
+
+def commit() -> str:
+    """The commit of this checkout; empty where it is no git repository."""
+    answer = subprocess.run(["git", "-C", str(paths.PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return answer.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one sabotage. faults: what was not as it must be. stuck: the sandbox is not as it was before."""
+
+    sabotage: Sabotage
+    red: tuple[str, ...]
+    seconds: float
+    faults: tuple[str, ...] = ()
+    stuck: bool = False
+
+
+def table(outcomes: Iterable[Outcome]) -> str:
+    """The outcomes in Markdown."""
+    lines = ["| sabotage | what is broken | turned red | seconds |", "|---|---|---|---|"]
+    for outcome in outcomes:
+        red = ", ".join(outcome.red) or "nothing"
+        verdict = f"**not as it must be**: {'; '.join(outcome.faults)}" if outcome.faults else red
+        cells = (outcome.sabotage.id, outcome.sabotage.does, verdict, f"{outcome.seconds:.0f}")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+Examine = Callable[[Collection[str]], Mapping[str, CheckResult]]
+"""Verifies these check ids and nothing else."""
+Say = Callable[[str, str], object]
+
+
+class Saboteur:
+    """Breaks, has it verified, undoes."""
+
+    def __init__(
+        self, guest: Guest, checks: Sequence[Check], examine: Examine, say: Say, *, only_quick: bool = False
+    ) -> None:
+        self.guest, self.checks, self.examine, self.say, self.only_quick = guest, checks, examine, say, only_quick
+
+    def undo_what_was_left(self, known: Iterable[Sabotage]) -> None:
+        """Undo what a killed run left broken. Raises AtelierError where that cannot be done."""
+        if not (id := self.guest.noted()):
+            return
+        self.say(f"An earlier run was killed in the middle of {id}; undoing that first.", "yellow")
+        sabotage = next((sabotage for sabotage in known if sabotage.id == id), None)
+        if sabotage is None:
+            raise AtelierError(f"no sabotage {id!r} is known any more", "take the sandbox down and deploy a fresh one")
+        if problem := self._undo(sabotage, set(sabotage.expects)):
+            raise AtelierError(f"{id}: {problem}", "take the sandbox down and deploy a fresh one")
+
+    def require_well(self, sabotages: Iterable[Sabotage]) -> None:
+        """Raises AtelierError where something is red before anything is broken."""
+        wanted = {id for sabotage in sabotages for id in concerned(sabotage, self.checks, only_quick=self.only_quick)}
+        self.say(f"Before anything is broken: {len(wanted)} checks.", "")
+        results = self.examine([check.id for check in self.checks if check.id in wanted])
+        if wrong := self._wrong(results):
+            raise AtelierError(
+                "not all is well before anything is broken: " + "; ".join(wrong), "make verify, make deploy"
+            )
+
+    def run(self, sabotages: Sequence[Sabotage]) -> list[Outcome]:
+        """Each alone, in order. What cannot be undone ends the run. An interrupt undoes the one at work."""
+        outcomes: list[Outcome] = []
+        for number, sabotage in enumerate(sabotages, 1):
+            self.say(f"[{number:{len(str(len(sabotages)))}}/{len(sabotages)}] {sabotage.id}: {sabotage.does}", "")
+            outcome = self._one(sabotage)
+            outcomes.append(outcome)
+            for fault in outcome.faults:
+                self.say(f"      not as it must be: {fault}", "bold red")
+            self.say(f"      {', '.join(outcome.red) or 'nothing'} turned red ({outcome.seconds:.0f} s)", "dim")
+            if outcome.stuck:
+                left = len(sabotages) - number
+                self.say(f"The sandbox is not as it was; {left} further sabotages were not tried.", "bold red")
+                break
+        return outcomes
+
+    def _one(self, sabotage: Sabotage) -> Outcome:
+        started = time.monotonic()
+        self.guest.note(sabotage.id)
+        try:
+            red, found = self._break_and_look(sabotage)
+        except BaseException:  # above all Ctrl-C
+            self.say(f"      interrupted; undoing {sabotage.id} ...", "yellow")
+            self.say(f"      {self._undo(sabotage, sabotage.expects) or 'undone'}", "yellow")
+            raise
+        problem = self._undo(sabotage, {*red, *sabotage.expects})
+        found += [problem] if problem else []
+        return Outcome(sabotage, red, time.monotonic() - started, tuple(found), stuck=bool(problem))
+
+    def _break_and_look(self, sabotage: Sabotage) -> tuple[tuple[str, ...], list[str]]:
+        """What turned red, and what is not as it must be."""
+        try:
+            self.guest.carry_out(sabotage.breaks)
+            results = self.examine(concerned(sabotage, self.checks, only_quick=self.only_quick))
+        except AtelierError as error:
+            return (), [f"could not be tried: {error}"]
+        red = tuple(id for id, result in results.items() if result.verdict == "failed")
+        return red, faults(sabotage, results)
+
+    def _undo(self, sabotage: Sabotage, ids: Collection[str]) -> str:
+        """Undo, and verify that these checks are green again; returns what is not as before, or nothing."""
+        try:
+            self.guest.carry_out(sabotage.undoes)
+            self.guest.wait_until_well()
+        except AtelierError as error:
+            return f"could not be undone: {error}"
+        again = [check.id for check in self.checks if check.id in ids or check.id.endswith(".healthz")]
+        deadline = time.monotonic() + SETTLED_SECONDS
+        while wrong := self._still_wrong(again):
+            if time.monotonic() > deadline:
+                return f"its undo does not lead back to green: {'; '.join(wrong)}"
+            time.sleep(1)
+        self.guest.forget()
+        return ""
+
+    def _still_wrong(self, ids: Collection[str]) -> list[str]:
+        try:
+            return self._wrong(self.examine(ids))
+        except AtelierError as error:  # the host may be restarting
+            return [str(error)]
+
+    def _wrong(self, results: Mapping[str, CheckResult]) -> list[str]:
+        """The checks that were asked for and are not green."""
+        optional = {check.id for check in self.checks if check.optional}
+        return [
+            f"{id} {result.verdict}: {told(result)}"
+            for id, result in results.items()
+            if result.verdict == "failed" or (result.verdict == "skipped" and id not in optional)
+        ]
+
+
+def require_sandboxes(targets: Iterable[Target]) -> None:
+    """Raises AtelierError naming every target that is not a sandbox, before any is touched."""
+    hosts = [target.name for target in targets if target.kind != "sandbox"]
+    if hosts:
+        raise AtelierError(f"{', '.join(hosts)}: not a sandbox", ONLY_SANDBOXES)
+
+
+def run(target: Target, narrator: Narrator, names: Collection[str]) -> int:
+    """The sabotages of these names, or all, and then a whole verify; 0 where everything is as it must be."""
+    settings = target.settings
+    known, checks = load(), existing(settings)
+    chosen = choose(known, names, settings)
+    operate.require_up(target, narrator)
+    ssh = target.ssh()
+    ssh.connect()
+    guest = Guest(target, ssh)
+    guest.require_sandbox()
+    verify.read_deployed(ssh, settings.data_root)
+    for need, where in NEEDS.items():
+        if left := [sabotage for sabotage in known if sabotage.needs == need and not possible(sabotage, settings)]:
+            narrator.say(f"{len(left)} sabotages need {where}; they are left out.", "dim")
+    with lifecycle.host_lock(ssh):
+        saboteur = Saboteur(guest, checks, examiner(target), narrator.say)
+        saboteur.undo_what_was_left(known)
+        saboteur.require_well(chosen)
+        outcomes = saboteur.run(chosen)
+    place = paths.reports_dir(target.name) / "sabotage.md"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(table(outcomes), encoding="utf-8")
+    good = sum(not outcome.faults for outcome in outcomes)
+    whole = names or verify.verify(target, say=narrator.say).verdict == "passed"
+    narrator.say(f"Table: {place}")
+    narrator.say(
+        f"{good} of {len(chosen)} sabotages were noticed, named and undone.", "" if good == len(chosen) else "bold red"
+    )
+    return 0 if whole and good == len(chosen) else 1
+
+
+def examiner(target: Target) -> Examine:
+    """Verifies a target, without counting it as one of its runs."""
+
+    def examine(ids: Collection[str]) -> Mapping[str, CheckResult]:
+        report = verify.verify(target, checks=ids, say=lambda line, style: None, publishes=False)
+        return {result.id: result for result in report.checks if result.id in ids}
+
+    return examine
