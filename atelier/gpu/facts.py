@@ -207,8 +207,8 @@ def parse(sections: Mapping[str, Sequence[str]]) -> GpuFacts:
         pci=tuple(PciGpu(card.address, card.device, card.driver, card.answers) for card in cards),
         devices=found,
         smi_error=_smi_error(lines("smi"), found),
-        loaded=_loaded(lines("loaded")),
-        installed=_installed(lines("installed")),
+        loaded=parse_loaded(lines("loaded")),
+        installed=parse_installed(lines("installed")),
         runfile=bool(one("runfile")),
         packages=packages,
         held=frozenset(lines("held")),
@@ -281,14 +281,16 @@ def _smi_error(lines: Sequence[str], found: Sequence[Gpu]) -> str:
     return " ".join(said) or f"nvidia-smi ended with {lines[-1]}"
 
 
-def _loaded(lines: Sequence[str]) -> KernelModule:
+def parse_loaded(lines: Sequence[str]) -> KernelModule:
+    """The loaded module, from its version in sysfs and the line `NVRM version` in /proc, where there are such."""
     nvrm = next((line for line in lines if line.startswith("NVRM")), "")
     stated = re.search(r"\d+\.\d+(\.\d+)?", nvrm)
     version = next((line for line in lines if line != nvrm), stated[0] if stated else "")
     return KernelModule(version, "open" if "Open Kernel Module" in nvrm else "proprietary" if nvrm else "")
 
 
-def _installed(lines: Sequence[str]) -> KernelModule:
+def parse_installed(lines: Sequence[str]) -> KernelModule:
+    """The module on disk, from version and license as modinfo prints them."""
     licences: dict[str, Flavour] = {"Dual MIT/GPL": "open", "NVIDIA": "proprietary"}
     version, licence = [*lines, "", ""][:2]
     return KernelModule(version, licences.get(licence, ""))
