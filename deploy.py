@@ -1,7 +1,7 @@
 """The deployment, top to bottom. Preflight comes before it, the quick verify after it (atelier/cli.py)."""
 
 from atelier.deployment import Deployment
-from stages import credentials, docker, gpu, host, images, models, services, state
+from stages import credentials, docker, gpu, host, images, models, monitoring, services, state
 
 
 def driver(deployment: Deployment) -> None:
@@ -39,3 +39,4 @@ def deploy(deployment: Deployment) -> None:
     services.running(deployment)
     services.gateway(deployment)
     state.record(deployment)
+    monitoring.timer(deployment)

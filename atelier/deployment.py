@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from atelier import SCHEMA, apt, render, weights_unit
+from atelier import SCHEMA, apt, monitoring, render, weights_unit
 from atelier.certificates import Certificate, Internal
 from atelier.credentials import Credentials, fingerprint
 from atelier.errors import AtelierError
 from atelier.gpu import devices, upkeep
 from atelier.gpu.plan import GpuPlan
-from atelier.hostfacts import HostFacts
+from atelier.hostfacts import TIME_SERVICES, HostFacts
 from atelier.images import ImageBuild, Step, archive_name, steps
 from atelier.models import DIRECTORIES, Weight
 from atelier.settings import Settings
@@ -127,6 +127,14 @@ class Deployment:
             *self.gpu.files,
             *(upkeep.boot_files() if self.gpu.action != "none" else ()),
             *(entry for project in self.projects() for entry in project.entries),
+            *self.monitor(),
+        )
+
+    def monitor(self) -> tuple[Entry, ...]:
+        """What looks at the host by a timer. Only a real host has power over its clock."""
+        time_services = TIME_SERVICES if self.settings.profile == "gpu" else ()
+        return monitoring.entries(
+            self.settings, self.facts.disk_free, has_gpu=self.gpu.action != "none", time_services=time_services
         )
 
     def rendering(self) -> str:
@@ -285,11 +293,13 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     settings, state = deployment.settings, deployment.settings.state_dir()
     entries = deployment.entries()
     gpu_units = [upkeep.START_UNIT] if deployment.gpu.action != "none" else []
+    timers = [monitoring.TIMER] if settings.monitoring.enabled else []
     files = {entry.path for entry in entries if isinstance(entry, File)}
     files |= {f"{state}/{name}" for name in ("manifest.json", "deployed.json", "audit.log")}
     files |= {weights_unit.STARTED_AT_BOOT} | {
         f"{weights_unit.state(settings)}/{weight.sha256}.json" for weight in deployment.weights
     }
+    files |= monitoring.written(settings)
     if upkeep.module_settings(deployment.gpu.files):
         files.add(upkeep.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):
@@ -301,7 +311,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
         "merged": [DAEMON_JSON],
-        "units": ["atelier-loopback-guard.service", weights_unit.UNIT, *gpu_units],
+        "units": ["atelier-loopback-guard.service", weights_unit.UNIT, *gpu_units, *timers],
         "containers": sorted(project.container for project in deployment.projects()),
         "networks": sorted(network.name for network in render.networks(settings)),
         "images": sorted(deployment.image_tags().values()),

@@ -17,6 +17,8 @@ from weights.aria2 import is_near
 from weights.store import INCOMING
 
 SECTION = "::atelier::"
+TIME_SERVICES = ("systemd-timesyncd", "chrony", "chronyd", "ntp", "ntpsec", "openntpd")
+"""Units any of which keeps a host's time in sync."""
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,33 @@ class TimeoutSettings(_Model):
     reboot: Annotated[int, Field(ge=30)] = Field(900, description="From a restart of the host to its answer.")
     start: Annotated[int, Field(ge=10)] = Field(300, description="From starting a container to healthy.")
     generation: Annotated[int, Field(ge=10)] = Field(900, description="One generation, a cold model load included.")
+    hashing: Annotated[int, Field(ge=10)] = Field(3600, description="Hashing every byte of the weights (DEEP=1).")
+
+
+class MonitoringSettings(_Model):
+    """What looks at the host from itself, by a timer."""
+
+    enabled: bool = Field(
+        True, description="Whether the host looks at itself by a timer: metrics, a state, one command for a change."
+    )
+    interval: Annotated[int, Field(ge=45, le=3600)] = Field(60, description="Seconds from one look to the next.")
+    confirmations: Annotated[int, Field(ge=1, le=10)] = Field(
+        2, description="How many looks in a row must find another state before it counts as changed."
+    )
+    textfile_dir: HostPath = Field(
+        "/var/lib/prometheus/node-exporter",
+        description="Directory from which node_exporter's textfile collector reads on the host; where there is none, the "
+        "metrics lie in `state/monitor/`.",
+    )
+    command: list[Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]] = Field(
+        [],
+        description="Command that root runs on the host once for each change of state, as a list of words without a shell "
+        "(a shell's line: `[/bin/sh, -c, '...']`); no secret in it. See docs/operations.md for what it is told.",
+    )
+    command_timeout: Annotated[int, Field(ge=1)] = Field(20, description="Seconds that it may take.")
+    minimum_free_gb: Annotated[float, Field(ge=0)] = Field(
+        5, description="Free space on each of the host's disks below which it is reported, in GB."
+    )
 
 
 class Settings(_Model):
@@ -288,6 +315,7 @@ class Settings(_Model):
     gpu: GpuSettings = GpuSettings()
     docker: DockerSettings = DockerSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     minimum_disk_gb: Annotated[int, Field(ge=1)] = Field(
         90,
         description="Least free space before a first deploy; what it really needs is added up and asked for beside it.",
@@ -318,6 +346,7 @@ class Settings(_Model):
         if nested[0] == nested[1] or nested[0] in nested[1].parents or nested[1] in nested[0].parents:
             raise ValueError("config_root, data_root: one lies inside the other; use two separate directories")
         _tls_possible(self.tls)
+        _monitoring_possible(self.monitoring)
         if self.tls.mode == "acme":
             if address.is_loopback:
                 raise ValueError(
@@ -376,6 +405,23 @@ def _tls_possible(tls: TlsSettings) -> None:
     if tls.hsts and tls.mode in ("off", "internal"):
         raise ValueError(
             f"tls: hsts with mode `{tls.mode}` would lock browsers out; use it with `acme` or `files`, or leave it out"
+        )
+
+
+LOOKING = 35
+"""Seconds of an interval that a look at the host and the command's ending may take beside the command."""
+
+
+def _monitoring_possible(monitoring: MonitoringSettings) -> None:
+    if monitoring.command and not monitoring.command[0].startswith("/"):
+        raise ValueError(
+            f"monitoring.command: {monitoring.command[0]!r} is no absolute path; name the program in full, for example "
+            "/usr/local/bin/tell-me"
+        )
+    if monitoring.command and monitoring.command_timeout + LOOKING > monitoring.interval:
+        raise ValueError(
+            f"monitoring.command_timeout, monitoring.interval: {monitoring.command_timeout} s and {LOOKING} s for the look "
+            f"itself do not fit into {monitoring.interval} s; make one shorter or the other longer"
         )
 
 

@@ -4,9 +4,8 @@ from pyinfra.api import deploy
 
 from atelier import deployment as decide
 from atelier.deployment import Deployment
+from atelier.hostfacts import TIME_SERVICES
 from stages.operations import entries, finished, packages, unless
-
-TIME_SERVICES = "systemd-timesyncd chrony chronyd ntp ntpsec openntpd"
 
 
 @deploy("Host")
@@ -19,7 +18,7 @@ def base(deployment: Deployment) -> None:
     if deployment.settings.profile == "gpu":  # the sandbox has no power over its clock
         unless(
             name="Keep the time in sync",
-            probe=f"systemctl is-active {TIME_SERVICES} | grep -x active",
+            probe=f"systemctl is-active {' '.join(TIME_SERVICES)} | grep -x active",
             script="DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends systemd-timesyncd "
             "&& systemctl enable -q --now systemd-timesyncd",
         )
