@@ -2,15 +2,18 @@
 
 The traps are in ComfyUI's own protocol (all measured on v0.33.0): an id in the history is no success, an interrupted
 generation is an `error`, a repeated prompt is answered from the cache with the old file, and one bad output node
-beside a good one is a 200 with `node_errors`. A prompt id must be a UUID in lower case.
+beside a good one is a 200 with `node_errors`. A prompt id must be a UUID in lower case. What was loaded, and what a
+weight file lacked, is told in the log alone.
 """
 
+import calendar
 import copy
 import json
+import re
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +64,21 @@ class OutputImage:
 
 @dataclass(frozen=True)
 class Generation:
-    """A successful generation: its saved images, and the nodes that were answered from the cache."""
+    """A successful generation: its saved images, and the nodes that were answered from the cache.
+
+    began, ended: seconds since 1970 by ComfyUI's clock, the wait in the queue left out.
+    """
 
     prompt_id: str
     images: list[OutputImage]
     cached: list[str]
+    began: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long ComfyUI was at work on it."""
+        return self.ended - self.began
 
 
 def _prompt_inputs(workflow: Workflow) -> list[tuple[dict[str, Any], str]]:
@@ -127,6 +140,39 @@ def prepare(
     return graph
 
 
+def never_cached(workflow: Workflow, classes: Collection[str], mark: str) -> Workflow:
+    """A copy of the workflow whose nodes of these classes are executed, whatever ComfyUI remembers.
+
+    mark: a word that was not used before. It becomes an input that no node knows: the cache compares all inputs of a
+    node, the node gets those that it declares, so the result is the same.
+    """
+    graph = copy.deepcopy(workflow)
+    for node in graph.values():
+        if node["class_type"] in classes:
+            node["inputs"]["atelier"] = mark
+    return graph
+
+
+def changed_inputs(asked: Workflow, told: Mapping[str, Any]) -> list[str]:
+    """What a workflow that ComfyUI tells of (an image's metadata, the history) has otherwise than the one that was sent.
+
+    Inputs that only the other has are none of ours.
+    """
+    changed = []
+    for number, node in asked.items():
+        other = told.get(number) or {}
+        if other.get("class_type") != node["class_type"]:
+            changed.append(f"node {number} is {other.get('class_type', 'missing')} instead of {node['class_type']}")
+            continue
+        inputs = other.get("inputs") or {}
+        changed += [
+            f"node {number} ({node['class_type']}): {name} is {inputs.get(name)!r} instead of {value!r}"
+            for name, value in node["inputs"].items()
+            if inputs.get(name) != value
+        ]
+    return changed
+
+
 def weights_of(workflow: Workflow) -> list[tuple[str, str, str]]:
     """The weight files a workflow names: class of the node, name of the input, file."""
     return [
@@ -143,12 +189,13 @@ def missing_weights(workflow: Workflow, object_info: Mapping[str, Any]) -> list[
     files = [
         file
         for class_type, name, file in weights_of(workflow)
-        if class_type in object_info and file not in _choices(object_info[class_type]["input"]["required"].get(name))
+        if class_type in object_info
+        and file not in offered_values(object_info[class_type]["input"]["required"].get(name))
     ]
     return sorted({f"node {name}" for name in classes} | set(files))
 
 
-def _choices(specification: Any) -> list[str]:
+def offered_values(specification: Any) -> list[str]:
     """The values of a combo input: `[[...], {...}]`, or `["COMBO", {"options": [...]}]` for newer nodes."""
     if not specification:
         return []
@@ -181,7 +228,51 @@ def read_history(prompt_id: str, entry: Mapping[str, Any]) -> Generation:
         raise GenerationError(
             f"generation {prompt_id} succeeded and saved no image", "give the workflow a SaveImage node"
         )
-    return Generation(prompt_id, images, list(messages.get("execution_cached", {}).get("nodes", [])))
+    began, ended = (messages.get(f"execution_{name}", {}).get("timestamp", 0) / 1000 for name in ("start", "success"))
+    cached = list(messages.get("execution_cached", {}).get("nodes", []))
+    return Generation(prompt_id, images, cached, began, ended)
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+END = "Prompt executed in "
+"""What ComfyUI logs after each generation."""
+
+
+def log_of(log: str, generation: Generation) -> list[str] | None:
+    """What ComfyUI logged while at work on a generation; None while the end of it is not there.
+
+    log: of `docker logs --timestamps`, from before the generation on. ComfyUI works on one at a time. Docker's times are
+    those of reading, so a line may seem late, and never early.
+    """
+    lines = []
+    for line in log.splitlines():
+        stamp, _, text = line.partition(" ")
+        at = _seconds(stamp)
+        if at is None or at < generation.began:
+            continue
+        lines.append(COLOUR.sub("", text))
+        if END in text and at >= generation.ended:
+            return lines
+    return None
+
+
+def _seconds(stamp: str) -> float | None:
+    """Seconds since 1970 of `2026-11-22T10:00:00.123456789Z`."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", stamp)
+    if not found:
+        return None
+    return calendar.timegm(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) + float(f"0{found[2] or ''}")
+
+
+def weight_types(lines: Iterable[str]) -> list[str]:
+    """The numbers that each diffusion model was loaded as, such as `torch.float8_e4m3fn`."""
+    return re.findall(r"model weight dtype ([\w.]+)", "\n".join(lines))
+
+
+def missing_tensors(lines: Iterable[str]) -> list[str]:
+    """What diffusion models were loaded without: ComfyUI says so, and goes on. (What it says of text encoders is often
+    no fault.)"""
+    return re.findall(r"unet missing: .*", "\n".join(lines))
 
 
 def _rejection(answer: Mapping[str, Any]) -> ComfyUIError:

@@ -6,8 +6,9 @@ doubles) make something that decodes, has the right size and is not one single c
 
 import hashlib
 import io
+import random
 
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from atelier.errors import AtelierError
 
@@ -34,6 +35,28 @@ def decode(data: bytes) -> Image.Image:
             return whole
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise AtelierError(f"not a whole image ({len(data)} bytes): {error}") from None
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """The texts that were written into an image file, such as ComfyUI's `prompt`; empty where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+    except (OSError, SyntaxError, ValueError):
+        return {}
+
+
+def drawn(size: tuple[int, int], seed: int) -> bytes:
+    """A PNG with some coloured shapes, others for each seed: a reference image that nobody has used."""
+    chance = random.Random(seed)  # noqa: S311 - a picture
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    draw, (width, height) = ImageDraw.Draw(image), size
+    for _ in range(12):
+        x, y, r = chance.randrange(width), chance.randrange(height), chance.randrange(2, max(3, height // 3))
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(chance.randrange(256) for _ in range(3)))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def roughness(image: Image.Image) -> float:

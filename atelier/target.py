@@ -12,7 +12,8 @@ from atelier.settings import Layer, Settings, build_settings, read_group, read_h
 from atelier.ssh import Destination, Ssh
 
 SANDBOX = "sandbox"
-SANDBOX_GPU = "sandbox-gpu"
+SANDBOX_GROUPS = ("sandbox-gpu", "sandbox-qwen")
+"""Sandboxes of these names, and `<name>-<anything>`, have the settings of the group of that name besides."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,15 @@ def _host(name: str, destination: Destination, layers: list[Layer], argument: st
 def sandbox_target(name: str, project: Path, argument: str = "") -> Target:
     """A sandbox by name (`sandbox`, or `sandbox-<anything>`). Its connection is known once it is up.
 
-    `sandbox-gpu` and `sandbox-gpu-<anything>` have a simulated GPU.
+    `sandbox-gpu` and `sandbox-gpu-<anything>` have a simulated GPU, `sandbox-qwen` and `sandbox-qwen-<anything>` weights
+    of Qwen-Image-Edit for the real ComfyUI.
     """
     layers: list[Layer] = [
         read_group(project / "group_data", "all", required=False),
         read_group(project / "group_data", SANDBOX, required=True),
     ]
-    if f"{name}-".startswith(f"{SANDBOX_GPU}-"):
-        layers.append(read_group(project / "group_data", SANDBOX_GPU, required=True))
+    for group in SANDBOX_GROUPS:
+        if f"{name}-".startswith(f"{group}-"):
+            layers.append(read_group(project / "group_data", group, required=True))
     state = paths.cache_dir() / "sandbox" / name
     return Target(name, "sandbox", Destination(name, config=state / "ssh" / "config"), build_settings(layers), argument)

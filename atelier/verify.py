@@ -29,7 +29,7 @@ from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.history import comparable, measured, past_reports
 from atelier.lifecycle import read_anchor, read_certificate, sandbox_settings
-from atelier.models import weights_for
+from atelier.models import Weight, weights_for
 from atelier.report import (
     AccessMatrix,
     CheckResult,
@@ -151,8 +151,8 @@ def verify(
     is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
     """
     say = say or Narrator().say
-    declared = existing(target.settings)
-    selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)
+    # A name that fits nothing is told before anything is contacted.
+    select(existing(target.settings), quick=quick, full=full, deep=deep, groups=groups, ids=checks)
     known = credentials.load(paths.secrets_dir(target.name))
     if known is None:
         raise AtelierError(
@@ -162,6 +162,9 @@ def verify(
     ssh = target.ssh()
     ssh.connect()
     deployed = read_deployed(ssh, target.settings.data_root)
+    weights = _wanted_weights(target, deployed)
+    declared = existing(target.settings, {weight.name for weight in weights})
+    selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)
     started = datetime.now(timezone.utc)
     unreal = stand_ins(deployed)
     for sentence in unreal:
@@ -184,7 +187,7 @@ def verify(
             "settings": target.settings.model_dump(),
             "secrets_dir": str(paths.secrets_dir(target.name)),
             "deployed": deployed,
-            "weights": _wanted_weights(target, deployed),
+            "weights": [weight.model_dump() for weight in weights],
             "urls": reach.urls,
             "certificate": asdict(certificate) if certificate else None,
             "anchor": asdict(reach.anchor) if reach.anchor else None,
@@ -217,10 +220,10 @@ def verify(
     return report
 
 
-def _wanted_weights(target: Target, deployed: dict[str, Any]) -> list[dict[str, Any]]:
+def _wanted_weights(target: Target, deployed: dict[str, Any]) -> tuple[Weight, ...]:
     """The weights that the settings ask for now; a sandbox's are those made for what it was deployed from."""
     settings = sandbox_settings(target.settings, deployed["sources"]) if target.kind == "sandbox" else target.settings
-    return [weight.model_dump() for weight in weights_for(settings, paths.PROJECT)]
+    return weights_for(settings, paths.PROJECT)
 
 
 def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:

@@ -27,12 +27,19 @@ CATALOGUE: tuple[Check, ...] = (
 GROUPS = tuple(dict.fromkeys(check.group for check in CATALOGUE))
 
 
-def existing(settings: Settings) -> list[Check]:
-    """The checks that exist for a host with these settings, in the order in which they run."""
+def existing(settings: Settings, weights: Collection[str] | None = None) -> list[Check]:
+    """The checks that exist for a host with these settings, in the order in which they run.
+
+    weights: names of the files that the settings ask for, there or not; None while that is not known.
+    """
     enabled = settings.enabled()
     profiles = {"cpu": ("cpu",), "gpu-simulated": ("gpu",), "gpu": ("gpu", "cuda")}[settings.profile]
     checks = [check for check in CATALOGUE if check.service in (None, *enabled) and check.profile in (None, *profiles)]
-    return [check for check in checks if settings.tls.mode != "off" or not check.tls]
+    return [
+        check
+        for check in checks
+        if (settings.tls.mode != "off" or not check.tls) and (weights is None or set(check.weights) <= set(weights))
+    ]
 
 
 def select(

@@ -13,7 +13,8 @@ class Check:
 
     requirement: what must be true; numbers are lines of the list of known failures. hint: what to do when it is red.
     service, profile: it exists only where that service is deployed, or under that profile: `gpu` (a simulated one too),
-    `cuda` (one that computes), `cpu`. tls: it exists only where the gateway speaks TLS. quick: part of QUICK=1.
+    `cuda` (one that computes), `cpu`. tls: it exists only where the gateway speaks TLS. weights: it exists only where the
+    settings ask for all of these files. quick: part of QUICK=1.
     run: `full` and `deep` ones run with FULL=1 and DEEP=1, or when they or their group are named.
     depends: ids, or beginnings of ids, whose failure explains this one's.
     optional: may be skipped without making the verdict incomplete.
@@ -26,6 +27,7 @@ class Check:
     service: Literal["comfyui", "forge"] | None = None
     profile: Literal["gpu", "cuda", "cpu"] | None = None
     tls: bool = False
+    weights: tuple[str, ...] = ()
     quick: bool = True
     run: Literal["always", "full", "deep"] = "always"
     depends: tuple[str, ...] = ()

@@ -17,6 +17,21 @@ CHECKS: tuple[Check, ...] = (
         "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
         service="comfyui",
         quick=False,
+        depends=("generation.comfyui.smoke",),
+    ),
+    Check(
+        "generation.comfyui.edit",
+        "ComfyUI: Qwen-Image-Edit changes a reference image, in FP8",
+        "the model that this host is for loads as FP8 and samples (20, 21, 22, 23)",
+        "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
+        service="comfyui",
+        weights=(
+            "qwen_image_edit_2509_fp8_e4m3fn.safetensors",
+            "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+            "qwen_image_vae.safetensors",
+        ),
+        quick=False,
+        depends=("generation.comfyui.smoke",),
     ),
     Check(
         "generation.forge.txt2img",

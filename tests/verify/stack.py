@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import math
 import random
 import shlex
 import ssl
@@ -28,6 +29,7 @@ from atelier.verify import secret_strings, trust
 ENDED = "gAAAAABpIXgAAAECAwQFBgcICQoLDA0OD2J5IGEga2V5IHRoYXQgbm9ib2R5IGhhcyBhbnkgbW9yZSwgYXMgYmVmb3JlIGEgcm90YXRpb24"
 """A session cookie under a key that nobody has. As all that is wrong here it is the same in every run: the gateway counts
 each wrong credential once, and so verify locks nobody out of a host in use."""
+DOUBLES_SECONDS = 40
 COMMAND_SECONDS = 120
 """A command on the host that takes longer is a failure named as a time-out."""
 
@@ -158,9 +160,19 @@ class Stack:
         return self.trust if isinstance(self.trust, ssl.SSLContext) else None
 
     @property
+    def doubles(self) -> bool:
+        """Whether test doubles stand in for the applications."""
+        return bool(self.deployed["sources"] == "double")
+
+    @property
     def trained(self) -> bool:
-        """Whether the weights are real, so that their images must be pictures. A sandbox has random ones."""
-        return self.settings.profile == "gpu" and self.context["target"]["kind"] == "host"
+        """Whether images must be pictures: those of trained weights, and the doubles'. Random weights make anything."""
+        return self.doubles or (self.computes_on_gpu and self.context["target"]["kind"] == "host")
+
+    @property
+    def computes_on_gpu(self) -> bool:
+        """Whether images are made by a GPU, and not by a processor, which takes minutes for a megapixel."""
+        return self.settings.profile == "gpu"
 
     @property
     def in_use(self) -> bool:
@@ -170,7 +182,12 @@ class Stack:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the images to ask for."""
-        return (512, 512) if self.settings.profile == "gpu" else (64, 64)
+        return (512, 512) if self.computes_on_gpu or self.doubles else (64, 64)
+
+    @property
+    def generation_seconds(self) -> float:
+        """How long one generation may take; doubles answer at once, so that one that does not is found out sooner."""
+        return min(self.settings.timeouts.generation, DOUBLES_SECONDS if self.doubles else math.inf)
 
     def outputs(self, service: str) -> str:
         """The declared directory of a service's images on the host."""

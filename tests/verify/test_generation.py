@@ -1,55 +1,171 @@
 """Group generation: an image counts when it is this run's own. Fresh seed and prefix, success in the finished history,
-nothing from the cache, a file on the host newer than the request and equal to what `/view` gives, decoded and looked at.
+nothing from the cache, a file on the host newer than the request and equal to what `/view` gives, with this run's seed in
+it, decoded and looked at; another seed makes another image, and the first seed makes the first image again.
+
+What cannot be asked of random weights (a sandbox's, for the real applications): that the image is a picture.
 """
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
 
 import pytest
 from stack import Stack, fresh_prefix, fresh_seed
 
-from atelier import imagecheck, workflows
-from atelier.comfyui import Workflow, prepare
+from atelier import comfyui, imagecheck, pace, safetensors, workflows
+from atelier.comfyui import Generation, Workflow, prepare
 
 PROMPT = "a red fox in the snow, photograph"
+EDIT_PROMPT = "make it winter"
 SAMPLER = "Euler a"
+SEEDED = ("KSampler", "SamplerCustom")
+DECISIVE = (*SEEDED, "EmptyImage", "VAEDecode", "SaveImage")
+"""Classes of nodes that have to be executed for an image to be this run's; what does not depend on the seed may stay
+loaded."""
+FP8 = "torch.float8_e4m3fn"
+LOG_SECONDS = 10
+"""How long the log's last line may take to reach the host's disk."""
+GPU_SECONDS = 1.0
+ELSEWHERE = "it saves its images somewhere else: compare the container's mounts with the settings"
+SEED_IGNORED = "what decides about the image is not the seed that was sent: something answers in the place of the model"
+NOT_ITS_OWN = "it was not made by this request: something hands out images that were made before"
+
+Step = tuple[str, int, int]
 
 
-def comfyui_image(
-    stack: Stack, check, workflow: Workflow, cached_allowed: tuple[str, ...] = (), progress=None
-) -> tuple[bytes, str]:
-    """Run a workflow; returns the image and its path on the host, both proven to be this run's."""
-    before = stack.clock()
-    generation = stack.comfyui.generate(workflow, stack.settings.timeouts.generation, progress)
+class Made:
+    """An image of ComfyUI's that is proven to be this run's."""
+
+    def __init__(self, generation: Generation, data: bytes, steps: list[Step]) -> None:
+        self.generation, self.data, self.steps = generation, data, steps
+
+
+def comfyui_image(stack: Stack, check, workflow: Workflow, prefix: str) -> Made:
+    """Run a workflow; returns the image, proven to be this run's."""
+    before, steps = stack.clock(), []
+    generation = stack.comfyui.generate(workflow, stack.generation_seconds, lambda *step: steps.append(step))
     check(
         "one image, as success in the finished history", f"{len(generation.images)} images", len(generation.images) == 1
     )
-    stale = [
-        f"node {node} ({workflow[node]['class_type']})" for node in generation.cached if node not in cached_allowed
-    ]
+    remembered = [node for node in generation.cached if workflow[node]["class_type"] in DECISIVE]
     check.none(
-        "no node that matters came from the cache", stale, "another workflow with this seed ran before: run again"
+        "no node that matters came from the cache",
+        [f"node {node} ({workflow[node]['class_type']}) came from the cache" for node in remembered],
+        "ComfyUI gave an answer that it had kept; `make restart SERVICE=comfyui`, and look for a changed cache",
     )
     image = generation.images[0]
-    path = f"{stack.outputs('comfyui')}/{image.subfolder}/{image.filename}"
+    path = f"{image.subfolder}/{image.filename}"
+    check("under the name asked for", path, path.startswith(prefix), NOT_ITS_OWN)
     data = stack.comfyui.view(image)
-    same_file(stack, check, path, data, before)
-    return data, path
+    same_file(stack, check, f"{stack.outputs('comfyui')}/{path}", data, before)
+    return Made(generation, data, steps)
 
 
 def same_file(stack: Stack, check, path: str, data: bytes, before: float) -> None:
     """The host's own file is what the service handed out, and newer than the request."""
     file = stack.file(path)
-    elsewhere = "it saves its images somewhere else: compare the container's mounts with the settings"
-    check("a file in the declared directory", path if file else f"{path} is missing", file is not None, elsewhere)
+    check("a file in the declared directory", path if file else f"{path} is missing", file is not None, ELSEWHERE)
     age = file.changed - before
-    check("newer than the request, by the host's clock", f"{age:+.1f} s", age > -0.05)
-    check("equal to what the service handed out", f"{len(file.content)} and {len(data)} bytes", file.content == data)
+    check("newer than the request, by the host's clock", f"made {age:+.1f} s after it", age > -0.05, NOT_ITS_OWN)
+    equal = file.content == data
+    other = "so" if equal else f"other bytes: {len(file.content)} in the file, {len(data)} handed out"
+    check("the file equals what the service handed out", other, equal, "look at what lies between: /view, the gateway")
     check(f"owned by {stack.settings.service_uid}", file.owner, file.owner == stack.settings.service_uid)
+
+
+def of_this_prompt(check, data: bytes, asked: Workflow) -> None:
+    """The workflow that ComfyUI wrote into the image is the one that was sent, seed included."""
+    try:
+        told = json.loads(imagecheck.metadata(data).get("prompt", "null"))
+    except ValueError:
+        told = None
+    wrong = comfyui.changed_inputs(asked, told) if isinstance(told, dict) else ["no workflow in the image"]
+    check.none("the image carries the workflow that was sent", wrong, NOT_ITS_OWN)
+
+
+def picture(stack: Stack, check, data: bytes, size: tuple[int, int]) -> None:
+    """It has the right size, and looks like what the weights can make."""
+    check.none(
+        f"a whole image of {size[0]}x{size[1]}, {'a picture' if stack.trained else 'not flat'}",
+        imagecheck.problems(data, size, trained=stack.trained),
+    )
+
+
+def depends_on_the_seed(check, make: Callable[[int], bytes]) -> None:
+    """Makes three images: one seed, another, the first again."""
+    seed, other_seed = fresh_seed(), fresh_seed()
+    first, other, again = (imagecheck.pixel_hash(make(seed)) for seed in (seed, other_seed, seed))
+    check(
+        "another seed makes another image", "so" if first != other else "the same image", first != other, SEED_IGNORED
+    )
+    check("the same seed makes the same pixels again", "so" if first == again else "others", first == again)
+
+
+def log_during(stack: Stack, check, generation: Generation, since: float) -> list[str]:
+    """What ComfyUI logged while it was at work on a generation."""
+    container, deadline = stack.containers["comfyui"], time.monotonic() + LOG_SECONDS
+    while True:
+        lines = comfyui.log_of(
+            stack.output(f"docker logs --timestamps --since {since:.3f} {container} 2>&1"), generation
+        )
+        if lines is not None or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    told = f"{len(lines or [])} lines"
+    check("a log of the generation", told, lines is not None, "see `make logs SERVICE=comfyui`: its end is missing")
+    return lines
+
+
+def whole_model(check, lines: list[str]) -> None:
+    """ComfyUI goes on when a file lacks a tensor, and says so in its log alone."""
+    hint = "the weight file is not the one that the model needs, or damaged: `make verify DEEP=1`, then `make deploy`"
+    check.none("the model was loaded whole", comfyui.missing_tensors(lines), hint)
+
+
+@contextlib.contextmanager
+def gpu_watched(stack: Stack, service: str, measure) -> Iterator[None]:
+    """Records how much memory and power the service's GPU needed meanwhile, where it has one."""
+    gpu, rows, over = stack.deployed["gpus"].get(service), [], threading.Event()
+    if gpu is None:
+        yield
+        return
+
+    def watch() -> None:
+        while not over.is_set():
+            query = f"timeout 10 nvidia-smi -i {gpu} --query-gpu={pace.USAGE} --format=csv,noheader,nounits"
+            rows.extend(stack.ssh.run(query, timeout=30).stdout.splitlines())
+            over.wait(GPU_SECONDS)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    for unit, most in pace.usage(rows).items():
+        measure(f"{service}.gpu.{'memory' if unit == 'MiB' else 'power'}", most, unit)
+
+
+def timed(stack: Stack, check, measure, name: str, seconds: float) -> None:
+    """Records a time, and warns when the host is much slower than it was."""
+    measure(name, seconds, "s")
+    check.warn(
+        "as fast as this host was before",
+        pace.slower(name, seconds, stack.context["history"].get(name, [])),
+        "look for another program on the GPU, its temperature and clocks (`nvidia-smi -q -d PERFORMANCE`), a fuller memory",
+    )
 
 
 @pytest.mark.check("generation.comfyui.smoke")
 def test_workflow_without_weights(stack, check, keep):
     for seed in (fresh_seed(), fresh_seed()):
-        workflow = prepare(workflows.load("smoke"), seed=seed, prefix=fresh_prefix())
-        data, _ = comfyui_image(stack, check, workflow)
+        prefix = fresh_prefix()
+        workflow = prepare(workflows.load("smoke"), seed=seed, prefix=prefix)
+        data = comfyui_image(stack, check, workflow, prefix).data
         colour = tuple((seed & 0xFFFFFF).to_bytes(3, "big"))
         size = imagecheck.decode(data).size
         right = size == (96, 64) and imagecheck.filled_with(data, colour)
@@ -58,43 +174,96 @@ def test_workflow_without_weights(stack, check, keep):
 
 
 @pytest.mark.check("generation.comfyui.checkpoint")
-def test_workflow_with_a_checkpoint(stack, check, keep, note):
+def test_workflow_with_a_checkpoint(stack, check, keep, note, measure):
     workflow = workflows.text_to_image(stack.comfyui.object_info())
     loader = next(number for number, node in workflow.items() if node["class_type"] == "CheckpointLoaderSimple")
-    # What does not depend on the seed may stay loaded.
-    steady = tuple(
-        number
-        for number, node in workflow.items()
-        if node["class_type"] not in ("KSampler", "SamplerCustom", "VAEDecode", "SaveImage")
-    )
-    hashes, steps = set(), []
-    for number in (1, 2):
-        graph = prepare(workflow, seed=fresh_seed(), prefix=fresh_prefix(), prompt=PROMPT, size=stack.size)
-        data, _ = comfyui_image(stack, check, graph, steady, lambda node, step, of: steps.append(f"{node} {step}/{of}"))
-        check.none(
-            f"a whole image of {stack.size[0]}x{stack.size[1]}, {'a picture' if stack.trained else 'not flat'}",
-            imagecheck.problems(data, stack.size, trained=stack.trained),
-        )
-        hashes.add(imagecheck.pixel_hash(data))
-        keep(f"comfyui-checkpoint-{number}", data)
-    check("another seed makes another image", f"{len(hashes)} images", len(hashes) == 2)
-    check("live progress over the WebSocket", steps[-1] if steps else "none", bool(steps))
+    before, made = stack.clock(), []
+
+    def make(seed: int) -> bytes:
+        prefix, anew = fresh_prefix(), uuid.uuid4().hex
+        graph = prepare(workflow, seed=seed, prefix=prefix, prompt=PROMPT, size=stack.size)
+        image = comfyui_image(stack, check, comfyui.never_cached(graph, SEEDED, anew), prefix)
+        of_this_prompt(check, image.data, graph)
+        picture(stack, check, image.data, stack.size)
+        made.append(image)
+        keep(f"comfyui-checkpoint-{len(made)}", image.data)
+        return image.data
+
+    with gpu_watched(stack, "comfyui", measure):
+        depends_on_the_seed(check, make)
+    whole_model(check, log_during(stack, check, made[0].generation, before))
+    live_progress(check, made)
+    timed(stack, check, measure, "comfyui.checkpoint.seconds", made[1].generation.seconds)
     note("checkpoint", workflow[loader]["inputs"]["ckpt_name"])
     note("ComfyUI", str(stack.comfyui.system_stats()["system"].get("comfyui_version")))
 
 
+def live_progress(check, made: list[Made]) -> None:
+    """Every generation told of its sampler's steps while it was at work."""
+    silent = [f"image {number}: none" for number, image in enumerate(made, 1) if not image.steps]
+    hint = "the WebSocket opens and says nothing of the work: see `make logs SERVICE=gateway`, and ComfyUI's own"
+    check.none("live progress over the WebSocket", silent, hint)
+
+
+@pytest.mark.check("generation.comfyui.edit")
+def test_editing_a_reference_image_in_fp8(stack, check, keep, note, measure):
+    workflow = workflows.edit(stack.comfyui.object_info())
+    as_a_whole = stack.computes_on_gpu or stack.doubles
+    reference = imagecheck.drawn((96, 64), fresh_seed())
+    size = workflows.MEGAPIXEL_OF_3_TO_2 if as_a_whole else (96, 64)
+    if not as_a_whole:
+        workflow = workflows.small(workflow)
+    files = " ".join(f"{stack.settings.data_root}/models/{file}" for file in workflows.fp8_files(workflow))
+    read = stack.ssh.run(f"python3 - {files}", stdin=safetensors.READ.encode(), timeout=30, check=True).stdout
+    hint = "another file lies in its place: `make verify DEEP=1` says which; then `make deploy`"
+    check.none("the files hold FP8 numbers", safetensors.not_fp8(json.loads(read)), hint)
+    made, name = [], f"verify-{uuid.uuid4().hex}.png"
+    before, run = stack.clock(), uuid.uuid4().hex
+
+    def make(seed: int) -> bytes:
+        prefix = fresh_prefix()
+        graph = prepare(workflow, seed=seed, prefix=prefix, prompt=EDIT_PROMPT, image=name)
+        fresh = comfyui.never_cached(graph, SEEDED, uuid.uuid4().hex)
+        # One load in this run, in the first generation: its log line is the proof of what was loaded.
+        image = comfyui_image(stack, check, comfyui.never_cached(fresh, ("UNETLoader",), run), prefix)
+        of_this_prompt(check, image.data, graph)
+        picture(stack, check, image.data, size)
+        made.append(image)
+        keep(f"comfyui-edit-{len(made)}", image.data)
+        return image.data
+
+    try:
+        stack.comfyui.free()
+        name = stack.comfyui.upload_image(name, reference)
+        with gpu_watched(stack, "comfyui", measure):
+            depends_on_the_seed(check, make)
+    finally:
+        stack.output(f"rm -f {stack.settings.data_root}/users/comfyui/input/{name}")
+    keep("comfyui-edit-reference", reference)
+    lines = log_during(stack, check, made[0].generation, before)
+    loaded = comfyui.weight_types(lines)
+    hint = "the workflow or ComfyUI's flags ask for other numbers: more memory, and not what this host is sized for"
+    told = ", ".join(loaded) or "no line `model weight dtype`"
+    check(f"loaded as {FP8}", told, set(loaded) == {FP8}, hint)
+    whole_model(check, lines)
+    live_progress(check, made)
+    measure("comfyui.edit.load.seconds", made[0].generation.seconds, "s")
+    timed(stack, check, measure, "comfyui.edit.seconds", made[1].generation.seconds)
+    note("edit", next(node["inputs"]["unet_name"] for node in workflow.values() if "unet_name" in node["inputs"]))
+
+
 @pytest.mark.check("generation.forge.txt2img")
-def test_forge_text_to_image(stack, check, keep, note):
+def test_forge_text_to_image(stack, check, keep, note, measure):
     checkpoints = stack.forge.checkpoints()
     check("a checkpoint", ", ".join(checkpoints) or "none", bool(checkpoints))
-    checkpoint = workflows.preferred(checkpoints)
-    hashes = set()
-    for number in (1, 2):
-        before, seed = stack.clock(), fresh_seed()
+    checkpoint, made, times = workflows.preferred(checkpoints), [], []
+
+    def make(seed: int) -> bytes:
+        before, began = stack.clock(), time.monotonic()
         images = stack.forge.txt2img(
             PROMPT,
             checkpoint=checkpoint,
-            timeout=stack.settings.timeouts.generation,
+            timeout=stack.generation_seconds,
             seed=seed,
             width=stack.size[0],
             height=stack.size[1],
@@ -103,24 +272,34 @@ def test_forge_text_to_image(stack, check, keep, note):
             sampler_name=SAMPLER,
             save_images=True,
         )
+        times.append(time.monotonic() - began)
         check("one image, with sampler, checkpoint, seed and size as asked", images[0].used, len(images) == 1)
-        check.none(
-            f"a whole image of {stack.size[0]}x{stack.size[1]}, {'a picture' if stack.trained else 'not flat'}",
-            imagecheck.problems(images[0].data, stack.size, trained=stack.trained),
-        )
-        names = stack.output(f"find {stack.outputs('forge')} -type f -name '*{seed}*.png'").splitlines()
-        elsewhere = "Forge saves its images somewhere else: compare its `outdir_*` settings with what is mounted"
-        check(
-            "one file with this seed in the declared directory", ", ".join(names) or "none", len(names) == 1, elsewhere
-        )
-        file = stack.file(names[0])
-        check(
-            "newer than the request, by the host's clock",
-            f"{file.changed - before:+.1f} s",
-            file.changed > before - 0.05,
-        )
-        check("the same pixels", len(file.content), imagecheck.pixels_equal(file.content, images[0].data))
-        hashes.add(imagecheck.pixel_hash(images[0].data))
-        keep(f"forge-{number}", images[0].data)
-    check("another seed makes another image", f"{len(hashes)} images", len(hashes) == 2)
-    note("Forge", images[0].used.get("Version", "unknown"))
+        picture(stack, check, images[0].data, stack.size)
+        saved_by_forge(stack, check, images[0].data, seed, before)
+        made.append(images[0])
+        keep(f"forge-{len(made)}", images[0].data)
+        return images[0].data
+
+    with gpu_watched(stack, "forge", measure):
+        depends_on_the_seed(check, make)
+    timed(stack, check, measure, "forge.seconds", times[1])
+    note("Forge", made[0].used.get("Version", "unknown"))
+
+
+def saved_by_forge(stack: Stack, check, data: bytes, seed: int, before: float) -> None:
+    """The image is in the declared directory, under its seed, and was written after the request."""
+    names = stack.output(f"find {stack.outputs('forge')} -type f -newermt @{before - 0.05:.3f} -name '*{seed}*.png'")
+    found = names.splitlines()
+    elsewhere = "Forge saves its images somewhere else: compare its `outdir_*` settings with what is mounted"
+    check(
+        "one file with this seed in the declared directory, newer than the request",
+        ", ".join(found) or "none",
+        len(found) == 1,
+        elsewhere,
+    )
+    file = stack.file(found[0])
+    equal = imagecheck.pixels_equal(file.content, data)
+    hint = "look at what lies between: Forge's API, the gateway"
+    check("the file has the pixels that were handed out", "so" if equal else "other pixels", equal, hint)
+    told = imagecheck.metadata(file.content).get("parameters", "")
+    check("the file names this seed", f"Seed: {seed}", f"Seed: {seed}," in told, NOT_ITS_OWN)

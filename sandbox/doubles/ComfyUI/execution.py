@@ -218,7 +218,10 @@ class PromptExecutor:
             "UNIQUE_ID": node_id,
             "PROGRESS": self.progress,
         }
-        for name, kind in instance.INPUT_TYPES().get("hidden", {}).items():
+        declared = instance.INPUT_TYPES()
+        known = {*declared.get("required", {}), *declared.get("optional", {})}
+        inputs = {name: value for name, value in inputs.items() if name in known}
+        for name, kind in declared.get("hidden", {}).items():
             inputs[name] = hidden[kind]
         returned = getattr(instance, instance.FUNCTION)(**inputs)
         result, ui = (returned["result"], returned["ui"]) if isinstance(returned, dict) else (returned, None)

@@ -1,0 +1,35 @@
+"""How fast a host makes images, and what of its GPU that takes: judged against the host's own earlier runs. Pure."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+ENOUGH = 3
+"""Earlier runs that make a median worth comparing with."""
+SLOWER = 1.5
+NOTICEABLE_SECONDS = 0.5
+"""A difference that nobody would notice is no warning, whatever its ratio."""
+
+USAGE = "memory.used,power.draw"
+"""What nvidia-smi is asked for, as `usage` reads it: MiB and W."""
+
+
+def slower(name: str, seconds: float, earlier: Sequence[float]) -> list[str]:
+    """What is to be said of a time that is out of line with the host's own; empty when nothing."""
+    if len(earlier) < ENOUGH:
+        return []
+    usual = statistics.median(earlier)
+    if seconds <= SLOWER * usual or seconds - usual < NOTICEABLE_SECONDS:
+        return []
+    return [f"{name}: {seconds:.1f} s, {seconds / usual:.1f} times its median of {usual:.1f} s in {len(earlier)} runs"]
+
+
+def usage(rows: Iterable[str]) -> dict[str, float]:
+    """The most of each of USAGE that was seen, by unit; what a card does not tell (`[N/A]`) is left out."""
+    most: dict[str, float] = {}
+    for row in rows:
+        for unit, text in zip(("MiB", "W"), row.split(","), strict=False):
+            try:
+                most[unit] = max(most.get(unit, 0.0), float(text))
+            except ValueError:
+                continue
+    return most
