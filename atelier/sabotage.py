@@ -38,22 +38,51 @@ SLOW_IN_ROTATION = 6
 FUNCTIONS = r"""
 recreate() { (cd "$CONFIG/services/$1" && docker compose up -d --force-recreate --remove-orphans) 2>&1; }
 overridden() {
-  mkdir -p /run/atelier-sabotage && cat >"/run/atelier-sabotage/$1.yaml"
-  (cd "$CONFIG/services/$1" && docker compose -f compose.yaml -f "/run/atelier-sabotage/$1.yaml" up -d) 2>&1
+  mkdir -p "$KEPT" && cat >"$KEPT/$1.yaml"
+  (cd "$CONFIG/services/$1" && docker compose -f compose.yaml -f "$KEPT/$1.yaml" up -d) 2>&1
 }
 root_of() {
   merged=$(docker inspect -f '{{with .GraphDriver}}{{.Data.MergedDir}}{{end}}' "$1" 2>/dev/null) || merged=
   case $merged in /*) ;; *) merged=/var/lib/docker/rootfs/overlayfs/$(docker inspect -f '{{.Id}}' "$1") ;; esac
   [ -d "$merged/etc" ] && printf '%s' "$merged" || { echo "no root of $1 on the host" >&2; return 1; }
 }
+kept_as() { printf '%s/%s' "$KEPT" "$(printf %s "$1" | tr / _)"; }
+keep() { mkdir -p -m 0700 "$KEPT" && { [ -e "$(kept_as "$1")" ] || cp -aT "$1" "$(kept_as "$1")"; }; }
+give_back() {
+  [ -e "$(kept_as "$1")" ] || return 0
+  rm -rf "$1.part" && cp -aT "$(kept_as "$1")" "$1.part" && rm -rf "$1" && mv -T "$1.part" "$1" && rm -rf "$(kept_as "$1")"
+}
+eventually() {
+  seconds=$1; shift; end=$(($(date +%s) + seconds))
+  until eval "$*" >/dev/null 2>&1; do
+    [ "$(date +%s)" -lt "$end" ] || { echo "not within $seconds s: $*" >&2; return 1; }
+    sleep 0.3
+  done
+}
+healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$1")" = healthy ]; }
+answer() {
+  python3 -I -c 'import ssl, sys, urllib.error, urllib.request as r
+tls = r.HTTPSHandler(context=ssl._create_unverified_context())
+try: print(r.build_opener(r.ProxyHandler({}), tls).open(sys.argv[1], timeout=5).status)
+except urllib.error.HTTPError as error: print(error.code)
+except OSError: print("nothing")' "$1"
+}
+served() { [ "$(answer "$1/healthz")" = 200 ]; }
+settle() {
+  for one in "$COMFYUI" "$FORGE" "$GATEWAY"; do eventually 120 healthy "$one"; done
+  for one in "$COMFYUI_URL" "$FORGE_URL"; do eventually 30 served "$one"; done
+}
 """
 """What every script may call.
 
 `recreate CONTAINER`: anew from its compose file. `overridden CONTAINER <<X`: with a further compose file, on standard
 input. `root_of CONTAINER`: the folder on the host that is a running container's root file system, writable.
+`keep PATH`, `give_back PATH`: put a file or folder aside with all that belongs to it, and back; nothing where nothing was
+put aside. `eventually SECONDS COMMAND`: until it succeeds. `healthy CONTAINER`. `answer URL`: the status that a stranger
+gets. `served URL`: whether `/healthz` says so. `settle`: until every container is healthy and every service is served.
 """
-
-
+KEPT = "/var/lib/atelier-sabotage/kept"
+"""In the guest, on its disk: what `keep` put aside."""
 SCRIPT_SECONDS = 300
 ONLY_SANDBOXES = "sabotage breaks what it finds: it runs on sandboxes only, such as HOST=sandbox"
 
@@ -82,7 +111,9 @@ class Guest:
         settings = self.settings
         names = {"CONFIG": settings.config_root, "DATA": settings.data_root, "UID_": str(settings.service_uid)}
         names |= {kind.upper(): service.container for kind, service in settings.enabled().items()}
-        names["GATEWAY"] = settings.gateway_container
+        names |= {"GATEWAY": settings.gateway_container, "KEPT": KEPT}
+        place = f"{settings.scheme()}://{settings.own_address()}"
+        names |= {f"{kind.upper()}_URL": f"{place}:{service.port}" for kind, service in settings.enabled().items()}
         variables = "".join(f"{name}={shlex.quote(value)}\n" for name, value in names.items())
         whole = shlex.quote(f"set -e\n{variables}{FUNCTIONS}\n{script}")
         # -o: a program that the script leaves behind does not hold the lock.
