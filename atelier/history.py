@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from atelier.report import CheckVerdict, Verdict
+from atelier.report.model import CheckVerdict, Report, Verdict
 
 STAMP = re.compile(r"\d{8}T\d{6}Z")
 """The name of a run's folder."""
@@ -44,7 +46,7 @@ class PastReport(_Lenient):
     """What a run is compared with, of an earlier one. `name` is that of its folder."""
 
     name: str
-    finished: str
+    finished: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
     verdict: Verdict
     doubles: bool
     checks: list[PastCheck]
@@ -88,3 +90,66 @@ def measured(past: Sequence[PastReport]) -> dict[str, list[float]]:
             if metric.check in passed:
                 values.setdefault(metric.name, []).append(metric.value)
     return {name: found[-SAMPLES:] for name, found in values.items()}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A check that ended otherwise than when it last ran."""
+
+    id: str
+    title: str
+    before: CheckVerdict
+    now: CheckVerdict
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs from earlier runs of the same kind.
+
+    since: the last of them. moved: against the last time that check ran, which may have been earlier. red_since: by id
+    of a failed check, when it failed first, where it has failed ever since. versions: name to the one seen before.
+    """
+
+    since: PastReport
+    moved: list[Moved]
+    added: list[PastCheck]
+    gone: list[PastCheck]
+    versions: dict[str, str]
+    red_since: dict[str, str]
+
+    def newly(self, verdict: CheckVerdict) -> list[Moved]:
+        """The checks that turned to a verdict."""
+        return [moved for moved in self.moved if moved.now == verdict]
+
+    def none(self) -> bool:
+        """Whether nothing differs."""
+        return not (self.moved or self.added or self.gone or self.versions)
+
+
+def changes(report: Report, past: Sequence[PastReport]) -> Changes | None:
+    """What differs between a run and comparable earlier ones, oldest first; None where there are none."""
+    if not past:
+        return None
+    before, here = {check.id for check in past[-1].checks}, {check.id for check in report.checks}
+    moved = []
+    red_since = {}
+    for check in report.checks:
+        ran = [(run, seen) for run in past for seen in run.checks if seen.id == check.id and seen.verdict != "skipped"]
+        if check.verdict != "skipped" and ran and ran[-1][1].verdict != check.verdict:
+            moved.append(Moved(check.id, check.title, ran[-1][1].verdict, check.verdict))
+        streak = list(takewhile(lambda pair: pair[1].verdict == "failed", reversed(ran)))
+        if check.verdict == "failed" and streak:
+            red_since[check.id] = streak[-1][0].finished
+    seen_versions = {name: version for run in past for name, version in run.versions.items()}
+    return Changes(
+        since=past[-1],
+        moved=moved,
+        added=[PastCheck.model_validate(check.model_dump()) for check in report.checks if check.id not in before],
+        gone=[check for check in past[-1].checks if check.id not in here],
+        versions={
+            name: seen_versions[name]
+            for name, version in report.versions.items()
+            if seen_versions.get(name, version) != version
+        },
+        red_since=red_since,
+    )

@@ -39,11 +39,13 @@ from atelier.report import (
     Verdict,
     headline,
     judge,
-    publish,
     redact,
     stand_ins,
     timestamp,
 )
+from atelier.report.model import NOT_CHOSEN, REPORT_PAGE, Step
+from atelier.report.printable import printable
+from atelier.report.publication import publish
 from atelier.ssh import Ssh
 from atelier.target import Target
 
@@ -54,6 +56,8 @@ EXIT_STATUS: dict[Verdict, int] = {"passed": 0, "failed": 1, "incomplete": 3}
 
 CHECKS = paths.PROJECT / "tests" / "verify"
 STYLES = {"passed": "green", "failed": "bold red", "warning": "yellow", "skipped": "dim", "incomplete": "yellow"}
+LONGEST = 1500
+"""Characters that are kept of what a check saw."""
 PATIENCE = 15
 """Seconds that pytest gets to end after an interrupt."""
 
@@ -169,6 +173,7 @@ def verify(
     unreal = stand_ins(deployed)
     for sentence in unreal:
         say(sentence, "yellow")
+    past = comparable(past_reports(paths.reports_dir(target.name)), bool(unreal), deployed)
     with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as reach:
         work = Path(folder)
         certificate = read_certificate(target)
@@ -193,7 +198,7 @@ def verify(
             "anchor": asdict(reach.anchor) if reach.anchor else None,
             "work": str(work),
             "selected": [check.id for check in selected],
-            "history": measured(comparable(past_reports(paths.reports_dir(target.name)), bool(unreal), deployed)),
+            "history": measured(past),
         }
         run = Run(work, selected, secrets, say)
         run.execute(context)
@@ -210,13 +215,15 @@ def verify(
             images=run.images,
             matrices=run.matrices,
             metrics=run.metrics,
+            command=target.command("verify"),
+            broke_off=run.broke_off,
         )
         if not publishes:
             if run.interrupted:
                 raise KeyboardInterrupt
             return report
-        place = publish(report, paths.reports_dir(target.name), secrets, required(selected), work)
-    _conclude(report, place, required(selected), len(declared) - len(selected), unreal, say)
+        place = publish(report, paths.reports_dir(target.name), secrets, work, past)
+    _conclude(report, place, unreal, say)
     return report
 
 
@@ -234,15 +241,14 @@ def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines) if value} | release | images
 
 
-def _conclude(
-    report: Report, place: Path, wanted: Collection[str], unselected: int, unreal: list[str], say: Say
-) -> None:
+def _conclude(report: Report, place: Path, unreal: list[str], say: Say) -> None:
+    unselected = sum(check.observed == NOT_CHOSEN for check in report.checks)
     if unselected:
         say(f"{unselected} further checks are not part of this run.", "dim")
-    say(f"Report: {os.path.relpath(place)}/report.md", "")
     for sentence in unreal:
         say(sentence, "yellow")
-    say(f"Verdict: {report.verdict}. {headline(report, wanted)}", STYLES[report.verdict])
+    say(f"Report: {os.path.relpath(place / REPORT_PAGE)}", "")
+    say(f"Verdict: {report.verdict}. {headline(report)}", STYLES[report.verdict])
 
 
 class Run:
@@ -255,6 +261,7 @@ class Run:
         self.images: list[ReportImage] = []
         self.matrices: list[AccessMatrix] = []
         self.metrics: list[Metric] = []
+        self.broke_off = ""
         self.crashed = False
         self.interrupted = False
         self._finished = False
@@ -290,12 +297,14 @@ class Run:
                     self._take(json.loads(line))
             status = process.wait()
         if self.interrupted:
+            self.broke_off = "interrupted"
             return
         failed = any(record.verdict == "failed" for record in self.records.values())
         if status not in (0, 1) or not self._finished or (status == 1 and not failed) or not self.records:
             self.crashed = True
+            self.broke_off = f"pytest ended with {status} and {len(self.records)} results"
             tail = redact(log.read_text(encoding="utf-8", errors="replace"), self.secrets).splitlines()[-20:]
-            self.say(f"pytest ended with {status} and {len(self.records)} results:", STYLES["failed"])
+            self.say(f"{self.broke_off}:", STYLES["failed"])
             for line in tail:
                 self.say(f"    {line}", "")
 
@@ -348,10 +357,12 @@ class Run:
             title=check.title,
             verdict=record["verdict"],
             seconds=round(record["seconds"], 3),
-            expected=record["expected"],
-            observed=record["observed"],
-            hint=(record["hint"] or check.hint) if record["verdict"] != "passed" else "",
+            expected=_tidy(record["expected"]),
+            observed=_tidy(record["observed"]),
+            hint=_tidy(record["hint"] or check.hint) if record["verdict"] != "passed" else "",
             requirement=check.requirement,
+            required=not check.optional,
+            steps=[Step(expected=_tidy(wanted), observed=_tidy(seen)) for wanted, seen in record.get("steps", [])],
         )
         self.records[check.id] = result
         style = STYLES[result.verdict]
@@ -366,7 +377,7 @@ class Run:
         if check.id in self.records:
             return self.records[check.id]
         if check not in self.selected:
-            reason = "not part of this run (QUICK, FULL, DEEP, GROUP or CHECK)"
+            reason = NOT_CHOSEN
         else:
             reason = "interrupted before its turn" if self.interrupted else "declared, but it did not run"
         return CheckResult(
@@ -379,4 +390,10 @@ class Run:
             observed=reason,
             hint="",
             requirement=check.requirement,
+            required=check in self.selected and not check.optional,
         )
+
+
+def _tidy(text: str) -> str:
+    """What a host or an application said, as one line that can be shown anywhere."""
+    return printable(" ".join(text.split()))[:LONGEST]

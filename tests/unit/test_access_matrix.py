@@ -8,7 +8,9 @@ import pytest
 from access_table import Cell, cells
 from observe import NO_ANSWER, Answer, as_expected, as_report, by_gateway, sample
 
-from atelier.report import AccessMatrix, Report, as_access_page, publish
+from atelier.report import AccessMatrix, Report
+from atelier.report.access_page import as_access_page
+from atelier.report.publication import publish
 
 REFUSED, ADMITTED = Cell("forge", "GET", "/config", "stranger", "401"), Cell("forge", "GET", "/config", "session", "in")
 OWN = replace(ADMITTED, own=("200", "404"))
@@ -99,14 +101,14 @@ def test_the_report_shows_each_cell(tmp_path) -> None:
         ("unasked", "401", "&ndash;"),
     ]
     assert "<script>" not in page and "doubles stand in" in page and "no credential" in page
-    place = publish(report(matrix), tmp_path, [], set())
+    place = publish(report(matrix), tmp_path, [])
     assert (place / "access.html").read_text() == page
     assert "[access.html](access.html)" in (place / "report.md").read_text()
     assert json.loads((place / "report.json").read_text())["matrices"][0]["rows"][1]["cells"] == "401 -"
 
 
 def test_without_a_table_there_is_no_page(tmp_path) -> None:
-    place = publish(report(), tmp_path, [], set())
+    place = publish(report(), tmp_path, [])
     assert not (place / "access.html").exists() and "access.html" not in (place / "report.md").read_text()
 
 

@@ -8,13 +8,16 @@ from datetime import datetime, timezone
 import pytest
 from pydantic import ValidationError
 
-from atelier.report import REMOVED, CheckResult, Report, ReportImage, as_markdown, headline, judge, publish, redact
+from atelier.report import CheckResult, Report, ReportImage, headline, judge, redact
+from atelier.report.publication import publish
+from atelier.report.redaction import REMOVED
+from atelier.report.texts import as_markdown
 
 NOW = datetime(2026, 11, 21, 20, 44, 0, tzinfo=timezone.utc)
 SECRET = "$2b$12$p\"a'ss/w+o=rd\\é"
 
 
-def result(id: str, verdict: str, observed: str = "seen") -> CheckResult:
+def result(id: str, verdict: str, observed: str = "seen", **more) -> CheckResult:
     return CheckResult(
         id=id,
         group=id.split(".")[0],
@@ -24,6 +27,7 @@ def result(id: str, verdict: str, observed: str = "seen") -> CheckResult:
         expected="wanted",
         observed=observed,
         hint="do it",
+        **more,
     )
 
 
@@ -55,21 +59,51 @@ def test_verdict(verdicts, required, crashed, verdict):
     assert judge(checks, set(required), crashed=crashed) == verdict
 
 
-def test_the_line_that_matters():
-    failed = report(result("a.x", "passed"), result("b.y", "failed", "200"), result("b.z", "failed"), verdict="failed")
-    assert headline(failed, {"a.x"}) == "b.y (and 1 more): 200 -> do it"
-    skipped = report(result("a.x", "skipped", "at work"), result("b.y", "skipped"), verdict="incomplete")
-    assert headline(skipped, {"a.x"}) == "1 required checks did not run, first a.x: at work"
-    assert headline(report(result("a", "passed"), result("b", "warning")), {"a"}) == "1 checks passed, 1 warnings"
-    assert headline(report(verdict="failed"), set()) == "no check ran"
+LINES = [
+    ({"a.x": "passed", "b.y": "failed", "b.z": "failed"}, "failed", "b.y (and 1 more): seen -> do it"),
+    (
+        {"generation.comfyui.checkpoint": "failed", "generation.comfyui.smoke": "failed"},
+        "failed",
+        "generation.comfyui.smoke (and 1 more): seen -> do it",
+    ),
+    ({"a.x": "skipped", "b.y": "passed"}, "incomplete", "1 required check did not run, first a.x: seen"),
+    ({"a.x": "skipped", "b.y": "skipped"}, "incomplete", "2 required checks did not run, first a.x: seen"),
+    ({"a.x": "passed", "b.y": "warning"}, "passed", "1 check passed, 1 warning"),
+    ({"a.x": "passed", "b.y": "passed"}, "passed", "2 checks passed"),
+    ({}, "failed", "no check ran"),
+]
+
+
+@pytest.mark.parametrize(("verdicts", "verdict", "line"), LINES)
+def test_the_line_that_matters(verdicts, verdict, line):
+    checks = [result(id, seen, required=True) for id, seen in verdicts.items()]
+    assert headline(report(*checks, verdict=verdict)) == line
+
+
+def test_the_line_that_matters_of_a_run_that_broke_off():
+    assert headline(report(verdict="failed", broke_off="pytest ended with 2 and 0 results")) == (
+        "the run broke off: pytest ended with 2 and 0 results"
+    )
+    skipped = result("a.x", "skipped", "interrupted before its turn", required=True)
+    assert headline(report(skipped, verdict="incomplete", broke_off="interrupted")) == (
+        "interrupted: 1 required check did not run, first a.x: interrupted before its turn"
+    )
+
+
+def test_the_line_that_matters_is_one_line():
+    line = headline(report(result("a.x", "failed", "one\ntwo " + "long " * 400), verdict="failed"))
+    assert line.startswith("a.x: one two long") and line.endswith("… -> do it") and len(line) < 300
+
+
+def test_an_optional_check_that_was_skipped_is_not_told_as_missing():
+    line = headline(report(result("a.x", "skipped"), result("b.y", "skipped", required=True), verdict="incomplete"))
+    assert line == "1 required check did not run, first b.y: seen"
 
 
 def test_fields_of_the_contract(tmp_path):
     image = ReportImage(check="a.x", file="one.png", width=96, height=64, sha256="0" * 64)
     (tmp_path / "one.png").write_bytes(b"image")
-    place = publish(
-        report(result("a.x", "passed"), images=[image]), tmp_path / "gpu1", [], {"a.x"}, tmp_path, lambda: NOW
-    )
+    place = publish(report(result("a.x", "passed"), images=[image]), tmp_path / "gpu1", [], tmp_path, now=lambda: NOW)
     document = json.loads((place / "report.json").read_text())
     assert list(document) == [
         "schema",
@@ -83,6 +117,8 @@ def test_fields_of_the_contract(tmp_path):
         "images",
         "matrices",
         "metrics",
+        "command",
+        "broke_off",
     ]
     assert document["schema"] == 1 and document["verdict"] == "passed" and document["doubles"] is False
     assert list(document["checks"][0]) == [
@@ -95,6 +131,8 @@ def test_fields_of_the_contract(tmp_path):
         "observed",
         "hint",
         "requirement",
+        "required",
+        "steps",
     ]
     assert (place / "one.png").read_bytes() == b"image"
     assert Report.model_validate(document)
@@ -104,9 +142,9 @@ def test_fields_of_the_contract(tmp_path):
 
 
 def test_published_whole_under_a_utc_stamp(tmp_path):
-    place = publish(report(result("a", "passed")), tmp_path, [], {"a"}, now=lambda: NOW)
+    place = publish(report(result("a", "passed")), tmp_path, [], now=lambda: NOW)
     assert place == tmp_path / "20261121T204400Z"
-    second = publish(report(result("a", "failed"), verdict="failed"), tmp_path, [], {"a"}, now=lambda: NOW)
+    second = publish(report(result("a", "failed"), verdict="failed"), tmp_path, [], now=lambda: NOW)
     assert second == tmp_path / "20261121T204401Z", "a second run within the second has a place of its own"
     latest = tmp_path / "latest"
     assert latest.is_symlink() and str(latest.readlink()) == second.name
@@ -117,7 +155,7 @@ def test_published_whole_under_a_utc_stamp(tmp_path):
 def test_a_publication_that_fails_leaves_nothing(tmp_path):
     image = ReportImage(check="a", file="missing.png", width=1, height=1, sha256="")
     with pytest.raises(FileNotFoundError):
-        publish(report(result("a", "passed"), images=[image]), tmp_path / "r", [], {"a"}, tmp_path)
+        publish(report(result("a", "passed"), images=[image]), tmp_path / "r", [], tmp_path)
     assert list((tmp_path / "r").iterdir()) == []
 
 
@@ -131,7 +169,7 @@ def test_no_secret_in_any_of_it(tmp_path):
     ]
     checks = [result(f"a.{number}", "failed", f"before {spelling} after") for number, spelling in enumerate(spellings)]
     planted = report(*checks, verdict="failed", versions={"image": SECRET, SECRET: "x"})
-    place = publish(planted, tmp_path, [SECRET, "short"], {"a.0"}, now=lambda: NOW)
+    place = publish(planted, tmp_path, [SECRET, "short"], now=lambda: NOW)
     for file in place.iterdir():
         text = file.read_text()
         assert REMOVED in text
@@ -148,7 +186,7 @@ def test_junit_is_well_formed(tmp_path):
         result("a.y", "failed", "odd \x1b[31m\x00 <&> output"),
         result("b.z", "skipped", "busy"),
     ]
-    place = publish(report(*checks, verdict="failed"), tmp_path, [], set(), now=lambda: NOW)
+    place = publish(report(*checks, verdict="failed"), tmp_path, [], now=lambda: NOW)
     suite = ElementTree.parse(place / "junit.xml").getroot()  # noqa: S314 - our own file
     assert {name: suite.get(name) for name in ("tests", "failures", "skipped")} == {
         "tests": "3",
@@ -169,11 +207,11 @@ def test_junit_is_well_formed(tmp_path):
     ],
 )
 def test_markdown_says_what_is_not_the_real_thing(deployed, said):
-    text = as_markdown(report(versions=deployed), "the line")
+    text = as_markdown(report(versions=deployed))
     assert [phrase for phrase in ("Doubles stand in", "GPU is simulated") if phrase in text] == said
 
 
 def test_markdown_survives_pipes():
-    text = as_markdown(report(result("a.x", "failed", "one | two\nthree"), verdict="failed"), "the line")
-    assert text.startswith("# gpu1: failed\n\nthe line\n")
+    text = as_markdown(report(result("a.x", "failed", "one | two\nthree"), verdict="failed"))
+    assert text.startswith("# gpu1: failed\n\na.x: one | two three -> do it\n")
     assert "| one \\| two three |" in text

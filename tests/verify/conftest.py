@@ -1,6 +1,7 @@
 """The pytest side of `make verify`: what a check is given, and what it hands back. See atelier/verify.py."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -122,6 +123,8 @@ def measure(request: pytest.FixtureRequest) -> Callable[[str, float, str], None]
     """Adds a number with its unit to the report, to be compared with those of earlier runs."""
 
     def write(name: str, value: float, unit: str) -> None:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} was measured as {value}")
         metric = {"check": _check_id(request.node), "name": name, "value": value, "unit": unit}
         _send(request.config, {"metric": metric})
 
@@ -181,8 +184,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             "verdict": verdict,
             "seconds": time.time() - call.start,
             "expected": expected,
-            "observed": " ".join(observed.split())[:1500],
+            "observed": observed,
             "hint": hint,
+            "steps": list(zip(recorder.expected, recorder.observed, strict=True)) if len(recorder.expected) > 1 else [],
         },
     )
     return report

@@ -1,0 +1,73 @@
+"""What follows from what the checks saw: the verdict, the one line that matters, what is not the real thing."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from atelier.checks import explained
+from atelier.report.model import CheckResult, Report, Verdict
+
+
+def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: bool = False) -> Verdict:
+    """The verdict: any failure fails; a required check that did not pass or warn leaves it incomplete.
+
+    A run that crashed, or in which no check ran, has failed.
+    """
+    ran = {check.id for check in checks if check.verdict in ("passed", "warning")}
+    if crashed or any(check.verdict == "failed" for check in checks):
+        return "failed"
+    if set(required) - ran:
+        return "incomplete"
+    return "passed" if ran else "failed"
+
+
+def roots(failed: Sequence[CheckResult]) -> list[CheckResult]:
+    """Those of the failed checks that no other of them explains: what is to be mended first."""
+    first = [check for check in failed if check.id not in explained({other.id for other in failed} - {check.id})]
+    return first or list(failed[:1])
+
+
+def headline(report: Report) -> str:
+    """The one line that matters: the first failure with its remedy, else what is missing, else how much passed."""
+    if report.verdict == "failed":
+        failed = [check for check in report.checks if check.verdict == "failed"]
+        if not failed:
+            return f"the run broke off: {report.broke_off}" if report.broke_off else "no check ran"
+        cause = roots(failed)[0]
+        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return f"{cause.id}{others}: {shorten(cause.observed)} -> {cause.hint}"
+    if report.verdict == "incomplete":
+        missing = not_run(report)
+        first = f", first {missing[0].id}: {shorten(missing[0].observed)}" if missing else ""
+        interrupted = f"{report.broke_off}: " if report.broke_off else ""
+        return f"{interrupted}{counted(len(missing), 'required check')} did not run{first}"
+    passed = sum(check.verdict == "passed" for check in report.checks)
+    warnings = sum(check.verdict == "warning" for check in report.checks)
+    return f"{counted(passed, 'check')} passed" + (f", {counted(warnings, 'warning')}" if warnings else "")
+
+
+def not_run(report: Report) -> list[CheckResult]:
+    """The checks whose absence leaves the run incomplete."""
+    return [check for check in report.checks if check.verdict == "skipped" and check.required]
+
+
+def shorten(text: str, length: int = 240) -> str:
+    """The text in one line, cut where it is too long for one."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 check`, `2 checks`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def stand_ins(deployed: Mapping[str, object]) -> list[str]:
+    """A sentence for each thing that is not the real one, by what was deployed; empty where all is real."""
+    found = {
+        "Doubles stand in for ComfyUI and Forge: this proves the deployment, not the applications.": (
+            deployed.get("sources") == "double"
+        ),
+        "The GPU is simulated: this proves how it is given to containers; nothing is computed on it.": (
+            deployed.get("profile") == "gpu-simulated"
+        ),
+    }
+    return [sentence for sentence, stands_in in found.items() if stands_in]
