@@ -7,7 +7,7 @@ the two together. What is declared and selected but did not run makes a verdict 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-from atelier.checks import access, containers, generation, gpu, host, secrets, storage, survival
+from atelier.checks import access, containers, generation, gpu, host, secrets, storage, survival, weights
 from atelier.checks.check import Check as Check
 from atelier.errors import AtelierError
 from atelier.settings import Settings
@@ -16,6 +16,7 @@ CATALOGUE: tuple[Check, ...] = (
     *host.CHECKS,
     *gpu.CHECKS,
     *containers.CHECKS,
+    *weights.CHECKS,
     *access.CHECKS,
     *secrets.CHECKS,
     *storage.CHECKS,

@@ -1,8 +1,50 @@
 """The host itself."""
 
-from atelier.checks.check import Check
+from atelier.checks.check import REDEPLOY, Check
 
 CHECKS: tuple[Check, ...] = (
+    Check(
+        "host.system",
+        "System, kernel and architecture are supported",
+        "what runs is what was tried",
+        "docs/tested.md has the systems that were tried",
+    ),
+    Check(
+        "host.disk",
+        "The disks have room",
+        "a full disk is known before an image is lost to it (19)",
+        "free some space on the host",
+    ),
+    Check(
+        "host.memory",
+        "The host has the memory that the models need",
+        "no generation is killed for memory (25)",
+        "see what takes it with `ps` on the host",
+    ),
+    Check(
+        "host.time",
+        "The clock is right and kept so",
+        "a clock that is off makes certificates, logs and proofs of freshness worthless (22)",
+        "see `timedatectl` on the host",
+    ),
+    Check(
+        "host.reboot",
+        "No restart of the host is overdue",
+        "the kernel and driver that run are those on the disk (17)",
+        "restart the host when nobody is at work",
+    ),
+    Check(
+        "host.upgrades",
+        "Security updates come by themselves and never restart the host",
+        "holes are closed, and no generation is lost to an upgrade (17)",
+        REDEPLOY,
+    ),
+    Check(
+        "host.docker",
+        "Docker runs as the services need it, and is root's alone",
+        "containers outlive a restart of Docker, get their GPU, and give nobody the host (16, 18)",
+        REDEPLOY,
+    ),
     Check(
         "host.listening",
         "The services' ports listen on the configured address only",

@@ -21,4 +21,10 @@ CHECKS: tuple[Check, ...] = (
         "secrets never appear where others look (5, 7)",
         "close the leak that is named; the secret is known now and has to be replaced",
     ),
+    Check(
+        "secrets.here",
+        "The credentials on this computer are their owner's alone, and not in git",
+        "what opens the host is nobody else's to read (7)",
+        "on this computer: chmod -R go= .secrets",
+    ),
 )

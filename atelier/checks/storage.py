@@ -4,9 +4,17 @@ from atelier.checks.check import REDEPLOY, Check
 
 CHECKS: tuple[Check, ...] = (
     Check(
-        "storage.outputs",
-        "Outputs lie in the declared directories, weights are mounted read-only",
-        "what users make survives the container (13)",
+        "storage.mounts",
+        "Each container has the declared directories and no other, and they are the host's own",
+        "what users make lands where the host keeps it, and survives the container (9, 13)",
         REDEPLOY,
+        depends=("containers.running",),
+    ),
+    Check(
+        "storage.outputs",
+        "What users make belongs to the service user, and nobody else can change it",
+        "outputs land in the declared directories, owned right (13, 25)",
+        REDEPLOY,
+        depends=("containers.running",),
     ),
 )

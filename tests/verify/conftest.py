@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stack import Stack
 
-from atelier.errors import AtelierError
+from atelier.errors import AtelierError, Finding
 
 DOWN = "nothing is open: the gateway has taken the service out; see `make status` and `make doctor`"
 UNEXPECTED = "the check could not go on: see `make status` and `make logs`; if all is well there, the check is at fault"
@@ -48,6 +48,16 @@ class Recorder:
         self.observed.append("; ".join(wrong) or "no exception")
         if wrong:
             self.warned, self.hint = True, hint
+
+    def free_of(self, expected: str, findings: list[Finding], observed: str = "no exception") -> None:
+        """Record that nothing was found, or what was, with what to do about exactly that."""
+        remedies = "; ".join(dict.fromkeys(finding.remedy for finding in findings))
+        self(expected, "; ".join(finding.problem for finding in findings) or observed, not findings, remedies)
+
+    def warn_of(self, expected: str, findings: list[Finding]) -> None:
+        """As `free_of`, for what harms nobody yet."""
+        remedies = "; ".join(dict.fromkeys(finding.remedy for finding in findings))
+        self.warn(expected, [finding.problem for finding in findings], remedies)
 
     def statuses(self, expected: str, allowed: tuple[int, ...], observed: dict[str, int]) -> None:
         """Record that every request in a table was answered with an allowed status."""

@@ -1,13 +1,86 @@
-"""Group host: what of the services can be reached, and where."""
+"""Group host: the machine itself, and where the services can be reached.
+
+What is wrong with the machine is judged by atelier/checks/host_state.py.
+"""
 
 import re
 import socket
 import subprocess
+import time
 
 import pytest
+from stack import COMMAND_SECONDS
+
+from atelier.checks import host_state
 
 ANY = ("0.0.0.0", "[::]", "*")
 WILDCARDS = ("0.0.0.0", "::")
+
+
+@pytest.fixture(scope="module")
+def asked(stack):
+    """What the host tells, and this computer's clock before and after it was asked."""
+    before = time.time()
+    answer = stack.ssh.run(host_state.script(stack.settings), timeout=COMMAND_SECONDS, check=True)
+    return host_state.parse(answer.stdout), before, time.time()
+
+
+@pytest.fixture
+def told(asked):
+    return asked[0]
+
+
+@pytest.mark.check("host.system")
+def test_the_system_is_supported(check, told):
+    check.free_of("a supported system and kernel on amd64", host_state.system(told), host_state.system_text(told))
+
+
+@pytest.mark.check("host.disk")
+def test_there_is_room_on_the_disks(check, told):
+    full, almost = host_state.disk(told)
+    check.free_of(
+        "at least 1 GB and 1 % of the inodes free on every file system in use", full, host_state.disk_text(told)
+    )
+    check.warn_of("5 GB free", almost)
+
+
+@pytest.mark.check("host.memory")
+def test_there_is_memory(stack, check, told):
+    expected = f"{stack.settings.minimum_memory_gb} GB of memory, and 512 MB of it free"
+    check.free_of(expected, host_state.memory(told, stack.settings), host_state.memory_text(told))
+
+
+@pytest.mark.check("host.time")
+def test_the_clock_is_right(check, asked):
+    told, before, after = asked
+    wrong, suspect = host_state.time(told, before, after)
+    check.free_of("a clock that is kept in sync, and agrees with this computer's", wrong, host_state.time_text(told))
+    check.warn_of(f"less than {host_state.CLOCK_TOLERANCE} s between both clocks", suspect)
+
+
+@pytest.mark.check("host.reboot")
+def test_no_restart_is_overdue(check, asked):
+    told, _, after = asked
+    late, pending = host_state.reboot(told, after)
+    check.free_of(
+        f"no restart asked for more than {host_state.GRACE_DAYS} days ago, and the kernel's modules there", late
+    )
+    check.warn_of("no restart pending, and the newest kernel runs", pending)
+
+
+@pytest.mark.check("host.upgrades")
+def test_security_updates_come_by_themselves(check, told):
+    expected = (
+        "unattended-upgrades fetch security updates every day and never restart the host; no package is half installed"
+    )
+    check.free_of(expected, host_state.upgrades(told))
+
+
+@pytest.mark.check("host.docker")
+def test_docker_is_as_it_must_be(check, told):
+    wrong = host_state.docker(told)
+    expected = "Docker answers, is started at boot, keeps containers through its own restart, and is root's alone"
+    check.free_of(expected, wrong, "" if wrong else host_state.docker_text(told))
 
 
 def listeners(output: str, ports: set[int]) -> dict[int, set[str]]:

@@ -1,10 +1,15 @@
 """Groups secrets and storage: each secret where it belongs and nowhere else, each file where it was declared."""
 
 import hashlib
+import os
 import shlex
+import stat
+import subprocess
 
 import pytest
+from stack import COMMAND_SECONDS
 
+from atelier.checks import storage_state
 from atelier.doctor.redact import forms
 from atelier.tree import probe_script
 
@@ -97,24 +102,40 @@ def test_secrets_appear_nowhere_else(stack, check):
     check.none("no other place holds a secret", [place for place in places if place != canary])
 
 
+@pytest.mark.check("secrets.here")
+def test_the_credentials_on_this_computer_are_private(stack, check):
+    directory = stack.token_file.parent
+    here = [directory, *sorted(directory.rglob("*"))]
+    wrong = [
+        f"{path.name} has mode {stat.S_IMODE(found.st_mode):o} and owner {found.st_uid}"
+        for path in here
+        if stat.S_IMODE((found := path.lstat()).st_mode) & 0o077 or found.st_uid != os.getuid()
+    ]
+    hint = f"on this computer: chmod -R go= {directory}; who else could read them knows them: see `make rotate`"
+    check.none(f"{len(here)} files and directories are their owner's alone", wrong, hint)
+    listed = subprocess.run(["git", "ls-files", "--", directory], cwd=directory, capture_output=True, text=True)
+    hint = "take them out of git (git rm --cached), and `make rotate`: its history is known to others"
+    check.none("none of them is in git", listed.stdout.splitlines(), hint)
+
+
+@pytest.fixture(scope="module")
+def stored(stack):
+    """The directories by the host's and the containers' words, asked in one round trip."""
+    answer = stack.ssh.run(storage_state.script(stack.settings), timeout=COMMAND_SECONDS, check=True)
+    return storage_state.parse(answer.stdout)
+
+
 @pytest.mark.check("storage.outputs")
-def test_directories_are_mounted_as_declared(stack, check):
-    found, root, uid = stack.inspect(), stack.settings.data_root, stack.settings.service_uid
-    for service in stack.applications:
-        mounts = {mount["Source"]: mount["RW"] for mount in found[service]["Mounts"] if mount["Type"] == "bind"}
-        wanted = {stack.outputs(service): True, f"{root}/models": False}
-        wrong = [
-            f"{path}: {'missing' if path not in mounts else 'writable' if mounts[path] else 'read-only'}"
-            for path, writable in wanted.items()
-            if mounts.get(path) is not writable
-        ]
-        wrong += [
-            f"{path} is writable" for path, writable in mounts.items() if writable and not path.startswith(f"{root}/")
-        ]
-        check.none(f"{service}: outputs writable, weights read-only, nothing else of the host", wrong)
-        owner = stack.output(f"stat -c '%u %a' {stack.outputs(service)}").strip()
-        check(
-            f"{service}: outputs belong to {uid}, not writable to others",
-            owner,
-            owner.split()[0] == str(uid) and owner[-1] in "054",
-        )
+def test_what_users_make_is_the_service_users_own(stack, check, stored):
+    uid = stack.settings.service_uid
+    expected = f"outputs and users' files belong to {uid}, nobody else can change them, the applications can"
+    check.free_of(expected, storage_state.outputs(stored, stack.settings))
+
+
+@pytest.mark.check("storage.mounts")
+def test_directories_are_mounted_as_declared(stack, check, stored):
+    expected = (
+        "outputs and users' files writable, weights, secrets and configuration read-only, nothing else of the host; "
+    )
+    expected += "each the very directory that the host has"
+    check.free_of(expected, storage_state.mounts(stored, stack.settings))

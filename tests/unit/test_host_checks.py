@@ -1,0 +1,706 @@
+"""Tables: what the host, its containers, weights and storage tell, and what is found wrong with that."""
+
+import copy
+import json
+
+import pytest
+
+from atelier.checks import container_state, host_state, storage_state, weights_state
+from atelier.settings import Settings
+
+SETTINGS = Settings(profile="cpu", minimum_memory_gb=16)
+NOW = 1_800_000_000.0
+DAY = 86400
+
+
+def problems(findings) -> str:
+    assert all(finding.remedy for finding in findings)
+    return "; ".join(finding.problem for finding in findings)
+
+
+HOST = f"""
+::host::clock
+{NOW:.0f}
+::host::system
+PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"
+ID=debian
+VERSION_CODENAME=bookworm
+ARCHITECTURE=amd64
+KERNEL=6.1.0-28-amd64
+::host::container
+none
+::host::modules
+6.1.0-28-amd64
+::host::kernels
+6.1.0-28-amd64
+6.1.0-9-amd64
+::host::reboot
+::host::memory
+MemTotal:       32000000 kB
+MemAvailable:   20000000 kB
+::host::docker
+{{"ServerVersion": "28.1", "Driver": "overlay2", "LiveRestoreEnabled": true, "CDISpecDirs": ["/etc/cdi"]}}
+::host::docker-unit
+enabled
+660 root
+::host::disk
+Mounted on Avail Inodes IFree
+/ 100000000000 1000000 900000
+/ 100000000000 1000000 900000
+/srv 900000000000 0 0
+::host::time
+inactive active inactive inactive inactive inactive
+NTPSynchronized=yes
+::host::upgrades
+APT::Periodic::Update-Package-Lists "1";
+APT::Periodic::Unattended-Upgrade "1";
+Unattended-Upgrade::Origins-Pattern "";
+Unattended-Upgrade::Origins-Pattern:: "origin=Debian,codename=${{distro_codename}},label=Debian";
+Unattended-Upgrade::Origins-Pattern:: "origin=Debian,codename=${{distro_codename}}-security,label=Debian-Security";
+Unattended-Upgrade::Automatic-Reboot "false";
+::host::timers
+apt-daily.timer enabled active
+apt-daily-upgrade.timer enabled active
+::host::unattended
+installed
+::host::audit
+"""
+
+
+def host(*changes: tuple[str, str]):
+    text = HOST
+    for before, after in changes:
+        assert before in text, before
+        text = text.replace(before, after)
+    return host_state.parse(text)
+
+
+def whole(told) -> dict[str, str]:
+    """Every judgement: what is red."""
+    return {
+        "system": problems(host_state.system(told)),
+        "disk": problems(host_state.disk(told)[0]),
+        "memory": problems(host_state.memory(told, SETTINGS)),
+        "time": problems(host_state.time(told, NOW - 0.3, NOW + 0.3)[0]),
+        "reboot": problems(host_state.reboot(told, NOW)[0]),
+        "upgrades": problems(host_state.upgrades(told)),
+        "docker": problems(host_state.docker(told)),
+    }
+
+
+def test_nothing_is_wrong_with_a_good_host():
+    assert set(whole(host()).values()) == {""}
+    assert host_state.disk(host())[1] == host_state.time(host(), NOW, NOW)[1] == host_state.reboot(host(), NOW)[1] == []
+
+
+CONTAINER = ("::host::container\nnone", "::host::container\nsystemd-nspawn")
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "seen"),
+    [
+        ("system", [("ID=debian", "ID=fedora")], "Debian GNU/Linux 12 (bookworm) is not supported"),
+        ("system", [("=bookworm", "=bullseye")], "not supported"),
+        ("system", [("=amd64", "=arm64")], "architecture arm64"),
+        ("system", [("6.1.0-28-amd64", "5.10.0-8-amd64")], "kernel 5.10.0-8-amd64 is older than 5.15"),
+        ("system", [CONTAINER, ("KERNEL=6.1.0-28-amd64", "KERNEL=")], "kernel  is older"),
+        ("disk", [("/srv 900000000000", "/srv 900000000")], "/srv has 0.8 GB free"),
+        (
+            "disk",
+            [("/ 100000000000 1000000 900000", "/ 100000000000 1000000 9000")],
+            "/ has 9000 of 1000000 inodes free",
+        ),
+        ("memory", [("32000000 kB", "8000000 kB")], "7.6 GB of memory, 16 GB are wanted"),
+        ("memory", [("20000000 kB", "200000 kB")], "195 MB of 31 GB of memory are free"),
+        ("memory", [("MemTotal:       32000000 kB", "")], "0.0 GB of memory"),
+        ("time", [("inactive active inactive", "inactive inactive inactive")], "no time service runs"),
+        ("time", [("NTPSynchronized=yes", "NTPSynchronized=no")], "chrony runs, but the clock is not in sync"),
+        ("time", [("NTPSynchronized=yes", "time-out: no answer within 20 s")], "not in sync"),
+        ("time", [CONTAINER, (f"{NOW:.0f}", f"{NOW - 3600:.0f}")], "3599 s behind this computer's"),
+        ("time", [CONTAINER, (f"{NOW:.0f}", f"{NOW + 3600:.0f}")], "3600 s ahead of this computer's"),
+        (
+            "reboot",
+            [("::host::reboot", f"::host::reboot\n{NOW - 8 * DAY:.0f}\nlibc6")],
+            "libc6 asked for a restart 8 days",
+        ),
+        (
+            "reboot",
+            [("modules\n6.1.0-28", "modules\n6.1.0-29")],
+            "modules of the running kernel 6.1.0-28-amd64 are gone",
+        ),
+        ("upgrades", [("::unattended\ninstalled", "::unattended\ndpkg-query: no packages")], "is not installed"),
+        (
+            "upgrades",
+            [('Unattended-Upgrade "1"', 'Unattended-Upgrade "0"')],
+            'APT::Periodic::Unattended-Upgrade is "0"',
+        ),
+        ("upgrades", [('Package-Lists "1"', 'Package-Lists "0"')], "Update-Package-Lists"),
+        (
+            "upgrades",
+            [("::timers", '::upgrades\nAPT::Periodic::Enable "0";\n::host::timers')],
+            "nothing runs by itself",
+        ),
+        ("upgrades", [('Automatic-Reboot "false"', 'Automatic-Reboot "true"')], "may restart the host"),
+        ("upgrades", [("-security,label=Debian-Security", "-updates,label=Debian")], "no security archive"),
+        (
+            "upgrades",
+            [("apt-daily.timer enabled active", "apt-daily.timer masked inactive")],
+            "apt-daily.timer is masked",
+        ),
+        (
+            "upgrades",
+            [("::audit\n", "::audit\nThe following packages are only half configured\n curl  a tool\n")],
+            "curl is half",
+        ),
+        ("docker", [('"LiveRestoreEnabled": true', '"LiveRestoreEnabled": false')], "live-restore is off"),
+        ("docker", [('["/etc/cdi"]', "[]")], "CDI is off"),
+        ("docker", [("overlay2", "vfs")], "storage driver vfs"),
+        ("docker", [("docker-unit\nenabled", "docker-unit\ndisabled")], "docker.service is disabled"),
+        ("docker", [("660 root", "666 root")], "socket has mode 666"),
+        ("docker", [("660 root", "660 nobody")], "owner nobody"),
+        (
+            "docker",
+            [("660 root", '660 root\nLISTEN 0 4096 0.0.0.0:2375 *:* users:(("dockerd"))')],
+            "listens on 0.0.0.0:2375",
+        ),
+        (
+            "docker",
+            [('{"ServerVersion": "28.1"', '{"ServerErrors": ["Cannot connect"], "x": "y"')],
+            "does not answer: Cannot",
+        ),
+        ("docker", [('{"ServerVersion": "28.1"', "time-out: no answer within 20 s")], "does not answer: time-out"),
+    ],
+)
+def test_what_is_wrong_with_a_host(group, changes, seen):
+    found = whole(host(*changes))
+    assert seen in found.pop(group)
+    assert not any(found.values())
+
+
+def test_a_container_is_asked_for_no_time_service_and_no_kernel_of_its_own():
+    told = host(CONTAINER, ("inactive active inactive", "inactive inactive inactive"), ("=yes", "=no"), ("-28", "-77"))
+    assert not whole(told)["time"] and not whole(told)["reboot"]
+    assert "outer machine's" in host_state.time_text(told) and "outer machine's" in host_state.system_text(told)
+    assert "chrony" in host_state.time_text(host()) and "outer" not in host_state.system_text(host())
+
+
+def test_what_only_warns_of_a_host():
+    assert "/srv has 2.8 GB" in problems(host_state.disk(host(("/srv 900000000000", "/srv 3000000000")))[1])
+    asked = host(("::host::reboot", f"::host::reboot\n{NOW - 2 * DAY:.0f}\nlibc6\nlibc6"))
+    assert problems(host_state.reboot(asked, NOW)[1]) == "libc6 asked for a restart 2 days ago"
+    newer = host(("6.1.0-9-amd64", "6.1.0-31-amd64\n6.9.0-1-rt-amd64\n6.9.0-1-cloud-amd64"))
+    assert problems(host_state.reboot(newer, NOW)[1]) == "kernel 6.1.0-31-amd64 is installed, 6.1.0-28-amd64 runs"
+    # In sync by its own servers, so this computer's clock is the one that is off.
+    assert "300 s behind" in problems(host_state.time(host(), NOW + 300.9, NOW + 302)[1])
+
+
+@pytest.mark.parametrize(
+    ("running", "installed", "newest"),
+    [
+        ("6.8.0-45-generic", ["6.8.0-9-generic", "6.8.0-45-generic"], "6.8.0-45-generic"),
+        ("6.8.0-9-generic", ["6.8.0-9-generic", "6.8.0-45-generic", "6.11.0-1-oem"], "6.8.0-45-generic"),
+        ("6.1.0-28-cloud-amd64", ["6.1.0-28-cloud-amd64", "6.1.0-30-amd64"], "6.1.0-28-cloud-amd64"),
+        ("6.12.9+bpo-amd64", ["6.12.9+bpo-amd64", "6.12.22+bpo-amd64"], "6.12.22+bpo-amd64"),
+        ("6.6.1-custom", ["6.1.0-30-amd64"], "6.6.1-custom"),
+        ("6.6.1", ["6.6.1", "6.6.2"], "6.6.1"),
+    ],
+)
+def test_the_newest_kernel_of_a_flavour(running, installed, newest):
+    assert host_state.newest_kernel(running, installed) == newest
+
+
+UID = 10001
+HEALTH = {"Test": ["CMD", "python", "/health.py"], "Interval": 1}
+NAMES = ["comfyui-qwen", "forge-turbo", "gateway"]
+OPEN = {"Max core file size": "0                    0                    bytes", "Max open files": "16384 16384 files"}
+PROCESS = {
+    "Uid": "10001\t10001\t10001\t10001",
+    "Gid": "10001\t10001\t10001\t10001",
+    "Groups": "10001 ",
+    **dict.fromkeys(("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"), "0000000000000000"),
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+}
+
+
+def inspect(name: str = "comfyui-qwen") -> dict:
+    published = {f"{port}/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(port)}] for port in (7860, 8188)}
+    given = published if name == "gateway" else {}
+    networks = ["atelier-comfyui-qwen", "atelier-forge-turbo", "atelier-gateway"]
+    return {
+        "Name": f"/{name}",
+        "Image": "sha256:" + "a" * 64,
+        "RestartCount": 0,
+        "State": {"Status": "running", "Health": {"Status": "healthy", "Log": [{"Output": "fine"}]}},
+        "Config": {"User": "10001:10001", "Healthcheck": HEALTH, "Labels": {"atelier.config": "c"}},
+        "HostConfig": {
+            "RestartPolicy": {"Name": "unless-stopped"},
+            "Privileged": False,
+            "ReadonlyRootfs": True,
+            "CapAdd": None,
+            "CapDrop": ["ALL"],
+            "NetworkMode": "atelier-comfyui-qwen",
+            "PidMode": "",
+            "IpcMode": "private",
+            "UTSMode": "",
+            "SecurityOpt": ["no-new-privileges:true"],
+            "Devices": None,
+            "Init": True,
+            "Memory": 0,
+            "NanoCpus": 0,
+            "ShmSize": 2 << 30,
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
+            "PortBindings": given,
+        },
+        "Mounts": [{"Type": "bind", "Source": "/srv/atelier/models", "Destination": "/models", "RW": False}],
+        "NetworkSettings": {"Ports": given, "Networks": {n: {} for n in networks if name in ("gateway", n[8:])}},
+    }
+
+
+def container(name: str = "comfyui-qwen", **changed) -> container_state.Told:
+    """A good one; `HostConfig__Privileged=True` is a change below that key."""
+    tree = inspect(name)
+    for path, value in changed.items():
+        *above, last = path.split("__")
+        place = tree
+        for key in above:
+            place = place[key]
+        place[last] = value
+    return container_state.Told(name, tree, HEALTH, PROCESS, OPEN, "ro,relatime")
+
+
+def judged(told: container_state.Told, settings=SETTINGS, controllers=frozenset()) -> dict[str, str]:
+    return {
+        "running": problems(container_state.running(told)),
+        "images": problems(container_state.deployed(told, {"id": "sha256:" + "a" * 64, "tag": "t"}, "c")),
+        "hardened": problems(container_state.confinement(told, UID)),
+        "limits": problems(container_state.limits(told, settings, controllers)),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_wrong_with_a_good_container(name):
+    assert set(judged(container(name)).values()) == {""} and not container_state.restarted(container(name))
+
+
+@pytest.mark.parametrize(
+    ("group", "changed", "seen"),
+    [
+        (
+            "running",
+            {"State": {"Status": "exited", "ExitCode": 137, "OOMKilled": True}},
+            "exited (exit status 137, killed",
+        ),
+        (
+            "running",
+            {"State__Health": {"Status": "unhealthy", "Log": [{"Output": "stranger 200"}]}},
+            "unhealthy: stranger 200",
+        ),
+        ("running", {"State__Health": {"Status": "starting"}}, "starting: no answer yet"),
+        (
+            "running",
+            {"Config__Healthcheck": None},
+            "another health check than its image: none for CMD python /health.py",
+        ),
+        ("running", {"Config__Healthcheck": {"Test": ["CMD", "true"]}}, "CMD true for CMD python"),
+        ("running", {"HostConfig__RestartPolicy": {"Name": "no"}}, "restart policy no"),
+        ("running", {"HostConfig__RestartPolicy": {"Name": ""}}, "restart policy no"),
+        ("images", {"Image": "sha256:" + "b" * 64}, "runs image bbbbbbbbbbbb, deployed was aaaaaaaaaaaa (t)"),
+        ("images", {"Config__Labels": {}}, "was started with configuration None, deployed was c"),
+        ("hardened", {"Config__User": ""}, "runs as user root"),
+        ("hardened", {"HostConfig__Privileged": True}, "is privileged"),
+        ("hardened", {"HostConfig__ReadonlyRootfs": False}, "has a writable root file system"),
+        ("hardened", {"HostConfig__CapAdd": ["NET_ADMIN"]}, "was given capabilities: NET_ADMIN"),
+        ("hardened", {"HostConfig__CapDrop": None}, "keeps Docker's usual capabilities"),
+        ("hardened", {"HostConfig__PidMode": "host"}, "shares PidMode with the host"),
+        ("hardened", {"HostConfig__NetworkMode": "container:abc"}, "shares NetworkMode"),
+        ("hardened", {"HostConfig__SecurityOpt": ["seccomp=unconfined"]}, "security options seccomp=unconfined"),
+        ("hardened", {"HostConfig__Devices": [{"PathOnHost": "/dev/sda"}]}, "has devices of the host: /dev/sda"),
+        ("hardened", {"HostConfig__Init": None}, "has no init"),
+        ("hardened", {"Mounts": [{"Source": "/run/docker.sock"}]}, "holds /run/docker.sock"),
+        (
+            "limits",
+            {"HostConfig__LogConfig": {"Type": "json-file", "Config": {}}},
+            "log rotation is none, not max-file=3 max-size",
+        ),
+        ("limits", {"HostConfig__LogConfig": {"Type": "none", "Config": {}}}, "log driver is none"),
+        ("limits", {"HostConfig__ShmSize": 64 << 20}, "size of /dev/shm is 67108864, not 2147483648"),
+        ("limits", {"HostConfig__Memory": 1}, "memory limit is 1, not 0"),
+        ("limits", {"HostConfig__NanoCpus": 5}, "CPU limit is 5, not 0"),
+    ],
+)
+def test_what_is_wrong_with_a_container(group, changed, seen):
+    found = judged(container(**changed))
+    assert seen in found.pop(group)
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "seen"),
+    [
+        ({"Uid": "0\t10001\t10001\t10001"}, "runs as user 10001:10001 (0 10001"),
+        ({"Groups": "10001 998"}, "is in further groups: 10001 998"),
+        ({"CapBnd": "00000000a80425fb"}, "CapBnd 00000000a80425fb"),
+        ({"NoNewPrivs": "0"}, "no-new-privileges is off"),
+        ({"Seccomp": "0"}, "no filter of system calls"),
+    ],
+)
+def test_what_the_kernel_says_of_a_container(changed, seen):
+    told = container_state.Told("x", inspect(), HEALTH, PROCESS | changed, OPEN, "ro")
+    assert seen in problems(container_state.confinement(told, UID))
+
+
+def test_a_root_that_is_writable_by_the_kernels_word():
+    told = container_state.Told("x", inspect(), HEALTH, PROCESS, OPEN, "rw,relatime")
+    assert "writable root" in problems(container_state.confinement(told, UID))
+
+
+def test_limits_are_asked_for_where_the_host_has_the_controllers():
+    settings = SETTINGS.model_validate(
+        {"profile": "cpu", "services": {"comfyui": {"memory_limit": "48g", "cpu_limit": 8}}}
+    )
+    both, good = frozenset({"memory", "cpu"}), {"HostConfig__Memory": 48 << 30, "HostConfig__NanoCpus": 8 * 10**9}
+    assert problems(container_state.limits(container(), settings, frozenset())) == ""
+    found = problems(container_state.limits(container(), settings, both))
+    assert "memory limit is 0, not 51539607552" in found and "CPU limit is 0, not 8000000000" in found
+    told = container(**good)
+    in_force = container_state.Told(told.name, told.inspect, HEALTH, PROCESS, OPEN, "ro", str(48 << 30))
+    assert problems(container_state.limits(in_force, settings, both)) == ""
+    unlimited = container_state.Told(told.name, told.inspect, HEALTH, PROCESS, OPEN, "ro", "max")
+    assert problems(container_state.limits(unlimited, settings, both)) == (
+        "comfyui-qwen: memory limit of the kernel is max, not 51539607552"
+    )
+    dumping = container_state.Told(
+        "gateway", inspect("gateway"), HEALTH, PROCESS, {"Max open files": "1024 1024"}, "ro"
+    )
+    found = problems(container_state.limits(dumping, settings, both))
+    assert "open files is 1024, not at least 16384" in found and "core dumps is , not 0 0" in found
+
+
+def test_the_containers_script_is_read_back():
+    output = """
+::container::inspect a
+{"Name": "/a"}
+::container::healthcheck a
+{"Test": ["CMD"]}
+::container::process a
+Name:\ttini
+Uid:\t10001\t10001\t10001\t10001
+::container::limits a
+Limit                     Soft Limit           Hard Limit           Units
+Max core file size        0                    0                    bytes
+::container::root a
+ro,relatime
+::container::memory_max a
+max
+::container::inspect b
+{"Name": "/b"}
+::container::healthcheck b
+null
+"""
+    told = container_state.parse(output)
+    assert told["a"].process["Uid"] == "10001\t10001\t10001\t10001" and told["a"].root == "ro,relatime"
+    assert told["a"].limits["Max core file size"].split()[:2] == ["0", "0"] and told["a"].memory_max == "max"
+    assert told["b"].healthcheck is None and not told["b"].process
+    assert problems(container_state.missing(told, ["a", "b", "c"])) == "there is no container c"
+    assert "no process" in problems(container_state.confinement(told["b"], UID))
+
+
+def test_a_container_that_docker_had_to_start_again():
+    assert "was started again 3 times" in problems(container_state.restarted(container(RestartCount=3)))
+
+
+def test_doors():
+    containers = [inspect(name) for name in NAMES]
+    assert container_state.doors(containers, SETTINGS) == []
+    wide, extra, lost, beside, stranger = (copy.deepcopy(containers) for _ in range(5))
+    for table in (wide[2]["HostConfig"]["PortBindings"], wide[2]["NetworkSettings"]["Ports"]):
+        table["8188/tcp"] = [{"HostIp": "0.0.0.0", "HostPort": "8188"}]
+    found = problems(container_state.doors(wide, SETTINGS))
+    assert "gateway publishes 0.0.0.0:8188, which" in found and "gateway does not publish 127.0.0.1:8188" in found
+    extra[2]["NetworkSettings"]["Ports"]["9/tcp"] = [{"HostIp": "", "HostPort": "9999"}]
+    assert "gateway publishes 0.0.0.0:9999" in problems(container_state.doors(extra, SETTINGS))
+    del lost[2]
+    assert "gateway does not run" in problems(container_state.doors(lost, SETTINGS))
+    # On an internal network Docker publishes nothing, until the network is not internal any more.
+    beside[0]["HostConfig"]["PortBindings"] = {"8188/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18188"}]}
+    assert "comfyui-qwen publishes 127.0.0.1:18188: a door" in problems(container_state.doors(beside, SETTINGS))
+    stranger.append(inspect("gateway") | {"Name": "/intruder"})
+    assert "container intruder stands in for the gateway at" in problems(container_state.doors(stranger, SETTINGS))
+    other = inspect("x") | {"Name": "/monitoring"}
+    other["HostConfig"]["PortBindings"] = {"9/tcp": [{"HostIp": "0.0.0.0", "HostPort": "9100"}]}
+    assert container_state.doors([*containers, other], SETTINGS) == []
+
+
+def network(*members: str, internal: bool = True, **options: str) -> dict:
+    options = {"com.docker.network.bridge.inhibit_ipv4": "true", **options}
+    return {"Internal": internal, "Options": options, "Containers": {name: {"Name": name} for name in members}}
+
+
+def test_networks():
+    told = {name: container(name) for name in NAMES}
+    good = {
+        "atelier-comfyui-qwen": network("comfyui-qwen", "gateway"),
+        "atelier-forge-turbo": network("forge-turbo", "gateway"),
+    }
+    assert container_state.networks(good, told, SETTINGS) == []
+    cases = {
+        "there is no network atelier-comfyui-qwen": {**good, "atelier-comfyui-qwen": None},
+        "is not internal: comfyui-qwen has a way out": {
+            **good,
+            "atelier-comfyui-qwen": network("comfyui-qwen", "gateway", internal=False),
+        },
+        "has an address of the host": {**good, "atelier-forge-turbo": network("gateway") | {"Options": None}},
+        "intruder is on atelier-forge-turbo": {**good, "atelier-forge-turbo": network("forge-turbo", "intruder")},
+    }
+    for seen, found in cases.items():
+        there = {name: each for name, each in found.items() if each}
+        assert seen in problems(container_state.networks(there, told, SETTINGS))
+    both = {"atelier-comfyui-qwen": {}, "bridge": {}}
+    wrong = {**told, "comfyui-qwen": container(NetworkSettings__Networks=both)}
+    assert problems(container_state.networks(good, wrong, SETTINGS)) == (
+        "comfyui-qwen is on bridge, a network that it must not reach"
+    )
+    lost = {**told, "comfyui-qwen": container(NetworkSettings__Networks={})}
+    assert "comfyui-qwen is not on atelier-comfyui-qwen" in problems(container_state.networks(good, lost, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("answered", "reached", "seen"),
+    [
+        ({"g:1", "NAMES"}, False, ""),
+        ({"NAMES"}, False, "the probe in app does not reach g:1, so"),
+        ({"g:1"}, False, "does not reach NAMES"),
+        (set(), True, "proves nothing"),
+        ({"g:1", "NAMES", "DNS"}, False, "app resolves names of the internet"),
+        ({"g:1", "NAMES", "1.1.1.1:443"}, False, "app reaches 1.1.1.1:443"),
+        ({"g:1", "NAMES"}, True, "the host reaches app beside the gateway"),
+    ],
+)
+def test_ways_out_and_in(answered, reached, seen):
+    found = problems(container_state.ways("app", "g:1", frozenset(answered), reached))
+    assert seen in found and bool(found) == bool(seen)
+
+
+@pytest.mark.parametrize(
+    ("output", "seen"),
+    [
+        ("::container::120 a\n::container::7 b\n", ""),
+        (
+            "::container::120 a\n(IMPORT FAILED): node\nmissing: [x]\n::container::7 b\n",
+            "a: (IMPORT FAILED): node | missing: [x]",
+        ),
+        ("::container::0 a\n::container::7 b\n", "the log of a is empty since its start"),
+        ("::container::unreadable a\n::container::7 b\n", "the log of a cannot be read"),
+        ("::container::120 a\n", "the log of b cannot be read"),
+        ("", "the log of a cannot be read"),
+    ],
+)
+def test_logs(output, seen):
+    found = problems(container_state.notable(output, ["a", "b"]))
+    assert seen in found and bool(found) == bool(seen)
+
+
+WANTED = [
+    weights_state.Wanted("vae/v.safetensors", 100, "a" * 64),
+    weights_state.Wanted("checkpoints/c.safetensors", 7, "b" * 64),
+]
+RECORDS = {
+    "a" * 64: '{"bytes": 100, "mtime_ns": 1700000000123456789, "inode": 11, "sha256": "' + "a" * 64 + '"}',
+    "b" * 64: '{"bytes": 7, "mtime_ns": 1700000000000000000, "inode": 12, "sha256": "' + "b" * 64 + '"}',
+}
+WEIGHTS = (
+    """
+::weights::files
+100|1700000000.123456789|11|444|root:root|regular file|vae/v.safetensors
+7|1700000000.000000000|12|444|root:root|regular file|checkpoints/c.safetensors
+::weights::records
+"""
+    + "".join(f"{sha256}.json {record}\n" for sha256, record in RECORDS.items())
+    + """::weights::unit
+inactive
+::weights::incoming
+::weights::aside
+::weights::untold
+::weights::in app
+100|1700000000.123456789|11|444|root:root|regular file|vae/v.safetensors
+7|1700000000.000000000|12|444|root:root|regular file|checkpoints/c.safetensors
+123 45 8:1 /srv/atelier/models /models ro,relatime - ext4 /dev/sda1 rw
+"""
+)
+
+
+def weights(*changes: tuple[str, str, int]):
+    text = WEIGHTS
+    for before, after, count in changes:
+        assert before in text, before
+        text = text.replace(before, after, count)
+    return weights_state.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ([], ""),
+        (
+            [("100|1700000000.123456789|11|444|root:root|regular file|vae/v.safetensors\n", "", 1)],
+            "vae/v.safetensors is missing",
+        ),
+        ([("100|1700000000.1", "99|1700000000.1", 1)], "vae/v.safetensors has 99 bytes, not 100"),
+        ([("|11|", "|99|", 1)], "vae/v.safetensors: its inode (another file) changed since"),
+        ([("0.123456789|11", "0.123456780|11", 1)], "vae/v.safetensors: its time changed since"),
+        ([("regular file|vae", "symbolic link|vae", 1)], "is a symbolic link, not a file"),
+        ([("444|root:root|regular file|vae", "644|root:root|regular file|vae", 1)], "has mode 644 and owner root:root"),
+        ([("444|root:root|regular file|vae", "444|atelier:atelier|regular file|vae", 1)], "owner atelier:atelier"),
+        ([(f"{'a' * 64}.json", f"{'c' * 64}.json", 1)], "nobody has hashed it"),
+        ([('{"bytes": 100,', "{", 1)], "the record of its hashing is damaged"),
+        ([(f'"sha256": "{"a" * 64}"', '"sha256": "x"', 1)], "the hash changed since"),
+        ([("unit\ninactive", "unit\nfailed", 1)], "atelier-weights.service has failed"),
+    ],
+)
+def test_weights_in_place(changes, seen):
+    found = problems(weights_state.in_place(WANTED, weights(*changes)))
+    assert seen in found and bool(found) == bool(seen)
+
+
+def test_no_weights_are_not_all_weights():
+    assert "ask for no weights" in problems(weights_state.in_place([], weights()))
+
+
+def test_what_a_transfer_left():
+    assert weights_state.left_over(weights()) == []
+    parts = ("incoming\n", "incoming\nx.part\n", 1)
+    assert "1 parts lie in .incoming" in problems(weights_state.left_over(weights(parts)))
+    assert weights_state.left_over(weights(parts, ("unit\ninactive", "unit\nactive", 1))) == []
+    aside = weights(("aside\n", "aside\nvae/v.wrong-1\n", 1))
+    assert problems(weights_state.left_over(aside)) == "set aside: vae/v.wrong-1"
+    assert "not told" in problems(weights_state.left_over(weights(("untold\n", "untold\nweights-changed\n", 1))))
+
+
+INSIDE = "::weights::in app\n100|1700000000.123456789|11|444"
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ([], ""),
+        ([("/models ro,", "/models rw,", 1)], "app can write to /models"),
+        ([("/models /models ro,", "/models /elsewhere ro,", 1)], "app has no store at /models"),
+        (
+            [(INSIDE, INSIDE.replace("|11|", "|21|"), 1)],
+            "app sees another vae/v.safetensors than the host: inode 21, not 11",
+        ),
+        (
+            [(f"{INSIDE}|root:root|regular file|vae/v.safetensors\n", "::weights::in app\n", 1)],
+            "app does not see vae/v",
+        ),
+        ([("in app", "in other", 1)], "app has no store"),
+    ],
+)
+def test_weights_as_an_application_sees_them(changes, seen):
+    found = problems(weights_state.seen(WANTED, weights(*changes), "app"))
+    assert seen in found and bool(found) == bool(seen)
+
+
+def test_weights_by_every_byte():
+    good = "vae/v.safetensors: good\ncheckpoints/c.safetensors: good\n2 of 2 files are good, by every byte"
+    assert weights_state.by_every_byte(WANTED, good) == []
+    found = problems(weights_state.by_every_byte(WANTED, "vae/v.safetensors: wrong: sha256 0, expected a\n"))
+    assert found == "vae/v.safetensors: wrong: sha256 0, expected a; checkpoints/c.safetensors: not looked at"
+
+
+def stored(settings=SETTINGS) -> storage_state.Told:
+    """As the script tells it of a good host."""
+    places, mounts, inside, writable = {}, {}, {}, {}
+    for container, wanted in storage_state.declared(settings).items():
+        for number, (path, may_write) in enumerate(wanted.items()):
+            identity = f"8:{abs(hash(path))}"
+            mode = "700" if "/users/" in path else "755"
+            places[path] = storage_state.Place(identity, "10001:10001", mode)
+            mounts.setdefault(container, []).append(
+                {"Type": "bind", "Source": path, "Destination": f"/m{number}", "RW": may_write}
+            )
+            inside.setdefault(container, {})[f"/m{number}"] = storage_state.Place(identity)
+            if may_write:
+                writable[container] = writable.get(container, frozenset()) | {f"/m{number}"}
+    return storage_state.Told(places, mounts, inside, writable)
+
+
+def test_nothing_is_wrong_with_good_storage():
+    for settings in (SETTINGS, Settings(tls={"mode": "acme", "domain": "a.example"}, bind_address="0.0.0.0")):
+        assert (
+            storage_state.outputs(stored(settings), settings) == storage_state.mounts(stored(settings), settings) == []
+        )
+
+
+OUTPUTS, USERS = "/srv/atelier/outputs/comfyui", "/srv/atelier/users/comfyui"
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "seen"),
+    [
+        (OUTPUTS, None, f"{OUTPUTS} is missing"),
+        (OUTPUTS, storage_state.Place("1", "10001:10001", "777", "symbolic link"), "is a symbolic link"),
+        (OUTPUTS, storage_state.Place("1", "0:0", "755"), f"{OUTPUTS} belongs to 0:0, not to 10001:10001"),
+        (OUTPUTS, storage_state.Place("1", "10001:10001", "777"), "has mode 777: others can change"),
+        (USERS, storage_state.Place("1", "10001:10001", "755"), "has mode 755: others can read"),
+    ],
+)
+def test_directories_of_users(path, place, seen):
+    told = stored()
+    del told.places[path]
+    if place:
+        told.places[path] = place
+    assert seen in problems(storage_state.outputs(told, SETTINGS))
+
+
+def test_outputs_that_cannot_be_written_or_belong_to_others():
+    told = stored()
+    told.writable["comfyui-qwen"] = frozenset()
+    assert problems(storage_state.outputs(told, SETTINGS)) == "comfyui-qwen cannot write to its outputs (/m0)"
+    strange = storage_state.Told(**{**vars(stored()), "strangers": (f"{OUTPUTS}/x.png",)})
+    assert "x.png does not belong to the service user" in problems(storage_state.outputs(strange, SETTINGS))
+
+
+def test_mounts_that_are_not_as_declared():
+    def changed(**what) -> str:
+        told = stored()
+        told.mounts["comfyui-qwen"][0] |= what
+        return problems(storage_state.mounts(told, SETTINGS))
+
+    assert changed(RW=False) == f"comfyui-qwen cannot write to {OUTPUTS}"
+    assert "comfyui-qwen does not have" in changed(Source="/etc") and "has /etc as /m0" in changed(Source="/etc")
+    assert "has volume as /m0" in changed(Type="volume", Source="")
+    told = stored()
+    told.mounts["comfyui-qwen"][2]["RW"] = True
+    assert problems(storage_state.mounts(told, SETTINGS)) == "comfyui-qwen can write to /srv/atelier/models"
+    told = stored()
+    told.places[OUTPUTS] = storage_state.Place("8:other")
+    assert f"{OUTPUTS} is another directory than the one that comfyui-qwen has" in problems(
+        storage_state.mounts(told, SETTINGS)
+    )
+    del told.places[OUTPUTS]
+    assert f"{OUTPUTS} is missing on the host" in problems(storage_state.mounts(told, SETTINGS))
+    told = stored()
+    told.inside["comfyui-qwen"] = {}
+    assert "comfyui-qwen does not show /m0" in problems(storage_state.mounts(told, SETTINGS))
+
+
+def test_the_storage_script_is_read_back():
+    output = f"""
+::storage::places
+2049:7|10001:10001|755|directory|{OUTPUTS}
+::storage::strangers
+{OUTPUTS}/a b.png
+::storage::mounts a
+{json.dumps([{"Type": "bind", "Source": OUTPUTS, "Destination": "/outputs", "RW": True}])}
+::storage::inside a
+2049:7|/outputs
+writable|/outputs
+::storage::mounts b
+::storage::inside b
+"""
+    told = storage_state.parse(output)
+    assert told.places[OUTPUTS] == storage_state.Place("2049:7", "10001:10001", "755", "directory")
+    assert told.inside["a"] == {"/outputs": storage_state.Place("2049:7")} and told.writable["a"] == {"/outputs"}
+    assert told.mounts["b"] == [] and told.strangers == (f"{OUTPUTS}/a b.png",)
