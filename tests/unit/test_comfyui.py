@@ -13,6 +13,7 @@ import pytest
 from loopback import at_work
 
 from atelier import comfyui, workflows
+from atelier.checks import CATALOGUE, existing
 from atelier.comfyui import (
     ComfyUI,
     ComfyUIError,
@@ -23,6 +24,7 @@ from atelier.comfyui import (
     read_history,
 )
 from atelier.errors import AtelierError
+from atelier.settings import Settings
 
 SUCCESS = {
     "status": {"status_str": "success", "completed": True, "messages": [["execution_cached", {"nodes": ["1"]}]]},
@@ -319,3 +321,124 @@ def test_upload_returns_the_name_for_a_node(fake, client):
     fake.answers["POST", "/upload/image"] = (200, {"name": "x (1).png", "subfolder": "s", "type": "input"})
     assert client.upload_image("x.png", b"data") == "s/x (1).png"
     assert b'filename="x.png"' in fake.seen[-1][2]
+
+
+LOG = """\
+2026-11-22T09:59:58.5Z [INFO] model weight dtype torch.float16, manual cast: None
+2026-11-22T09:59:59.999999999Z [INFO] Prompt executed in 3.10 seconds
+2026-11-22T10:00:00.25Z \x1b[32m[INFO]\x1b[0m model weight dtype torch.float8_e4m3fn, manual cast: torch.bfloat16
+2026-11-22T10:00:00.3Z [WARNING] unet missing: ['transformer_blocks.1.attn.to_v.weight']
+2026-11-22T10:00:02Z [INFO] Prompt executed in 2.00 seconds
+2026-11-22T10:00:03.1Z [INFO] model weight dtype torch.bfloat16, manual cast: None
+2026-11-22T10:00:04.1Z [INFO] Prompt executed in 1.00 seconds
+"""
+NOON = 1795341600.0
+"""2026-11-22T10:00:00Z."""
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "types", "missing"),
+    [
+        (NOON, NOON + 1.9, ["torch.float8_e4m3fn"], ["unet missing: ['transformer_blocks.1.attn.to_v.weight']"]),
+        (NOON - 2, NOON - 0.1, ["torch.float16"], []),
+        (NOON + 3, NOON + 4, ["torch.bfloat16"], []),
+        (NOON + 3.5, NOON + 4, [], []),
+        (NOON + 2, NOON + 9, None, None),
+    ],
+)
+def test_the_log_of_one_generation(began, ended, types, missing):
+    lines = comfyui.log_of(LOG, comfyui.Generation("id", [], [], began, ended))
+    if types is None:
+        assert lines is None, "its last line is not there yet"
+    else:
+        assert (comfyui.weight_types(lines), comfyui.missing_tensors(lines)) == (types, missing)
+        assert not any("\x1b" in line for line in lines)
+
+
+def test_the_log_of_a_generation_is_not_cut_off_by_a_late_line_of_the_one_before():
+    late = LOG.replace("09:59:59.999999999Z", "10:00:00.1Z")
+    lines = comfyui.log_of(late, comfyui.Generation("id", [], [], NOON, NOON + 1.9))
+    assert comfyui.weight_types(lines) == ["torch.float8_e4m3fn"]
+
+
+def test_lines_that_are_no_log_lines_are_left_out():
+    assert (
+        comfyui.log_of("\nError: no such container\n2026-11-22 Prompt executed in\n", comfyui.Generation("i", [], []))
+        is None
+    )
+
+
+def test_a_generation_tells_when_it_was_at_work():
+    entry = status(
+        ["execution_start", {"timestamp": 1795341600250}],
+        ["execution_success", {"timestamp": 1795341602250}],
+        status_str="success",
+        completed=True,
+    )
+    made = read_history("id", {**entry, "outputs": SUCCESS["outputs"]})
+    assert (made.began, made.seconds) == (NOON + 0.25, 2.0)
+
+
+def test_a_mark_keeps_nodes_out_of_the_cache_and_the_rest_as_it_is():
+    original = workflows.load("qwen-edit-2509")
+    marked = comfyui.never_cached(original, ("KSampler", "UNETLoader"), "x")
+    assert [number for number, node in marked.items() if node["inputs"].pop("atelier", "") == "x"] == ["1", "11"]
+    assert marked == original
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda graph: graph["11"]["inputs"].update(atelier="x"), None),
+        (lambda graph: graph["11"]["inputs"].update(cfg=2.50), None),
+        (lambda graph: graph["11"]["inputs"].update(seed=8), r"node 11 \(KSampler\): seed is 8 instead of 7"),
+        (lambda graph: graph["11"]["inputs"].pop("seed"), "seed is None instead of 7"),
+        (lambda graph: graph.pop("13"), "node 13 is missing instead of SaveImage"),
+        (lambda graph: graph["1"].update(class_type="Other"), "node 1 is Other instead of UNETLoader"),
+    ],
+)
+def test_inputs_that_another_workflow_has_otherwise(change, words):
+    asked = prepare(workflows.load("qwen-edit-2509"), seed=7, prefix="p")
+    told = copy.deepcopy(asked)
+    change(told)
+    found = "; ".join(comfyui.changed_inputs(asked, told))
+    assert not found if words is None else re.search(words, found)
+
+
+def test_a_checkpoint_is_found_in_the_form_of_newer_nodes():
+    nodes = {node["class_type"]: {"input": {"required": {}}} for node in workflows.load("sdxl-turbo").values()}
+    nodes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"] = ["COMBO", {"options": ["a"]}]
+    assert workflows.text_to_image(nodes)["1"]["inputs"]["ckpt_name"] == "a"
+
+
+def test_the_small_graph_is_the_same_without_the_scaling():
+    whole, little = workflows.load(workflows.EDIT), workflows.small(workflows.load(workflows.EDIT))
+    assert set(whole) - set(little) == {"5"}
+    links = [
+        (number, name, link)
+        for number, node in little.items()
+        for name, link in node["inputs"].items()
+        if link == ["4", 0]
+    ]
+    assert [(number, name) for number, name, _ in links] == [("6", "image1"), ("7", "image1"), ("10", "pixels")]
+    assert (little["11"]["inputs"]["steps"], whole["11"]["inputs"]["steps"]) == (2, 20)
+    assert workflows.small(workflows.load("sdxl-turbo")) == workflows.load("sdxl-turbo")
+
+
+def test_the_edit_check_exists_where_all_its_weights_are_asked_for():
+    files = {file for _, _, file in comfyui.weights_of(workflows.load(workflows.EDIT))}
+    (check,) = [check for check in CATALOGUE if check.id == "generation.comfyui.edit"]
+    assert set(check.weights) == files
+
+    def exists(weights):
+        return check in existing(Settings(profile="cpu"), weights)
+
+    assert exists(files) and exists({*files, "another"}) and exists(None)
+    assert not exists(files - {"qwen_image_vae.safetensors"}) and not exists(())
+
+
+def test_what_has_to_be_fp8():
+    assert workflows.fp8_files(workflows.load(workflows.EDIT)) == [
+        "diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors",
+        "text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    ]
