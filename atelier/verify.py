@@ -189,7 +189,8 @@ def verify(
                 "sudo": ssh._sudo,
                 "sudo_password": ssh._sudo_password,
             },
-            "settings": target.settings.model_dump(),
+            # A sandbox is given some of what nobody said.
+            "settings": target.settings.model_dump(exclude_unset=True),
             "secrets_dir": str(paths.secrets_dir(target.name)),
             "deployed": deployed,
             "weights": [weight.model_dump() for weight in weights],

@@ -7,7 +7,7 @@ the two together. What is declared and selected but did not run makes a verdict 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-from atelier.checks import access, containers, generation, gpu, host, secrets, storage, survival, weights
+from atelier.checks import access, containers, drift, generation, gpu, host, secrets, storage, survival, weights
 from atelier.checks.check import Check as Check
 from atelier.errors import AtelierError
 from atelier.settings import Settings
@@ -15,6 +15,7 @@ from atelier.settings import Settings
 CATALOGUE: tuple[Check, ...] = (
     *host.CHECKS,
     *gpu.CHECKS,
+    *drift.CHECKS,
     *containers.CHECKS,
     *weights.CHECKS,
     *access.CHECKS,

@@ -1,0 +1,41 @@
+"""The host is what the settings say now: nobody edited it, and nothing was changed here without a deploy."""
+
+from atelier.checks.check import REDEPLOY, Check
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "drift.files",
+        "Every file that a deploy writes is as the settings say now, and none lies among them that is not ours",
+        "a host edited by hand, or settings changed without a deploy, are noticed (3, 4, 13, 14)",
+        REDEPLOY,
+        depends=("secrets",),
+    ),
+    Check(
+        "drift.units",
+        "Our systemd units are as written, known to systemd, enabled, and nobody added to them",
+        "what keeps the host so starts with it, and as it was written",
+        REDEPLOY,
+        depends=("host", "gpu", "weights"),
+    ),
+    Check(
+        "drift.packages",
+        "Packages are there, not older than deployed; pinned and held ones exactly as deployed",
+        "an upgrade does not take the driver away, and nothing goes back behind a security update (10, 17)",
+        REDEPLOY,
+        depends=("host", "gpu"),
+    ),
+    Check(
+        "drift.images",
+        "Images and configurations are those that the settings ask for now",
+        "what runs is what was built from what is declared (4, 10)",
+        REDEPLOY,
+        depends=("containers", "gpu"),
+    ),
+    Check(
+        "drift.containers",
+        "The containers are as their compose files say, and nothing was changed inside them",
+        "a container changed by hand is noticed (4, 9)",
+        REDEPLOY,
+        depends=("containers", "storage", "weights", "secrets", "gpu"),
+    ),
+)

@@ -1,0 +1,252 @@
+"""Drift of containers: what of one is not as its compose file and its image say, and what was changed inside it. Pure."""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from atelier.errors import Finding
+from atelier.render import Project
+from atelier.tree import File
+
+MARK = "::drift::"
+UNITS = {"k": 10, "m": 20, "g": 30}
+UNDECLARED = {
+    "CapAdd": "added capabilities",
+    "Devices": "devices",
+    "DeviceCgroupRules": "rules for devices",
+    "Dns": "name servers",
+    "DnsSearch": "search domains",
+    "ExtraHosts": "extra hosts",
+    "GroupAdd": "added groups",
+    "Links": "links",
+    "Sysctls": "kernel settings",
+    "VolumesFrom": "volumes of other containers",
+    "Privileged": "privileges",
+    "PublishAllPorts": "all its ports published",
+    "AutoRemove": "an end that removes it",
+    "CpuShares": "CPU shares",
+    "CpuQuota": "a CPU quota",
+    "CpusetCpus": "CPUs of its own",
+    "BlkioWeight": "an I/O weight",
+    "CgroupParent": "another control group",
+    "OomScoreAdj": "another place in the order of killing",
+    "OomKillDisable": "no killing for memory",
+}
+"""What `docker run` and `docker update` can give a container, and no compose file of ours does: key of HostConfig, in words."""
+GPU_FILES = re.compile(r"nvidia|cuda|libnv|glvnd|vulkan|egl|opencl|ld\.so|^/dev/", re.I)
+"""Under a container with a GPU its CDI specification puts these in place."""
+
+
+def script(projects: Iterable[Project]) -> str:
+    """Shell that prints, for each container: itself, its image, and what changed inside it since it was made."""
+    containers = " ".join(project.container for project in projects)
+    return f"""
+exec 2>/dev/null
+for c in {containers}; do
+  echo "{MARK}container $c"; docker inspect --type container --format '{{{{json .}}}}' "$c" || continue
+  echo "{MARK}image $c"; docker image inspect --format '{{{{json .Config}}}}' "$(docker inspect --format '{{{{.Image}}}}' "$c")"
+  echo "{MARK}changes $c"; docker diff "$c"
+done
+:
+"""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One container: `docker inspect`, its image's configuration, the lines of `docker diff`."""
+
+    inspect: Mapping[str, Any]
+    image: Mapping[str, Any]
+    changes: Sequence[str]
+
+
+def parse(output: str) -> dict[str, Told]:
+    """What the script told, by container."""
+    sections: dict[tuple[str, str], list[str]] = {}
+    for line in output.splitlines():
+        if line.startswith(MARK):
+            name, _, container = line.removeprefix(MARK).partition(" ")
+            current = sections.setdefault((container, name), [])
+        elif line.strip() and sections:
+            current.append(line)
+
+    def document(container: str, name: str) -> Any:
+        return json.loads("\n".join(sections.get((container, name), [])) or "{}")
+
+    return {
+        container: Told(
+            document(container, "container"), document(container, "image"), sections.get((container, "changes"), [])
+        )
+        for (container, name), lines in sections.items()
+        if name == "container" and lines
+    }
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A container by its compose file, values put in. `networks`: names by the file's own words for them."""
+
+    service: Mapping[str, Any]
+    networks: Mapping[str, str]
+
+
+def declared(project: Project) -> Declared:
+    """The container of a project, from its rendered files."""
+    texts = {
+        PurePosixPath(entry.path).name: entry.content.decode() for entry in project.entries if isinstance(entry, File)
+    }
+    document = _with_values(yaml.safe_load(texts["compose.yaml"]), variables(texts[".env"]))
+    networks = {word: network["name"] for word, network in document["networks"].items()}
+    return Declared(document["services"][project.container], networks)
+
+
+def variables(env: str) -> dict[str, str]:
+    """Values by name from an .env file as we render it."""
+    rows = (line.partition("=") for line in env.splitlines() if line and not line.startswith("#"))
+    return {name: re.sub(r"\\(.)", r"\1", value[1:-1]) for name, _, value in rows}
+
+
+def _with_values(value: Any, values: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], value)
+    if isinstance(value, dict):
+        return {key: _with_values(each, values) for key, each in value.items()}
+    return [_with_values(each, values) for each in value] if isinstance(value, list) else value
+
+
+def containers(projects: Iterable[Project], told: Mapping[str, Told]) -> list[Finding]:
+    """What of the containers is not as declared."""
+    found: list[Finding] = []
+    for project in projects:
+        name = project.container
+        if name not in told:
+            found.append(Finding(f"there is no container {name}", "run `make deploy`"))
+            continue
+        again = f"`docker compose up -d --force-recreate` in {project.directory} on the host makes {name} anew"
+        wrong = [*configuration(declared(project), told[name]), *changed_inside(told[name])]
+        found += [Finding(f"{name}: {problem}", again) for problem in wrong]
+    return found
+
+
+def configuration(wanted: Declared, told: Told) -> list[str]:
+    """How a container's configuration differs from its compose file and its image."""
+    service, host, own = wanted.service, told.inspect["HostConfig"], told.inspect["Config"]
+    image = told.image
+    log = service["logging"]
+    limits = {"memory limit": _bytes(service.get("mem_limit")), "CPU limit": round(float(service.get("cpus", 0)) * 1e9)}
+    facts: dict[str, tuple[Any, Any]] = {
+        "image": (own["Image"], service["image"]),
+        "user": (own["User"], service["user"]),
+        "name of its host": (own["Hostname"], service["hostname"]),
+        "command": (own.get("Cmd"), service.get("command", image.get("Cmd"))),
+        "entrypoint": (own.get("Entrypoint"), image.get("Entrypoint")),
+        "working directory": (own.get("WorkingDir") or "/", image.get("WorkingDir") or "/"),
+        "health check": (own.get("Healthcheck"), image.get("Healthcheck")),
+        "seconds to stop": (own.get("StopTimeout"), int(service["stop_grace_period"].removesuffix("s"))),
+        "restart policy": (host["RestartPolicy"]["Name"] or "no", service["restart"]),
+        "log driver": (host["LogConfig"]["Type"], log["driver"]),
+        "log options": (host["LogConfig"]["Config"], log["options"]),
+        "memory limit": (host["Memory"], limits["memory limit"]),
+        "CPU limit": (host["NanoCpus"], limits["CPU limit"]),
+        "limit of processes": (max(host.get("PidsLimit") or 0, 0), 0),
+        "root file system": (_root(host["ReadonlyRootfs"]), _root(service["read_only"])),
+        "init": (bool(host["Init"]), service["init"]),
+        "dropped capabilities": (host["CapDrop"] or [], service["cap_drop"]),
+        "security options": (host["SecurityOpt"] or [], service["security_opt"]),
+    }
+    if "shm_size" in service:
+        facts["size of /dev/shm"] = (host["ShmSize"], _bytes(service["shm_size"]))
+    problems = [
+        f"its {what} is {_plain(seen)} and must be {_plain(must)}"
+        for what, (seen, must) in facts.items()
+        if seen != must
+    ]
+    problems += _sets("mount", {_mount(mount) for mount in told.inspect["Mounts"]}, _mounts(service))
+    problems += _sets("tmpfs", {f"{at}:{how}" for at, how in (host["Tmpfs"] or {}).items()}, {*service["tmpfs"]})
+    problems += _sets("port", _bindings(host["PortBindings"]), _ports(service))
+    problems += _sets("network", {*told.inspect["NetworkSettings"]["Networks"]}, {*wanted.networks.values()})
+    problems += _sets("GPU", _devices(host), _reservations(service))
+    problems += _variables(own.get("Env") or [], image.get("Env") or [], service.get("environment", {}))
+    return problems + [f"it has {what}, which nothing declares" for key, what in UNDECLARED.items() if host.get(key)]
+
+
+def _bytes(size: str | None) -> int:
+    return int(size[:-1]) << UNITS[size[-1]] if size else 0
+
+
+def _root(read_only: bool) -> str:
+    return "read-only" if read_only else "writable"
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else str(value)
+
+
+def _sets(what: str, seen: Collection[str], must: Collection[str]) -> list[str]:
+    more = [f"its {what} {each} is not declared" for each in sorted({*seen} - {*must})]
+    return [f"it lacks the {what} {each}" for each in sorted({*must} - {*seen})] + more
+
+
+def _mount(mount: Mapping[str, Any]) -> str:
+    source = mount.get("Source") or mount.get("Name") or ""
+    return f"{source} at {mount['Destination']} ({'writable' if mount['RW'] else 'read-only'})"
+
+
+def _mounts(service: Mapping[str, Any]) -> set[str]:
+    return {
+        _mount({"Source": each["source"], "Destination": each["target"], "RW": not each.get("read_only")})
+        for each in service["volumes"]
+    }
+
+
+def _bindings(bindings: Mapping[str, Sequence[Mapping[str, str]]] | None) -> set[str]:
+    return {
+        f"{each['HostIp'].strip('[]')}:{each['HostPort']} to {inside.removesuffix('/tcp')}"
+        for inside, doors in (bindings or {}).items()
+        for each in doors or []
+    }
+
+
+def _ports(service: Mapping[str, Any]) -> set[str]:
+    rows = (port.rsplit(":", 2) for port in service.get("ports", []))
+    return {f"{address.strip('[]')}:{outside} to {inside}" for address, outside, inside in rows}
+
+
+def _devices(host: Mapping[str, Any]) -> set[str]:
+    return {device for request in host.get("DeviceRequests") or [] for device in request.get("DeviceIDs") or ["all"]}
+
+
+def _reservations(service: Mapping[str, Any]) -> set[str]:
+    resources = service.get("deploy", {}).get("resources", {}).get("reservations", {})
+    return {device for request in resources.get("devices", []) for device in request["device_ids"]}
+
+
+def _variables(seen: Sequence[str], image: Sequence[str], service: Mapping[str, str]) -> list[str]:
+    """Differences of the environment by name: a value may be a secret that somebody put there."""
+    must = dict(text.split("=", 1) for text in image) | {name: str(value) for name, value in service.items()}
+    there = dict(text.partition("=")[::2] for text in seen)
+    problems = _sets("variable", there.keys(), must.keys())
+    return problems + [f"its variable {name} differs" for name in must if there.get(name, must[name]) != must[name]]
+
+
+def changed_inside(told: Told) -> list[str]:
+    """Files that were changed in a container since it was made: its root file system is read-only to itself."""
+    mounts = {mount["Destination"] for mount in told.inspect["Mounts"]} | {*(told.inspect["HostConfig"]["Tmpfs"] or {})}
+    gpu = bool(_devices(told.inspect["HostConfig"]))
+    paths = {line[2:]: line[:1] for line in told.changes}
+    words = {"A": "was added", "C": "was changed", "D": "was removed"}
+    strays = [
+        path
+        for path in paths
+        # A folder is told by what lies in it; Docker makes those that it mounts something on.
+        if not any(each.startswith(f"{path}/") for each in (*paths, *mounts))
+        and path not in mounts
+        and not (gpu and GPU_FILES.search(path))
+    ]
+    more = [f"and {len(strays) - 5} files more were changed inside it"] if len(strays) > 5 else []
+    return [f"{path} {words.get(paths[path], 'differs')} inside it" for path in sorted(strays)[:5]] + more
