@@ -387,7 +387,7 @@ def without_interrupted(before: Memory) -> Memory:
     """The memory without notices whose command was started by a run that was killed before its end: at most once."""
     lost = sum(notice.begun for notice in before.due)
     due = tuple(notice for notice in before.due if not notice.begun)
-    return counted(replace(before, due=due), "interrupted", lost)
+    return counted(replace(before, due=due), "interrupted", lost) if lost else before
 
 
 def counted(memory: Memory, outcome: str, times: int = 1) -> Memory:
@@ -537,11 +537,12 @@ def environment_file(notice: Notice, host: str) -> str:
 # --- The shell -----------------------------------------------------------------------------------------------------------
 
 
-def run(command: Sequence[str], seconds: float = QUESTION, *, errors: bool = False) -> Answer:
+def run(command: Sequence[str], seconds: float | None = None, *, errors: bool = False) -> Answer:
     """A command's exit status and output; with `errors`, its errors after a line `::`, else errors only where it failed.
 
     Neither a command that does not end nor one that cannot be killed is waited for longer.
     """
+    seconds = seconds or QUESTION
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as told:
         try:
             process = subprocess.Popen(
@@ -815,22 +816,40 @@ def main(path: str) -> int:
             print("<5>another run is at work")
             return 0
         found, memory = look(config, without_interrupted(read_memory(state)))
-        # From here on a change is known: one that was not told yet is told by the next run if this one is killed.
+        status = 0
+        try:
+            memory = tell(config, found, memory, ends)
+        except OSError as error:
+            # What cannot be remembered is not told: it would be told again and again.
+            print(f"<3>{state} cannot be written, so no command runs: {error.strerror}")
+            status = 1
+        try:
+            write_metrics(config, metrics(found, memory))
+        except OSError as error:
+            print(f"<3>the metrics cannot be written: {error.strerror}")
+            status = 1
+    return status
+
+
+def tell(config: Mapping[str, Any], found: Look, memory: Memory, ends: float) -> Memory:
+    """Write down what was seen, and run the command for each notice for which time is left.
+
+    That it begins is on the disk before it does, so a notice is told at most once; one that was not begun is told by the
+    next run. Returns the memory after that. Raises OSError where the state cannot be written.
+    """
+    state = Path(config["state"])
+    write(state, document(found, memory))
+    for notice in memory.due:
+        print(f"<5>{'; '.join(change.text() for change in notice.changes)}")
+        others = memory.due[1:]
+        if config["notice_unit"]:
+            if time.monotonic() + config["command_seconds"] + ENDING > ends:
+                break
+            write(state, document(found, replace(memory, due=(replace(notice, begun=True), *others))))
+            memory = counted(memory, notify(config, notice))
+        memory = replace(memory, due=others)
         write(state, document(found, memory))
-        for notice in memory.due:
-            print(f"<5>{'; '.join(change.text() for change in notice.changes)}")
-            outcome = ""
-            if config["notice_unit"]:
-                if time.monotonic() + config["command_seconds"] + ENDING > ends:
-                    break
-                begun = replace(memory, due=(replace(notice, begun=True), *memory.due[1:]))
-                write(state, document(found, begun))
-                outcome = notify(config, notice)
-            memory = replace(memory, due=memory.due[1:])
-            memory = counted(memory, outcome) if outcome else memory
-            write(state, document(found, memory))
-        write_metrics(config, metrics(found, memory))
-    return 0
+    return memory
 
 
 def write_metrics(config: Mapping[str, Any], text: str) -> None:
