@@ -1,12 +1,14 @@
 """Who gets in."""
 
+from dataclasses import replace
+
 from atelier.checks.check import LOGS, REDEPLOY, Check, for_services
 
 CLOSE = (
     "stop it now with `make stop`: what should be closed is open; then `make deploy` and `make logs SERVICE=gateway`"
 )
 
-CHECKS: tuple[Check, ...] = (
+_CHECKS: tuple[Check, ...] = (
     Check(
         "access.certificate",
         "The services show the declared certificate, and it lasts for a while",
@@ -84,3 +86,13 @@ CHECKS: tuple[Check, ...] = (
         quick=False,
     ),
 )
+
+
+def _explained(check: Check) -> Check:
+    """With what explains its failure: nothing opens what is not served, or under a certificate that nobody trusts."""
+    causes = ["access.certificate"] if check.id != "access.certificate" else []
+    causes += [f"access.{check.service}.healthz"] if check.service and not check.id.endswith(".healthz") else []
+    return replace(check, depends=(*causes, *check.depends))
+
+
+CHECKS: tuple[Check, ...] = tuple(_explained(check) for check in _CHECKS)

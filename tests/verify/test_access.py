@@ -14,6 +14,8 @@ from atelier.comfyui import ComfyUIError
 REFUSED = (400, 401, 403, 429)
 """401 for who is not known; 400 and 403 for paths and headers that nobody may send; 429 after too many wrong ones."""
 
+GUESSED = "somebody guesses from this address: wait, or `make restart SERVICE=gateway`; see `make logs SERVICE=gateway`"
+
 
 def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -30,9 +32,15 @@ def test_forge_healthz(stack, check):
 
 
 def healthz(stack: Stack, check, service: str) -> None:
-    answer = stack.http(service).get("/healthz")
+    client = stack.http(service)
+    answer = client.get("/healthz")
     body = answer.text.strip()
-    check("200 `up`, to a stranger", f"{answer.status_code} {body[:60]!r}", answer.status_code == 200 and body == "up")
+    told, hint = f"{answer.status_code} {body[:60]!r}", ""
+    if answer.status_code == 503:  # elsewhere the gateway says why
+        told += f": {client.get('/queue').text[:200]}"
+    elif answer.status_code != 200:
+        hint = "the gateway's configuration is not the one that was deployed: run `make deploy`"
+    check("200 `up`, to a stranger", told, answer.status_code == 200 and body == "up", hint)
 
 
 @pytest.mark.check("access.comfyui.wrong")
@@ -131,7 +139,11 @@ def test_comfyui_login_in_a_browser(stack, check):
         unknown = ["the token was imported without its password, so nobody tried to log in with it"]
         check.warn("the right password lets in", unknown, "`make rotate` makes a password that is known")
         return
-    client.post("/login", data={"username": account.user, "password": account.password}, headers=form)
+    right = client.post("/login", data={"username": account.user, "password": account.password}, headers=form)
+    heard = right.status_code != 429
+    check("the right password is looked at", right.status_code if heard else f"429: {right.text[:200]}", heard, GUESSED)
+    sent = right.headers.get("location", "")
+    check("the right password is not called wrong", f"sent to {sent}", "wrong_password" not in sent)
     observed = {path: client.get(path, headers=form).status_code for path in ("/", "/prompt", "/queue")}
     check.statuses("200 with the cookie of the right password", (200,), observed)
 
