@@ -1,14 +1,15 @@
 """Whether some bytes are an image that a model could have made. Pure functions, no network, no files.
 
-What can be asked depends on the weights. Trained ones make pictures: not flat, not noise. Random ones (and the
-doubles) make something that decodes, has the right size and is not one single colour; more cannot be asked of them.
+What can be asked depends on the weights. Trained ones make pictures: not flat, not noise, no grid; the doubles do so as
+well. Random ones make something that decodes, has the right size and is not one single colour; more cannot be asked.
 """
 
 import hashlib
 import io
 import random
+import statistics
 
-from PIL import Image, ImageChops, ImageDraw, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageStat
 
 from atelier.errors import AtelierError
 
@@ -23,6 +24,19 @@ LATENT_ROUGHNESS = 0.6
 
 LATENT_SCALE = 8
 """Pixels for one latent value: noise that was decoded without being denoised is smooth below this scale."""
+
+GRID_PERIODS = (8, 16)
+"""Pixels for one value of the latents, and for one patch of a transformer."""
+OTHER_PERIODS = (7, 9, 11, 13, 15, 17)
+"""What a picture has at these by chance is what it may have at those."""
+GRID_STRENGTH, GRID_RATIO = 1.0, 4.0
+"""From here on a pattern is a grid: its standard deviation in steps of 255, and how much it exceeds that of the other
+periods. Of 463 pictures (photographs, paintings, images of a dozen models, scaled down and compressed) none has more
+than 0.6 together with more than 3, SDXL Turbo's 0.56 and 3.1; lines of 5 steps every 8 pixels have 1.1 and 10."""
+GRID_SIZE = 256
+"""Pixels along the shorter side from which on there is enough to average over."""
+FINE = 12
+"""Contrast beyond this, in steps of 255, is content: it would outweigh a pattern."""
 
 
 def decode(data: bytes) -> Image.Image:
@@ -74,6 +88,41 @@ def roughness(image: Image.Image) -> float:
     return sum(squares) / len(squares) / (2 * variance) if squares else 0.0
 
 
+def grid(image: Image.Image) -> tuple[int, float, float] | None:
+    """A pattern that repeats itself as latents or patches do: period in pixels, strength, ratio to other periods.
+
+    All tiles of one period are averaged, which leaves what repeats itself at that period: the energy at that frequency
+    and its multiples, in both directions at once.
+    """
+    fine = _fine_structure(image)
+    # What remains of anything else by chance grows with the tile.
+    others = [_repeated(fine, period) / period for period in OTHER_PERIODS]
+    chance = max(sum(others) / len(others), 1e-3)
+    found = [(period, strength := _repeated(fine, period), strength / period / chance) for period in GRID_PERIODS]
+    strong = [pattern for pattern in found if pattern[1] >= GRID_STRENGTH and pattern[2] >= GRID_RATIO]
+    # What repeats itself every 8 pixels does so every 16 as well, with some chance added.
+    return max(strong, key=lambda pattern: pattern[1] * (1.25 if pattern[0] == GRID_PERIODS[0] else 1), default=None)
+
+
+def _fine_structure(image: Image.Image) -> Image.Image:
+    """What differs from its surroundings, and not by much, around a middle of 128."""
+    grey = image.convert("L")
+    rest = ImageChops.subtract(grey, grey.filter(ImageFilter.BoxBlur(LATENT_SCALE)), 1, 128)
+    return rest.point([min(max(step, 128 - FINE), 128 + FINE) for step in range(256)])
+
+
+def _repeated(image: Image.Image, period: int) -> float:
+    """Standard deviation of the mean of all tiles of period by period pixels."""
+    across, down = image.width // period, image.height // period
+    rows, width = image.crop((0, 0, across * period, down * period)).tobytes(), across * period
+    sums = [0] * (period * period)
+    for y in range(down * period):
+        row = rows[y * width : (y + 1) * width]
+        for x in range(period):
+            sums[y % period * period + x] += sum(row[x::period])
+    return statistics.pstdev(total / (across * down) for total in sums)
+
+
 def problems(data: bytes, size: tuple[int, int], *, trained: bool) -> list[str]:
     """What is wrong with an image; empty when nothing is.
 
@@ -96,6 +145,9 @@ def problems(data: bytes, size: tuple[int, int], *, trained: bool) -> list[str]:
             small = image.reduce(LATENT_SCALE)
             if roughness(small) > LATENT_ROUGHNESS:
                 found.append(f"is decoded noise: roughness {roughness(small):.2f} at the scale of the latents")
+        if not found and min(image.size) >= GRID_SIZE and (pattern := grid(image)):
+            seen = f"{pattern[1]:.1f} of 255, {pattern[2]:.0f} times what other periods have"
+            found.append(f"has a grid of {pattern[0]} pixels: {seen}")
     return found
 
 
