@@ -4,7 +4,7 @@ import datetime
 
 import bcrypt
 
-from atelier import certificates, credentials, paths
+from atelier import certificates, credentials
 from atelier.render import DIRECT_RULE
 from sabotage.sabotage import Guest, Sabotage, edited, given_back, patched, restored
 
@@ -40,7 +40,7 @@ def configured(path: str, edit: str) -> str:
 
 def bring_back_an_old_token(guest: Guest) -> None:
     """The hash of before the last rotation, in every place on the host that holds the token."""
-    known = credentials.load(paths.secrets_dir(guest.target.name))
+    known = credentials.load(guest.secrets_dir)
     assert known and known.comfyui.password
     old = bcrypt.hashpw(known.comfyui.password.encode(), bcrypt.gensalt(10))
     new = 'new=$(head -n 1 "$CONFIG/secrets/$COMFYUI/PASSWORD"); old=$(cat)\n'
@@ -50,6 +50,21 @@ def bring_back_an_old_token(guest: Guest) -> None:
         f"docker restart {COMFYUI} {GATEWAY} >/dev/null\nsettle",
         stdin=old,
     )
+
+
+def bring_an_old_token_file_back(guest: Guest) -> None:
+    """On this computer, where one copy of the token drifts apart from the store."""
+    known = credentials.load(guest.secrets_dir)
+    assert known
+    old = known.comfyui.password_bcrypt[:-4] + "old."
+    (guest.secrets_dir / credentials.TOKEN_FILE).write_bytes(old.encode())
+
+
+def write_the_token_file(guest: Guest) -> None:
+    """The token of the store."""
+    known = credentials.load(guest.secrets_dir)
+    assert known
+    (guest.secrets_dir / credentials.TOKEN_FILE).write_bytes(known.comfyui.password_bcrypt.encode())
 
 
 def show_another_certificate(guest: Guest) -> None:
@@ -243,6 +258,14 @@ SABOTAGES: tuple[Sabotage, ...] = (
         names="401.*other credentials",
         also=("access.comfyui",),
         slow=True,
+    ),
+    Sabotage(
+        id="access.token-file",
+        does="the token file on this computer is another than the store's",
+        breaks=bring_an_old_token_file_back,
+        undoes=write_the_token_file,
+        expects=("access.comfyui.token",),
+        names="401.*other credentials",
     ),
     Sabotage(
         id="access.forge-hash",

@@ -178,4 +178,12 @@ settle""",
         expects=("secrets.leaks",),
         names="/var/log/proxy.log",
     ),
+    Sabotage(
+        id="secrets.readable-here",
+        does="everybody on this computer may read the store of credentials",
+        breaks=lambda guest: (guest.secrets_dir / credentials.STORE_FILE).chmod(0o644),
+        undoes=lambda guest: (guest.secrets_dir / credentials.STORE_FILE).chmod(0o600),
+        expects=("secrets.here",),
+        names=r"credentials\.yml.*chmod",
+    ),
 )
