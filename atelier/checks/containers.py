@@ -15,7 +15,7 @@ CHECKS: tuple[Check, ...] = (
         "The containers run the images that were deployed",
         "what runs is what was built (4, 10)",
         REDEPLOY,
-        depends=("host.docker",),
+        depends=("containers.running",),
     ),
     Check(
         "containers.hardened",
@@ -57,6 +57,6 @@ CHECKS: tuple[Check, ...] = (
         "Nothing failed to import and nothing installed itself at start",
         "a plugin that does not import must be noticed (1, 9, 10)",
         "the log line names the module; rebuild the images with `make deploy`",
-        depends=("host.docker",),
+        depends=("containers.running",),
     ),
 )

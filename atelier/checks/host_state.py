@@ -36,7 +36,7 @@ s() {{ printf '\\n%s\\n' "{MARK}$1"; }}
 limited() {{ timeout {SECONDS} "$@" 2>&1 || {{ r=$?; [ $r != 124 ] || echo "time-out: no answer within {SECONDS} s"; return $r; }}; }}
 s clock; date +%s
 s system; cat /etc/os-release; echo "ARCHITECTURE=$(dpkg --print-architecture)"; echo "KERNEL=$(uname -r)"
-s container; systemd-detect-virt --container
+s container; systemd-detect-virt -c
 s modules; ls /lib/modules 2>/dev/null
 s kernels; ls /boot 2>/dev/null | sed -n 's/^vmlinuz-//p'
 s reboot; stat -c '%Y' /run/reboot-required 2>/dev/null && cat /run/reboot-required.pkgs 2>/dev/null
