@@ -57,4 +57,10 @@ CHECKS: tuple[Check, ...] = (
         "a loopback bind really is one (8)",
         "the guard for loopback addresses is missing: run `make deploy`",
     ),
+    Check(
+        "host.monitor",
+        "The host looks at itself by a timer, as the settings say",
+        "what breaks between two runs of verify is noticed, and unknown is never taken for idle or down (26)",
+        "see `journalctl -u atelier-monitor` on the host; then `make deploy`",
+    ),
 )
