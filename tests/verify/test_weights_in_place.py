@@ -31,7 +31,9 @@ def told(stack, wanted):
 @pytest.mark.check("weights.present")
 def test_every_weight_is_the_file_that_was_hashed(check, wanted, told):
     size = sum(weight.bytes for weight in wanted) / 1e9
-    expected = "each weight of the settings there, root's own and read-only, with size, time and inode as when it was hashed"
+    expected = (
+        "each weight of the settings there, root's own and read-only, with size, time and inode as when it was hashed"
+    )
     check.free_of(expected, weights_state.in_place(wanted, told), f"{len(wanted)} files, {size:.1f} GB")
     check.warn_of("nothing left over by a transfer", weights_state.left_over(told))
 
@@ -39,9 +41,7 @@ def test_every_weight_is_the_file_that_was_hashed(check, wanted, told):
 @pytest.mark.check("weights.seen")
 def test_the_applications_see_the_hosts_weights(stack, check, wanted, told):
     wrong = [
-        finding
-        for container in stack.applications.values()
-        for finding in weights_state.seen(wanted, told, container)
+        finding for container in stack.applications.values() for finding in weights_state.seen(wanted, told, container)
     ]
     check.free_of("the same files inside each application as on the host, read-only", wrong, ", ".join(told.mounts))
 
