@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from atelier.errors import Finding
@@ -324,6 +325,51 @@ def docker_text(told: Sections) -> str:
     """Docker in one line."""
     info = json.loads(_first(told, "docker"))
     return f"Docker {info['ServerVersion']}, {info['Driver']}, live-restore, CDI"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening TCP socket. `program` is empty where it is not known, `uid` for root."""
+
+    address: str
+    port: int
+    program: str
+    uid: str
+
+
+def listeners(output: str) -> list[Listener]:
+    """The sockets of `ss -Hltnpe`."""
+    found = []
+    for line in output.splitlines():
+        address, _, port = line.split()[3].rpartition(":")
+        program, uid = re.search(r'users:\(\("([^"]+)"', line), re.search(r" uid:(\d+) ", line)
+        bare = address.partition("%")[0].strip("[]")
+        found.append(Listener(bare, int(port), program[1] if program else "", uid[1] if uid else ""))
+    return found
+
+
+def listening(sockets: Sequence[Listener], settings: Settings) -> list[Finding]:
+    """What listens where it must not, or does not where it must."""
+    found = []
+    bind = settings.bind_address
+    anywhere = ("0.0.0.0", "::", "*")  # noqa: S104 - compared with, not bound to
+    allowed = anywhere if bind in anywhere else (bind,)
+    look = "see which program holds the port with `ss -ltnp` on the host, and end it; bind_address is in the settings"
+    for port in sorted(settings.published_ports()):
+        here = [socket for socket in sockets if socket.port == port]
+        if not any(socket.address in allowed for socket in here):
+            found.append(Finding(f"nothing listens on {bind}:{port}", "see `make status`; then `make start`"))
+        found += [
+            Finding(f"{socket.program or 'a program'} listens on {socket.address}:{port}, not only on {bind}", look)
+            for socket in here
+            if socket.address not in allowed
+        ]
+    found += [
+        Finding(f"{socket.program} of the service user listens on {socket.address}:{socket.port} of the host", look)
+        for socket in sockets
+        if socket.uid == str(settings.service_uid)
+    ]
+    return found
 
 
 def _first(told: Sections, name: str) -> str:

@@ -212,7 +212,7 @@ SABOTAGES = (
         listening("sabotage-door", GUEST_ADDRESS, 8188),
         "systemctl stop sabotage-door 2>/dev/null || :\n",
         expects=("host.listening", "host.closed"),
-        names=r"port 8188 on .*, \d+\.\d+.*ss -ltnp",
+        names=r"python3 listens on \d+\.\d+\.\d+\.\d+:8188, not only on 127.0.0.1.*ss -ltnp",
     ),
     Sabotage(
         "host.service-user-listens",
@@ -220,7 +220,7 @@ SABOTAGES = (
         listening("sabotage-stray", "127.0.0.1", 9999, '--uid="$UID_"'),
         "systemctl stop sabotage-stray 2>/dev/null || :\n",
         expects=("host.listening",),
-        names="127.0.0.1:9999",
+        names="python3 of the service user listens on 127.0.0.1:9999",
     ),
     Sabotage(
         "host.unguarded-loopback",
@@ -228,7 +228,7 @@ SABOTAGES = (
         "iptables -w -t raw -D PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP\n",
         "systemctl restart atelier-loopback-guard\n",
         expects=("host.closed",),
-        names="guard for loopback addresses is missing",
+        names="rule missing.*guard for loopback addresses is gone",
         also=("host.monitor",),
     ),
 )

@@ -209,6 +209,42 @@ def test_the_newest_kernel_of_a_flavour(running, installed, newest):
     assert host_state.newest_kernel(running, installed) == newest
 
 
+LISTENING = """
+LISTEN 0 4096 127.0.0.1:8188 0.0.0.0:* users:(("docker-proxy",pid=1,fd=4)) ino:1 sk:1 cgroup:/system.slice <->
+LISTEN 0 4096 127.0.0.1:7860 0.0.0.0:* users:(("docker-proxy",pid=1,fd=4)) ino:1 sk:1 cgroup:/system.slice <->
+LISTEN 0 128 [::]:22 [::]:* users:(("sshd",pid=9,fd=4)) ino:1 sk:1 v6only:1 <->
+LISTEN 0 128 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=9,fd=4)) uid:991 ino:1 <->
+""".strip()
+DOOR = LISTENING.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("output", "bind", "seen"),
+    [
+        (LISTENING, "127.0.0.1", ""),
+        (
+            LISTENING.replace("127.0.0.1:8188", "0.0.0.0:8188"),
+            "127.0.0.1",
+            "nothing listens on 127.0.0.1:8188; docker-proxy",
+        ),
+        (f"{LISTENING}\n{DOOR.replace('127.0.0.1', '10.0.0.7')}", "127.0.0.1", "listens on 10.0.0.7:8188, not only on"),
+        (f"{LISTENING}\n{DOOR.replace('127.0.0.1', '[::]')}", "127.0.0.1", "listens on :::8188, not only on 127.0.0.1"),
+        (LISTENING.replace(":7860", ":7861"), "127.0.0.1", "nothing listens on 127.0.0.1:7860"),
+        (LISTENING.replace("127.0.0.1", "0.0.0.0"), "0.0.0.0", ""),
+        (
+            LISTENING.replace("uid:991", "uid:10001"),
+            "127.0.0.1",
+            "systemd-resolve of the service user listens on 127.0.0.53:53",
+        ),
+        (LISTENING.replace("uid:991", "uid:100011"), "127.0.0.1", ""),
+    ],
+)
+def test_what_listens(output, bind, seen):
+    settings = SETTINGS.model_copy(update={"bind_address": bind})
+    found = problems(host_state.listening(host_state.listeners(output), settings))
+    assert seen in found and bool(found) == bool(seen)
+
+
 UID = 10001
 HEALTH = {"Test": ["CMD", "python", "/health.py"], "Interval": 1}
 NAMES = ["comfyui-qwen", "forge-turbo", "gateway"]

@@ -3,17 +3,17 @@
 What is wrong with the machine is judged by atelier/checks/host_state.py.
 """
 
-import re
+import shlex
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from stack import COMMAND_SECONDS
 
 from atelier.checks import host_state
 
-ANY = ("0.0.0.0", "[::]", "*")
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -83,32 +83,20 @@ def test_docker_is_as_it_must_be(check, told):
     check.free_of(expected, wrong, "" if wrong else host_state.docker_text(told))
 
 
-def listeners(output: str, ports: set[int]) -> dict[int, set[str]]:
-    """Addresses that something listens on, by port, from `ss -Hltn`."""
-    found: dict[int, set[str]] = {port: set() for port in ports}
-    for line in output.splitlines():
-        address, _, port = line.split()[3].rpartition(":")
-        if port.isdigit() and int(port) in ports:
-            found[int(port)].add(re.sub(r"%.*", "", address))
-    return found
-
-
 @pytest.mark.check("host.listening")
 def test_ports_listen_on_the_configured_address_only(stack, check):
-    ports = stack.settings.published_ports()
-    bind = stack.settings.bind_address
-    allowed = set(ANY) if bind in WILDCARDS else {bind, f"[{bind}]"}
-    for port, addresses in listeners(stack.output("ss -Hltn"), ports).items():
-        where = ", ".join(sorted(addresses)) or "nowhere"
-        hint = "" if addresses else "nothing listens: see `make status`"
-        check(f"port {port} on {bind} only", f"{port} on {where}", bool(addresses) and addresses <= allowed, hint)
-    strays = [line for line in stack.output("ss -Hltne").splitlines() if f"uid:{stack.settings.service_uid} " in line]
-    check.none("no program of the service user listens on the host itself", strays)
+    settings = stack.settings
+    listening = host_state.listeners(stack.output("ss -Hltnpe"))
+    expected = f"ports {', '.join(map(str, sorted(settings.published_ports())))} on {settings.bind_address} only; "
+    expected += "no program of the service user listens on the host itself"
+    check.free_of(expected, host_state.listening(listening, settings))
 
 
-def reach(stack, address: str, port: int) -> bool:
-    """Whether the host itself can connect to one of its addresses."""
-    return stack.host.run("timeout 2 bash -c 'exec 3<>/dev/tcp/'%s/%s", address, str(port)).rc == 0
+REACH = (
+    'for t in "$@"; do (timeout 2 bash -c "exec 3<>/dev/tcp/${t%:*}/${t##*:}" 2>/dev/null && echo "$t") & done; wait'
+)
+"""Prints each address that answers the host itself."""
+GUARDED = "iptables -w -t raw -C PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP"
 
 
 def reach_from_here(address: str, port: int) -> bool:
@@ -127,23 +115,26 @@ def test_other_addresses_refuse(stack, check):
         check("every address is meant to be bound", bind, True)
         return
     ports = sorted(stack.settings.published_ports())
-    answering = [f"{bind}:{port}" for port in ports if reach(stack, bind, port)]
-    seen = ", ".join(answering) or "nothing"
-    check(f"{bind} answers on {ports}", seen, len(answering) == len(ports), "a service is down: see `make status`")
     lines = stack.output("ip -o addr show scope global").splitlines()
-    others = {line.split()[3].partition("/")[0] for line in lines} - {bind}
-    open_doors = [f"{address}:{port}" for address in sorted(others) for port in ports if reach(stack, address, port)]
-    check.none(
-        f"{len(others)} other addresses of the host refuse its ports", [f"{door} answers" for door in open_doors]
-    )
+    others = sorted({line.split()[3].partition("/")[0] for line in lines} - {bind})
+    own = [f"{bind}:{port}" for port in ports]
+    doors = [f"{address}:{port}" for address in others for port in ports]
+    answered = stack.output(f"bash -c {shlex.quote(REACH)} reach {' '.join([*own, *doors])}").split()
+    lost = [f"{door} does not answer" for door in own if door not in answered]
+    check.none(f"{bind} answers on {ports}", lost, "a service is down: see `make status`")
+    hint = "see which program holds the port with `ss -ltnp` on the host; then run `make deploy`"
+    open_doors = [f"{door} answers" for door in doors if door in answered]
+    check.none(f"{len(others)} other addresses of the host refuse its ports", open_doors, hint)
     if not bind.startswith("127."):
         return
     config = subprocess.run(["ssh", "-G", *stack.destination.arguments()], capture_output=True, text=True, check=True)
     address = dict(line.split(" ", 1) for line in config.stdout.splitlines() if " " in line)["hostname"]
     if address not in ("localhost", "127.0.0.1", "::1"):
-        doors = [f"{address}:{port} answers this computer" for port in ports if reach_from_here(address, port)]
-        check.none(f"{address} refuses this computer", doors)
-    rule = stack.host.run("iptables -t raw -C PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP")
-    check(
-        "packets for loopback from outside are dropped", "rule present" if rule.rc == 0 else rule.stderr, rule.rc == 0
-    )
+        with ThreadPoolExecutor() as pool:
+            reached = dict(zip(ports, pool.map(lambda port: reach_from_here(address, port), ports), strict=True))
+        open_doors = [f"{address}:{port} answers this computer" for port in ports if reached[port]]
+        check.none(f"{address} refuses this computer", open_doors, hint)
+    rule = stack.host.run(GUARDED)
+    hint = "the guard for loopback addresses is gone: run `make deploy`, or systemctl restart atelier-loopback-guard on the host"
+    seen = "rule present" if rule.rc == 0 else "rule missing"
+    check("packets for loopback from outside are dropped", seen, rule.rc == 0, hint)
