@@ -24,14 +24,21 @@ def boot_id(ssh: Ssh) -> str:
     return ssh.run("cat /proc/sys/kernel/random/boot_id", check=True, timeout=20).stdout.strip()
 
 
-def reboot(ssh: Ssh, timeout: int, narrator: Narrator) -> None:
+def reboot(ssh: Ssh, timeout: float, narrator: Narrator) -> None:
+    """Restart the host and wait until it answers from another boot, telling about it. See `restart`."""
+    narrator.begin("Restart", f"Restart {ssh.destination.host} and wait for it")
+    restart(ssh, timeout)
+    narrator.end(changed=True)
+
+
+def restart(ssh: Ssh, timeout: float) -> None:
     """Restart the host and wait until it answers from another boot.
 
+    From then on it restarts by itself, whatever becomes of this process.
     timeout: seconds. Raises AtelierError that says whether it stayed up or did not come back.
     """
     host = ssh.destination.host
     before = boot_id(ssh)
-    narrator.begin("Restart", f"Restart {host} and wait for it")
     # Later by a moment, so that the answer gets through; the connection then ends with the host.
     # systemd otherwise takes up to a minute more for a timer.
     ssh.run(
@@ -49,7 +56,6 @@ def reboot(ssh: Ssh, timeout: int, narrator: Narrator) -> None:
             ssh.close()
             continue
         if seen and seen != before:
-            narrator.end(changed=True)
             return
     if seen:
         raise AtelierError(

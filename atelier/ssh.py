@@ -105,7 +105,7 @@ class Ssh:
         return ["ssh", "-T", *self.options(), *extra, *self.destination.arguments(), "--", remote]
 
     def connect(self) -> None:
-        """Open the connection and find out how to become root.
+        """Open the connection and find out how to become root, where that is not known from an earlier one.
 
         Raises AtelierError that says which of the usual reasons it is.
         """
@@ -119,7 +119,15 @@ class Ssh:
             raise AtelierError("the program `ssh` is not installed here", "install openssh-client") from None
         if result.returncode != 0:
             raise connection_error(self.destination, stderr)
-        self._sudo = [] if result.stdout.strip() == "0" else self._how_to_sudo()
+        if self._sudo is None:
+            self._sudo = [] if result.stdout.strip() == "0" else self._how_to_sudo()
+
+    def logs_in_alone(self) -> bool:
+        """Whether a further connection could be opened without anybody at this computer typing or touching anything."""
+        own = {"ControlMaster": "no", "ControlPath": "none", "BatchMode": "yes", "ConnectTimeout": "15"}
+        options = [part for key, value in own.items() for part in ("-o", f"{key}={value}")]
+        command = ["ssh", "-T", *options, *self.destination.arguments(), "--", "true"]
+        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
 
     def close(self) -> None:
         """End the shared connection, such as one to a host that restarts; the next command opens another."""
@@ -196,13 +204,20 @@ class Ssh:
 
     @contextlib.contextmanager
     def forward(
-        self, remote_ports: Mapping[str, int], remote_host: str = "127.0.0.1", same_ports: bool = False
+        self,
+        remote_ports: Mapping[str, int],
+        remote_host: str = "127.0.0.1",
+        same_ports: bool = False,
+        local_ports: Mapping[str, int] | None = None,
     ) -> Iterator[dict[str, int]]:
         """Forward local ports to ports of the host; yields the local port for each name.
 
         same_ports: the host's own numbers where they are free here, for URLs that a person remembers.
+        local_ports: these and no others, for URLs that are in use already.
         """
-        local = {name: port if same_ports and _is_free(port) else _free_port() for name, port in remote_ports.items()}
+        local = dict(local_ports) if local_ports else {}
+        for name, port in remote_ports.items() if not local else ():
+            local[name] = port if same_ports and _is_free(port) else _free_port()
         specifications = [f"127.0.0.1:{local[name]}:{remote_host}:{port}" for name, port in remote_ports.items()]
         flags = [part for specification in specifications for part in ("-L", specification)]
         with self._forwarding(flags):

@@ -4,11 +4,35 @@ from atelier.checks.check import REDEPLOY, Check
 
 CHECKS: tuple[Check, ...] = (
     Check(
+        "gpu.driver",
+        "The driver runs as it is installed, and drives every card that a service uses",
+        "no driver is replaced under a running kernel (17)",
+        "`make doctor` names the cause",
+        profile="gpu",
+    ),
+    Check(
+        "gpu.health",
+        "No card in use reports errors, bad memory or heat, and the driver none since it was loaded",
+        "a failing card is noticed before its images are",
+        "`make doctor` says what an error means and what to do",
+        profile="gpu",
+        depends=("gpu.driver",),
+    ),
+    Check(
+        "gpu.cdi",
+        "CDI lists exactly the cards that are there, and files that exist",
+        "GPUs by UUID through CDI (16, 18)",
+        "systemctl restart nvidia-cdi-refresh on the host, or `make deploy`",
+        profile="gpu",
+        depends=("gpu.driver",),
+    ),
+    Check(
         "gpu.containers",
         "Each application sees the GPU it was given, and no other",
-        "GPUs by UUID through CDI, also after a daemon-reload (16, 18)",
+        "GPUs by UUID through CDI (16, 18)",
         "see `nvidia-ctk cdi list` and `journalctl -u docker` on the host, and `make doctor`; then `make deploy`",
         profile="gpu",
+        depends=("gpu.driver",),
     ),
     Check(
         "gpu.host",
@@ -23,5 +47,15 @@ CHECKS: tuple[Check, ...] = (
         "images whose PyTorch fits driver and card (10, 16)",
         "see `make plan` for the PyTorch that fits, and `make doctor`",
         profile="cuda",
+        depends=("gpu.driver", "gpu.containers"),
+    ),
+    Check(
+        "gpu.reload",
+        "Applications keep their GPU when systemd reads its units again",
+        "a `systemctl daemon-reload`, which every package may cause, takes no GPU away (18)",
+        "the container has its GPU in another way than through CDI: run `make deploy`, which makes it anew",
+        profile="gpu",
+        quick=False,
+        depends=("gpu.driver", "gpu.containers"),
     ),
 )

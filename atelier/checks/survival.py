@@ -1,6 +1,9 @@
-"""What a restart leaves."""
+"""What a restart leaves. Each is followed by the quick checks; that of the host comes last, as it ends every connection."""
 
 from atelier.checks.check import LOGS, Check, for_services
+
+EVERYTHING_ELSE = ("host", "gpu", "containers", "drift", "access", "secrets", "weights", "storage")
+"""Groups whose quick checks run again after a restart: what is red there already is red here as well."""
 
 CHECKS: tuple[Check, ...] = (
     *for_services(
@@ -10,6 +13,7 @@ CHECKS: tuple[Check, ...] = (
         LOGS,
         quick=False,
         run="full",
+        depends=EVERYTHING_ELSE,
     ),
     Check(
         "survival.gateway.restart",
@@ -18,5 +22,24 @@ CHECKS: tuple[Check, ...] = (
         LOGS.format(service="gateway"),
         quick=False,
         run="full",
+        depends=EVERYTHING_ELSE,
+    ),
+    Check(
+        "survival.docker",
+        "A restart of Docker ends no container, and all is well after it",
+        "an upgrade of Docker costs nobody a generation (17)",
+        "see `journalctl -u docker` on the host, and `make doctor`",
+        quick=False,
+        run="full",
+        depends=EVERYTHING_ELSE,
+    ),
+    Check(
+        "survival.host",
+        "After a restart of the host everything comes back by itself, closed as before",
+        "nothing is lost, nothing opens, and nobody has to start anything by hand (9, 13, 18)",
+        "see `make status` and `make doctor`",
+        quick=False,
+        run="full",
+        depends=EVERYTHING_ELSE,
     ),
 )

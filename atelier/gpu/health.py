@@ -101,7 +101,7 @@ def parse(text: str) -> Seen:
         error,
         parse_loaded(sections.get("loaded", [])),
         parse_installed(sections.get("installed", [])),
-        dict((*line.split(), "")[:2] for line in sections.get("pci", [])),
+        {line.partition(" ")[0]: line.partition(" ")[2] for line in sections.get("pci", [])},
         sections.get("persistence", [""])[:1] == ["loaded"],
         kernel[0],
         tuple(kernel[1:]),

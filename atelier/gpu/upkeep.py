@@ -1,9 +1,12 @@
 """What keeps a GPU host one: shell that asks it and sets it right, and files of our own on it. Pure; stages/gpu.py carries it out."""
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 
 from atelier import render
+from atelier.errors import Finding
+from atelier.gpu import toolkit
 from atelier.tree import Directory, Entry, File
 
 MODULE_SETTINGS = "/etc/modprobe.d/"
@@ -117,3 +120,53 @@ echo "CDI does not have {", ".join(devices)}; it has: ${{known:-nothing}}"
 echo "the specification is written by {REFRESH}.service from what nvidia-smi lists: see journalctl -u {REFRESH}"; }} >&2
 exit 1
 """
+
+
+def probe_script(manifest: str) -> str:
+    """Prints what `faults` judges, in sections that begin with `::name`. manifest: the file that names what apt must hold."""
+    return f"""
+echo ::refresh; {ENABLED}
+echo ::order; {BOOT_FILES_KNOWN}
+echo ::packages; dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Version}}\\n'
+echo ::held; apt-mark showhold
+echo ::manifest; cat {shlex.quote(manifest)}
+echo; echo ::daemon; cat /etc/docker/daemon.json
+true
+"""
+
+
+def faults(printed: str) -> list[Finding]:
+    """What would take the GPUs from the containers at the next boot or upgrade, from what `probe_script` printed."""
+    parts = (part.partition("\n") for part in f"\n{printed}".split("\n::")[1:])
+    sections = {name: text for name, _, text in parts}
+    rows = [row.split() for row in sections["packages"].splitlines()]
+    installed = {row[1]: row[2] for row in rows if row[0] == "installed" and len(row) == 3}
+    found = []
+    try:
+        cdi = (json.loads(sections["daemon"] or "{}").get("features") or {}).get("cdi")
+    except (ValueError, AttributeError):
+        cdi = "in a file that is not valid JSON"
+    if cdi is not True:
+        problem = f"/etc/docker/daemon.json: features.cdi is {cdi}, so Docker hands out no GPU after its next start"
+        found.append(Finding(problem, REDEPLOY))
+    if not sections["refresh"].strip():
+        problem = f"{REFRESH}, which makes the CDI list at every boot, is not enabled or does not watch"
+        found.append(Finding(problem, REDEPLOY))
+    if not sections["order"].strip():
+        units = ", ".join(dict.fromkeys(unit for unit, _ in DROP_INS.values()))
+        problem = f"systemd does not know our drop-ins of {units}, or {START_UNIT}: Docker may start before the CDI list is made"
+        found.append(Finding(problem, REDEPLOY))
+    toolkits = {name: installed[name] for name in toolkit.PACKAGES if name in installed}
+    if not toolkit.is_safe(toolkits):
+        told = ", ".join(f"{name} {version}" for name, version in toolkits.items()) or "none of its packages"
+        problem = f"the container toolkit is not whole, of one version and safe: {told}"
+        found.append(Finding(problem, f"{REDEPLOY}, which installs the version of locks/sources.yml"))
+    holds = set(json.loads(sections["manifest"])["created"]["holds"])
+    found += [
+        Finding(f"apt does not hold {name}: an upgrade may replace it under the running kernel", REDEPLOY)
+        for name in sorted((holds & set(installed)) - set(sections["held"].split()))
+    ]
+    return found
+
+
+REDEPLOY = "run `make deploy`"

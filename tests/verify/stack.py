@@ -1,6 +1,7 @@
 """The host under test as the checks see it: commands, facts, clients, and the images they make."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 import math
@@ -90,6 +91,7 @@ class Stack:
         self.secret_strings = secret_strings(known, certificate)
         self.token_file = secrets_dir / credentials.TOKEN_FILE
         self._open: list[ComfyUI | Forge | httpx.Client] = []
+        self._forwards = contextlib.ExitStack()
 
     def __enter__(self) -> "Stack":
         return self
@@ -97,6 +99,15 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         for client in self._open:
             client.close()
+        self._forwards.close()
+
+    def reconnect(self) -> None:
+        """Forward the services anew, under the URLs of before: a restart of the host ended the connection."""
+        self._forwards.close()
+        services = self.settings.enabled()
+        ports = {name: service.port for name, service in services.items()}
+        local = {name: int(httpx.URL(self.urls[name]).port or 0) for name in services}
+        self._forwards.enter_context(self.ssh.forward(ports, self.settings.own_address(), local_ports=local))
 
     @cached_property
     def host(self) -> Host:

@@ -1,27 +1,100 @@
-"""Group gpu: the applications see exactly the GPUs that they were given."""
+"""Group gpu: cards and driver are well, and the applications see exactly the GPUs that they were given."""
 
 import json
 
 import pytest
 
-from atelier.gpu import toolkit, torch_probe, upkeep
+from atelier.errors import Finding
+from atelier.gpu import health, torch_probe, upkeep
+from atelier.gpu.assignment import ALL
 from atelier.gpu.devices import cdi_device
 
 LIST = "nvidia-smi --query-gpu=uuid --format=csv,noheader"
+MISSING = r"""
+for spec in /etc/cdi/*.yaml /var/run/cdi/*.yaml; do
+  [ -e "$spec" ] && sed -nE 's/^ *(- )?(hostPath|path): *"?([^"]*)"?$/\3/p' "$spec"
+done | sort -u | while read -r path; do [ -e "$path" ] || echo "$path"; done
+"""
+"""Prints the files and device nodes that CDI's lists name and the host does not have."""
+
+
+@pytest.fixture(scope="module")
+def seen(stack) -> health.Seen:
+    """Cards, driver and kernel log, asked for once: nvidia-smi is slow where persistence mode is off."""
+    return health.parse(stack.ssh.run(health.SCRIPT, timeout=60, check=True).stdout)
+
+
+@pytest.fixture
+def wanted(stack) -> set[str]:
+    """The UUIDs that services were given."""
+    return set(stack.deployed["gpus"].values())
+
+
+@pytest.mark.check("gpu.driver")
+def test_the_driver_runs_as_it_is_installed(seen, wanted, check):
+    check.free_of(
+        "the loaded modules are those installed and drive every card in use", health.driver_faults(seen, wanted)
+    )
+    running = f"driver {seen.loaded.version or 'of the machine around'}, {seen.loaded.flavour or 'unknown'} modules"
+    check("nvidia-smi lists the cards", f"{running}: {', '.join(card.named() for card in seen.cards)}", True)
+    check.warn_of("persistence mode is on", health.driver_warnings(seen, wanted))
+
+
+@pytest.mark.check("gpu.health")
+def test_no_card_in_use_reports_errors(seen, wanted, check):
+    log = "the log of the kernel is its host's" if seen.kernel == "container" else "no Xid since the driver was loaded"
+    check.free_of(f"no errors, bad memory, or heat; {log}", health.health_faults(seen, wanted))
+    check.warn_of("nothing else worth a look", health.health_warnings(seen, wanted))
+
+
+@pytest.mark.check("gpu.cdi")
+def test_cdi_lists_the_cards_that_are_there(stack, seen, wanted, check):
+    script = f"{upkeep.DEVICES}; echo ::; {MISSING}"
+    known, _, missing = stack.output(script).partition("::\n")
+    cards = () if ALL in wanted else seen.cards
+    devices = known.split()
+    needed = [
+        Finding(f"CDI does not know {cdi_device(uuid)}, which a service uses", "")
+        for uuid in sorted(wanted)
+        if cdi_device(uuid) not in devices
+    ]
+    found = health.cdi_faults(devices, cards, missing.split()) or needed
+    check.free_of(f"CDI's {len(devices)} devices are the host's cards, and their files exist", found)
+
+
+def sees_its_own(stack, check, service: str) -> None:
+    """Record that the application of a service sees the GPU it was given and no other."""
+    uuid = stack.deployed["gpus"].get(service)
+    if uuid:
+        answer = stack.ssh.run(f"timeout 30 docker exec {stack.containers[service]} {LIST}", timeout=60)
+        said = " ".join((answer.stdout or answer.stderr).split())
+        if answer.status == 124:
+            said = "time-out: nvidia-smi did not answer within 30 s"
+        told = f"{service} sees {said or 'nothing'}"
+        check(f"{service} sees {uuid} and no other", told, said == uuid and answer.status == 0)
 
 
 @pytest.mark.check("gpu.containers")
 def test_each_application_sees_its_gpu_and_no_other(stack, check):
-    for service, container in stack.inspect().items():
+    for service, asked in asked_for(stack).items():
         uuid = stack.deployed["gpus"].get(service)
-        requests = container["HostConfig"]["DeviceRequests"] or []
-        asked = sorted(device for request in requests for device in request["DeviceIDs"] or [])
         expected = [cdi_device(uuid)] if uuid else []
-        check(f"{service} asks Docker for {expected or 'no GPU'}", ", ".join(asked) or "none", asked == expected)
-        if uuid:
-            answer = stack.ssh.run(f"timeout 30 docker exec {stack.containers[service]} {LIST}")
-            seen = " ".join((answer.stdout or answer.stderr).split())
-            check(f"{service} sees {uuid} and no other", seen or "nothing", seen == uuid and answer.status == 0)
+        told = f"{service} asks for {', '.join(asked) or 'no GPU'}"
+        check(f"{service} asks Docker for {', '.join(expected) or 'no GPU'}", told, asked == expected)
+        sees_its_own(stack, check, service)
+
+
+def asked_for(stack) -> dict[str, list[str]]:
+    """The CDI devices that each container was started with, by service."""
+    return {
+        service: sorted(
+            device
+            for request in container["HostConfig"]["DeviceRequests"] or []
+            if request["Driver"] == "cdi"
+            for device in request["DeviceIDs"] or []
+        )
+        for service, container in stack.inspect().items()
+    }
 
 
 @pytest.mark.check("gpu.torch")
@@ -40,26 +113,21 @@ def test_pytorch_computes_on_the_gpu(stack, check):
 
 @pytest.mark.check("gpu.host")
 def test_the_host_stays_a_gpu_host(stack, check):
-    def lines(script: str) -> list[str]:
-        return stack.ssh.run(script, timeout=60).stdout.splitlines()
+    printed = stack.output(upkeep.probe_script(f"{stack.settings.state_dir()}/manifest.json"))
+    check.free_of(
+        "CDI is on, its list is made before Docker starts, the container toolkit is safe, apt holds the driver",
+        upkeep.faults(printed),
+    )
 
-    def packages(names: list[str]) -> dict[str, str]:
-        rows = lines(f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {' '.join(names)}")
-        return {row.split()[1]: row.split()[2] for row in rows if row.startswith("installed ")}
 
-    devices, known = {cdi_device(uuid) for uuid in stack.deployed["gpus"].values()}, set(lines(upkeep.DEVICES))
-    check.none("CDI knows the GPU of every service", [f"{name} is missing" for name in sorted(devices - known)])
-    daemon = json.loads("\n".join(lines("cat /etc/docker/daemon.json")) or "{}")
-    cdi = (daemon.get("features") or {}).get("cdi")
-    check("daemon.json switches CDI on", f"features.cdi is {cdi}", cdi is True)
-    for what, probe in (
-        ("the CDI specification is made at every boot", upkeep.ENABLED),
-        ("Docker starts after it", upkeep.BOOT_FILES_KNOWN),
-    ):
-        check(what, "so" if lines(probe) else "not so", bool(lines(probe)))
-    installed = packages(list(toolkit.PACKAGES))
-    versions = ", ".join(f"{name} {version}" for name, version in installed.items()) or "none"
-    check("the container toolkit is whole, of one version and safe", versions, toolkit.is_safe(installed))
-    manifest = json.loads("\n".join(lines(f"cat {stack.settings.state_dir()}/manifest.json")))
-    free = set(packages(manifest["created"]["holds"])) - set(lines("apt-mark showhold"))
-    check.none("apt holds driver and toolkit", [f"{name} is not held" for name in sorted(free)])
+@pytest.mark.check("gpu.reload")
+def test_a_daemon_reload_takes_no_gpu_away(stack, check):
+    # Asked first: what has its GPU in another way would lose it here, in the middle of somebody's work.
+    for service, asked in asked_for(stack).items():
+        if service in stack.deployed["gpus"]:
+            told = f"{service} asks for {', '.join(asked) or 'no CDI device'}"
+            check(f"{service} has its GPU through CDI", told, bool(asked))
+    reloaded = stack.ssh.run("systemctl daemon-reload", timeout=90)
+    check("systemd reads its units again", reloaded.stderr.strip() or "done", reloaded.status == 0)
+    for service in stack.applications:
+        sees_its_own(stack, check, service)

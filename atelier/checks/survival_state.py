@@ -1,0 +1,186 @@
+"""What speaks against a restart, what keeps a host from coming back, and what is red afterwards. Pure."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from atelier.apt import HOLDER
+from atelier.checks.check import Check
+from atelier.errors import Finding
+from atelier.lifecycle import LOCK_DIRECTORY
+from atelier.report import CheckResult
+from atelier.weights_unit import UNIT as WEIGHTS_UNIT
+
+
+def at_work_script() -> str:
+    """Prints what is at work on the host, one `kind: what` a line."""
+    return (
+        HOLDER
+        + f"""
+held=$(holder); [ -z "$held" ] || echo "package manager: $held"
+[ ! -e {LOCK_DIRECTORY}/busy ] || flock -n {LOCK_DIRECTORY}/busy true || echo "deploy: a command of it"
+[ "$(systemctl show {WEIGHTS_UNIT} -p ActiveState --value)" != activating ] || echo "weights: their transfer"
+systemd-inhibit --list --mode=block --no-legend --no-pager 2>/dev/null | grep -w shutdown | sed 's/^/inhibitor: /'
+docker ps -q | xargs -r docker inspect -f 'container: {{{{.Name}}}} {{{{.HostConfig.RestartPolicy.Name}}}}'
+"""
+    )
+
+
+def busy_applications(queue: Mapping[str, Sequence[str]], jobs: int) -> list[str]:
+    """Which applications make images, from ComfyUI's queue and the number of Forge's jobs."""
+    found = []
+    if any(queue.values()):
+        found.append(f"ComfyUI is at work ({', '.join(f'{len(ids)} {name}' for name, ids in queue.items())})")
+    if jobs:
+        found.append(f"Forge is at work ({jobs} jobs)")
+    return found
+
+
+def busy_host(lines: Iterable[str], ours: Iterable[str]) -> list[str]:
+    """What on the host would be disturbed, from what `at_work_script` printed. ours: names of our containers."""
+    own, found = set(ours), []
+    for line in lines:
+        kind, _, what = line.partition(": ")
+        if kind == "container":
+            name, _, policy = what.removeprefix("/").partition(" ")
+            if name not in own and policy in ("", "no"):
+                found.append(f"the container {name} runs and would not start again by itself")
+        elif kind == "package manager":
+            found.append(f"the package manager is at work: {what}")
+        elif kind == "deploy":
+            found.append("a deploy is at work")
+        elif kind == "weights":
+            found.append("weights are being fetched")
+        elif kind == "inhibitor":
+            found.append(f"something on the host forbids a restart: {' '.join(what.split()[:1])}")
+    return found
+
+
+def state_script(containers: Iterable[str]) -> str:
+    """Prints how far the host, Docker and these containers are.
+
+    Docker itself is asked only once it runs: asking would start it where systemd listens in its place.
+    """
+    names = " ".join(shlex.quote(name) for name in containers)
+    state = (
+        "container {{.Name}} {{.State.Status}} {{with .State.Health}}{{.Status}}{{else}}none{{end}} "
+        "{{.RestartCount}} {{.HostConfig.RestartPolicy.Name}}"
+    )
+    return f"""
+echo "host $(systemctl is-system-running)"
+echo "docker $(systemctl show docker.service -p ActiveState --value) $(systemctl is-enabled docker.service)"
+systemctl is-active -q docker.service || exit 0
+docker inspect --type container -f {shlex.quote(state)} {names} 2>/dev/null
+true
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a host is after a restart, from what `state_script` printed."""
+
+    host: str
+    """As `systemctl is-system-running` says: starting, running, degraded."""
+    docker: str
+    at_boot: str
+    """Whether Docker starts with the host: enabled, disabled, masked."""
+    containers: Mapping[str, "Container"]
+    """By name."""
+
+    def waiting_for(self, names: Iterable[str]) -> list[str]:
+        """Which of these containers is not healthy yet, and how it is."""
+        if self.docker != "active":
+            return [f"Docker is {self.docker or 'unknown'}"]
+        return [
+            f"{name} is {self.containers[name].status}, {self.containers[name].health}"
+            if name in self.containers
+            else f"there is no {name}"
+            for name in names
+            if name not in self.containers or not self.containers[name].well
+        ]
+
+    def never(self, names: Iterable[str]) -> list[Finding]:
+        """What will not come by itself however long one waits."""
+        if self.docker == "failed":
+            return [Finding("Docker does not start", "see `journalctl -u docker` on the host, and `make doctor`")]
+        if self.docker != "active":
+            still = self.docker == "activating" or self.host not in ("running", "degraded")
+            remedy = "systemctl enable --now docker on the host, or `make deploy`"
+            return (
+                []
+                if still
+                else [Finding(f"Docker is {self.docker} and {self.at_boot}: it does not start with the host", remedy)]
+            )
+        there = [(name, self.containers[name]) for name in names if name in self.containers]
+        found = [
+            Finding(
+                f"{name} is {container.status} and its restart policy is {container.policy or 'no'}",
+                "somebody changed it by hand: `make deploy` makes the container anew",
+            )
+            for name, container in there
+            if container.status in ("exited", "created", "dead") and container.policy in ("", "no")
+        ]
+        return found + [
+            Finding(
+                f"{name} ends as soon as it is started: {container.restarts} times", "see `make logs`, `make doctor`"
+            )
+            for name, container in there
+            if container.restarts >= ENDLESS
+        ]
+
+
+ENDLESS = 4
+"""Starts by Docker itself, one after the other, after which a container is not expected to stay."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """How a container is. restarts: how often Docker started it again since somebody did."""
+
+    status: str
+    health: str
+    restarts: int
+    policy: str
+
+    @property
+    def well(self) -> bool:
+        """Whether it runs and its health check says so."""
+        return (self.status, self.health) == ("running", "healthy")
+
+
+def read_state(text: str) -> State:
+    """What `state_script` printed."""
+    lines = [line.split(" ") for line in text.splitlines()]
+    host = next((line[1] for line in lines if line[0] == "host"), "")
+    docker, at_boot, *_ = [*next((line[1:] for line in lines if line[0] == "docker"), []), "", ""]
+    containers = {
+        line[1].removeprefix("/"): Container(line[2], line[3], int(line[4]), line[5])
+        for line in lines
+        if line[0] == "container" and len(line) == 6
+    }
+    return State(host, docker, at_boot, containers)
+
+
+STRICT = ("access", "secrets")
+"""Groups of checks whose red is never one that only has to settle: what was open for a moment was open."""
+
+
+def unsettled(results: Iterable[CheckResult]) -> list[str]:
+    """The red checks that may be green a moment later."""
+    return [result.id for result in results if result.verdict == "failed" and result.group not in STRICT]
+
+
+def red_afterwards(results: Iterable[CheckResult], wanted: Iterable[Check], crashed: bool) -> list[Finding]:
+    """What the quick checks found, and those of them that did not run."""
+    seen = {result.id: result for result in results}
+    found = []
+    for check in wanted:
+        result = seen.get(check.id)
+        if result is not None and result.verdict == "failed":
+            found.append(Finding(f"{check.id}: {result.observed}", result.hint))
+        elif (result is None or result.verdict == "skipped") and not check.optional:
+            said = result.observed if result else "it did not run"
+            found.append(Finding(f"{check.id}: {said}", f"make verify CHECK={check.id}"))
+    if crashed and not found:
+        found.append(Finding("the quick checks ended before their end", "make verify QUICK=1"))
+    return found
