@@ -19,7 +19,7 @@ UNIT = """[Unit]
 Description=Simulated GPU: the kernel's side
 DefaultDependencies=no
 RequiresMountsFor=/var/lib /usr
-After=local-fs.target
+After=local-fs.target systemd-journald.service
 Before=sysinit.target
 
 [Service]
@@ -29,6 +29,12 @@ ExecStart=/usr/local/sbin/simulated-gpu boot
 
 [Install]
 WantedBy=sysinit.target
+"""
+
+KMSG = "/var/lib/simulated-gpu/kmsg"
+JOURNAL = f"""[Service]
+# The journal reads the simulated kernel's log from there; /dev of everything else stays without one.
+BindPaths=-{KMSG}:/dev/kmsg
 """
 
 
@@ -91,12 +97,14 @@ def insert(host: machine.Machine, cards: Sequence[Card] | None = None) -> None:
     """
     files = {
         "/etc/systemd/system/simulated-gpu.service": UNIT,
+        "/etc/systemd/system/systemd-journald.service.d/simulated-gpu.conf": JOURNAL,
         **{f"/usr/local/sbin/{name}": (GUEST / name).read_text() for name in ("simulated-gpu", "modprobe")},
     }
     plug = _put(Path(HARDWARE), hardware(cards or [CARDS["l40s"]]))
     script = "set -eu\nchanged=\n" + (f"if [ ! -e {HARDWARE} ]; then\n{plug}fi\n" if cards is None else plug)
     script += "".join(_put(Path(path), text) for path, text in files.items())
     script += 'if [ -n "$changed" ]; then systemctl daemon-reload; systemctl enable -q simulated-gpu.service\n'
+    script += f"[ -p {KMSG} ] || mkfifo -m 600 {KMSG}\nsystemctl restart systemd-journald.service\n"
     script += "systemctl restart simulated-gpu.service; fi\n"
     login = ["ssh", "-F", str(host.ssh_config), "-o", "BatchMode=yes", host.name, "sudo sh"]
     done = subprocess.run(login, input=script, capture_output=True, text=True)

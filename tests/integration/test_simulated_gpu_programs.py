@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from atelier.gpu import health
 from sandbox.simulated_gpu import packages, repository
 
 UUIDS = ("GPU-5a000000-0000-4000-8000-00000000000a", "GPU-5a000000-0000-4000-8000-00000000000b")
@@ -107,6 +108,53 @@ def test_nvidia_smi_answers_queries(
 ) -> None:
     programs.load()
     assert programs.run("nvidia-smi", f"--query-gpu={query}", f"--format={form}", *more) == (status, output)
+
+
+OTHERS = (
+    "0000:83:00.0 0x1eb8 GPU-t4 15360 7.5 Tesla T4 (simulated)\n",
+    "0000:84:00.0 0x1b38 GPU-p40 23040 6.1 Tesla P40 (simulated)\n",
+)
+L40S, RTX_4090, T4, P40 = "0000:81:00.0", "0000:c2:00.0", "0000:83:00.0", "0000:84:00.0"
+
+
+def test_nvidia_smi_describes_well_cards_in_the_form_of_each_generation(programs: Programs) -> None:
+    programs.load(cards=(*CARDS, *OTHERS))
+    status, text = programs.run("nvidia-smi", "-q")
+    cards = {card.address: card for card in health.parse_cards(text.splitlines())}
+    assert status == 0 and set(cards) == {L40S, RTX_4090, T4, P40}
+    assert all(health.card_faults(card) == [] and health.card_warnings(card) == [] for card in cards.values())
+    assert all("(simulated)" in card.fields["Product Name"] for card in cards.values())
+    assert cards[L40S].fields["ECC Errors/Volatile/DRAM Uncorrectable"] == "0"
+    assert cards[RTX_4090].fields["ECC Errors/Volatile/DRAM Uncorrectable"] == "N/A"
+    assert cards[T4].fields["Retired Pages/Pending Page Blacklist"] == "No"
+    assert cards[P40].fields["ECC Errors/Volatile/Double Bit/Total"] == "0"
+    assert cards[T4].fields["Temperature/GPU Slowdown Temp"] == "93 C"
+    assert cards[L40S].fields["Temperature/GPU Slowdown T.Limit Temp"] == "-2 C"
+
+
+@pytest.mark.parametrize(
+    ("address", "planted", "problem"),
+    [
+        (L40S, "UNCORRECTED=2", "2 uncorrected ECC errors"),
+        (P40, "UNCORRECTED=1", "1 uncorrected ECC errors"),
+        (L40S, "TEMPERATURE=90", "as hot as it can bear (90 C)"),
+        (T4, "TEMPERATURE=93", "has 93 C and slows itself down from 93 C on"),
+        (L40S, "PENDING=Yes", "Remapped Rows/Pending is Yes"),
+        (T4, "PENDING=Yes", "Retired Pages/Pending Page Blacklist is Yes"),
+        (L40S, "FAILURE=Yes", "Remapped Rows/Remapping Failure Occurred is Yes"),
+        (RTX_4090, "RECOVERY=Reboot", "recovery action Reboot"),
+    ],
+)
+def test_nvidia_smi_tells_of_a_card_what_was_planted(
+    programs: Programs, address: str, planted: str, problem: str
+) -> None:
+    programs.load(cards=(*CARDS, *OTHERS))
+    (programs.state / "faults").mkdir()
+    (programs.state / "faults" / address).write_text(f"{planted}\n")
+    cards = health.parse_cards(programs.run("nvidia-smi", "-q")[1].splitlines())
+    found = {card.address: [fault.problem for fault in health.card_faults(card)] for card in cards}
+    assert [problem in fault for fault in found.pop(address)] == [True]
+    assert not any(found.values())
 
 
 def test_nvidia_ctk_writes_a_specification_with_a_device_for_each_index_each_uuid_and_all(programs: Programs) -> None:
