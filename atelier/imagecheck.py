@@ -137,7 +137,8 @@ def problems(data: bytes, size: tuple[int, int], *, trained: bool) -> list[str]:
         found.append(f"is {image.width}x{image.height} instead of {size[0]}x{size[1]}")
     deviation = max(ImageStat.Stat(image).stddev)
     if deviation < FLAT_DEVIATION if trained else deviation == 0:
-        found.append(f"is flat: standard deviation {deviation:.2f} of 255")
+        black = max(most for _, most in ImageStat.Stat(image).extrema) < FLAT_DEVIATION
+        found.append(f"is {'black' if black else 'flat'}: standard deviation {deviation:.2f} of 255")
     if trained and not found:
         if roughness(image) > NOISE_ROUGHNESS:
             found.append(f"is noise: roughness {roughness(image):.2f}, pictures stay below {NOISE_ROUGHNESS}")

@@ -53,6 +53,20 @@ def test_every_workflow_runs(comfyui_client: comfyui.ComfyUI, name: str) -> None
     assert generation.cached == []
 
 
+def test_a_seed_is_sampled_again_where_the_cache_knows_it(comfyui_client: comfyui.ComfyUI) -> None:
+    workflow = workflows.load("sdxl-turbo")
+    made = []
+    for number, (seed, mark) in enumerate([(6, ""), (7, ""), (6, ""), (6, "x")]):
+        graph = comfyui.prepare(workflow, seed=seed, prefix=f"clients/{number}", size=(64, 64))
+        graph = comfyui.never_cached(graph, ("SamplerCustom",), mark) if mark else graph
+        generation = comfyui_client.generate(graph, 30)
+        made.append((generation.cached, imagecheck.pixel_hash(comfyui_client.view(generation.images[0]))))
+    sampled = [not {"7", "8"} & set(cached) for cached, _ in made]
+    assert sampled == [True, True, False, True]
+    assert made[0][1] == made[2][1] == made[3][1] != made[1][1]
+    assert 0 < generation.seconds < 30
+
+
 def test_a_refused_workflow_names_the_node(comfyui_client: comfyui.ComfyUI) -> None:
     workflow = workflows.load("sdxl-turbo")
     workflow["1"]["inputs"]["ckpt_name"] = "absent.safetensors"

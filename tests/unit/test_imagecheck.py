@@ -67,7 +67,7 @@ SPECK.putpixel((5, 5), (99, 9, 9))
         (b'{"error": "no"}', (64, 64), False, "not a whole image"),
         (b"", (64, 64), False, "not a whole image (0 bytes)"),
         (png(Image.new("RGB", (64, 64), (10, 20, 30))), (64, 64), False, "is flat"),
-        (png(Image.new("RGB", (64, 64))), (64, 64), True, "is flat"),
+        (png(Image.new("RGB", (64, 64))), (64, 64), True, "is black"),
         (png(SPECK), (64, 64), True, "is flat"),
         (png(SPECK), (64, 64), False, None),
         (png(noise((512, 512))), (512, 512), True, "is noise"),

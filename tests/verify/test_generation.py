@@ -31,6 +31,14 @@ LOG_SECONDS = 10
 GPU_SECONDS = 1.0
 ELSEWHERE = "it saves its images somewhere else: compare the container's mounts with the settings"
 SEED_IGNORED = "what decides about the image is not the seed that was sent: something answers in the place of the model"
+REMEDIES = {
+    "is black": "a number beyond what the precision holds (NaN): look for flags such as --fp16-vae, and damaged weights: "
+    "`make verify DEEP=1`",
+    "is flat": "nothing was drawn: damaged weights (`make verify DEEP=1`), or another model than the workflow is for",
+    "noise": "nothing was taken out of the noise: damaged weights (`make verify DEEP=1`), or a sampler that did no step",
+    "grid": "the autoencoder does not fit the model, or is damaged: `make verify DEEP=1`",
+}
+"""What to do, by what is wrong with an image."""
 NOT_ITS_OWN = "it was not made by this request: something hands out images that were made before"
 
 Step = tuple[str, int, int]
@@ -88,10 +96,10 @@ def of_this_prompt(check, data: bytes, asked: Workflow) -> None:
 
 def picture(stack: Stack, check, data: bytes, size: tuple[int, int]) -> None:
     """It has the right size, and looks like what the weights can make."""
-    check.none(
-        f"a whole image of {size[0]}x{size[1]}, {'a picture' if stack.trained else 'not flat'}",
-        imagecheck.problems(data, size, trained=stack.trained),
-    )
+    problems = imagecheck.problems(data, size, trained=stack.trained)
+    hint = next((hint for words, hint in REMEDIES.items() if words in "; ".join(problems)), "")
+    kind = "a picture" if stack.trained else "not flat"
+    check.none(f"a whole image of {size[0]}x{size[1]}, {kind}", problems, hint)
 
 
 def depends_on_the_seed(check, make: Callable[[int], bytes]) -> None:
@@ -101,7 +109,11 @@ def depends_on_the_seed(check, make: Callable[[int], bytes]) -> None:
     check(
         "another seed makes another image", "so" if first != other else "the same image", first != other, SEED_IGNORED
     )
-    check("the same seed makes the same pixels again", "so" if first == again else "others", first == again)
+    same = "so" if first == again else "other pixels"
+    varied = (
+        "what decides about the image is more than its seed: generations mix, or the model changes (same seed twice)"
+    )
+    check("the same seed makes the same pixels again", same, first == again, varied)
 
 
 def log_during(stack: Stack, check, generation: Generation, since: float) -> list[str]:
