@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atelier import lifecycle, operate, paths, verify
+from atelier import lifecycle, models, operate, paths, verify
 from atelier.checks import CATALOGUE, Check, existing, explained
 from atelier.console import Narrator
 from atelier.errors import AtelierError
@@ -420,14 +420,18 @@ def require_sandboxes(targets: Iterable[Target]) -> None:
 def run(target: Target, narrator: Narrator, names: Collection[str]) -> int:
     """The sabotages of these names, or all, and then a whole verify; 0 where everything is as it must be."""
     settings = target.settings
-    known, checks = load(), existing(settings)
+    known = load()
     chosen = choose(known, names, settings)
     operate.require_up(target, narrator)
     ssh = target.ssh()
     ssh.connect()
     guest = Guest(target, ssh)
     guest.require_sandbox()
-    verify.read_deployed(ssh, settings.data_root)
+    checks = declared(target, ssh)
+    ids = {check.id for check in checks}
+    if strange := [sabotage.id for sabotage in chosen if not ids.issuperset(sabotage.expects)]:
+        narrator.say(f"Left out, as this sandbox has not what they break: {', '.join(strange)}", "dim")
+        chosen = [sabotage for sabotage in chosen if sabotage.id not in strange]
     for need, where in NEEDS.items():
         if left := [sabotage for sabotage in known if sabotage.needs == need and not possible(sabotage, settings)]:
             narrator.say(f"{len(left)} sabotages need {where}; they are left out.", "dim")
@@ -446,6 +450,13 @@ def run(target: Target, narrator: Narrator, names: Collection[str]) -> int:
         f"{good} of {len(chosen)} sabotages were noticed, named and undone.", "" if good == len(chosen) else "bold red"
     )
     return 0 if whole and good == len(chosen) else 1
+
+
+def declared(target: Target, ssh: Ssh) -> list[Check]:
+    """The checks of a deployed sandbox. Raises AtelierError where nothing is deployed."""
+    deployed = verify.read_deployed(ssh, target.settings.data_root)
+    wanted = models.weights_for(lifecycle.sandbox_settings(target.settings, deployed["sources"]), paths.PROJECT)
+    return existing(target.settings, {weight.name for weight in wanted})
 
 
 def examiner(target: Target) -> Examine:

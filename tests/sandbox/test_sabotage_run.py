@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 from harness import ROOT, Sandbox
 
-from atelier.checks import existing
-from atelier.sabotage import Guest, Sabotage, Saboteur, commit, examiner, load, possible, rotation
+from atelier.sabotage import Guest, Sabotage, Saboteur, commit, declared, examiner, load, possible, rotation
 from atelier.target import Target, sandbox_target
 from atelier.verify import verify
 
@@ -38,11 +37,11 @@ def target(sandbox: Sandbox) -> Target:
 
 
 @pytest.fixture(scope="module")
-def saboteur(target: Target) -> Saboteur:
-    checks = existing(target.settings)
-    return Saboteur(
-        Guest(target, target.ssh()), checks, examiner(target), lambda line, style: print(line), only_quick=True
-    )
+def saboteur(sandbox: Sandbox, target: Target) -> Saboteur:
+    sandbox.deploy()
+    ssh = target.ssh()
+    checks = declared(target, ssh)
+    return Saboteur(Guest(target, ssh), checks, examiner(target), lambda line, style: print(line), only_quick=True)
 
 
 def test_it_deploys_nothing_by_itself(sandbox: Sandbox) -> None:
@@ -50,8 +49,7 @@ def test_it_deploys_nothing_by_itself(sandbox: Sandbox) -> None:
     assert "nothing is deployed here" in output and "make deploy" in output
 
 
-def test_all_is_well_before(sandbox: Sandbox, saboteur: Saboteur) -> None:
-    sandbox.deploy()
+def test_all_is_well_before(saboteur: Saboteur) -> None:
     saboteur.require_well(CHOSEN)
 
 
