@@ -288,7 +288,7 @@ def merged_daemon_json(current: str, settings: Settings) -> str:
 def declared(deployment: Deployment) -> dict[str, list[str]]:
     """Everything that a deploy creates on the host, by kind: what the manifest records before it is created.
 
-    `merged` are files of the host's own that hold keys of ours.
+    `merged` are files of the host's own that hold keys of ours, `metrics` the places of a file that is in one of them.
     """
     settings, state = deployment.settings, deployment.settings.state_dir()
     entries = deployment.entries()
@@ -311,6 +311,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
         "merged": [DAEMON_JSON],
+        "metrics": monitoring.metrics(settings),
         "units": ["atelier-loopback-guard.service", weights_unit.UNIT, *gpu_units, *timers],
         "containers": sorted(project.container for project in deployment.projects()),
         "networks": sorted(network.name for network in render.networks(settings)),

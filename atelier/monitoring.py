@@ -117,11 +117,14 @@ def exec_words(words: Iterable[str]) -> str:
 
 
 def written(settings: Settings) -> set[str]:
-    """The files that the program writes, and the link that starts it at boot; nothing where it is not wanted."""
-    if not settings.monitoring.enabled:
-        return set()
-    metrics = {f"{place}/{METRICS}" for place in (settings.monitoring.textfile_dir, state_directory(settings))}
-    return {STARTED_AT_BOOT, state_file(settings)} | metrics
+    """The state that the program writes, and the link that starts it at boot; nothing where it is not wanted."""
+    return {STARTED_AT_BOOT, state_file(settings)} if settings.monitoring.enabled else set()
+
+
+def metrics(settings: Settings) -> list[str]:
+    """Where the program writes metrics: to the first that can be; nothing where it is not wanted."""
+    places = (settings.monitoring.textfile_dir, state_directory(settings))
+    return [f"{place}/{METRICS}" for place in places] if settings.monitoring.enabled else []
 
 
 def probed(settings: Settings) -> list[str]:

@@ -138,9 +138,12 @@ def test_the_manifest_names_all_of_it_and_nothing_where_it_is_not_wanted() -> No
         "/etc/systemd/system/atelier-monitor.timer",
         "/etc/systemd/system/timers.target.wants/atelier-monitor.timer",
         "/srv/atelier/state/monitor/state.json",
-        "/var/lib/prometheus/node-exporter/atelier.prom",
     ):
         assert path in there["files"] and path not in gone["files"]
+    assert there["metrics"] == [
+        "/var/lib/prometheus/node-exporter/atelier.prom",
+        "/srv/atelier/state/monitor/atelier.prom",
+    ]
     assert "/srv/atelier/state/monitor" in there["directories"]
     assert "atelier-monitor.timer" in there["units"] and "atelier-monitor" not in json.dumps(gone)
 
