@@ -120,11 +120,11 @@ def parse_cards(lines: Iterable[str]) -> tuple[Card, ...]:
         if heading := re.fullmatch(r"GPU ([0-9A-Fa-f]{8}:[0-9A-Fa-f:.]+)", line.rstrip()):
             cards.append((heading[1].lower()[-12:], {}))
             path = []
-        elif cards and (field := re.fullmatch(r"( +)(\S.*?)\s*(?: : ?(.*))?", line.rstrip())):
-            indent = len(field[1])
-            path = [*((depth, name) for depth, name in path if depth < indent), (indent, field[2].removesuffix(" :"))]
-            if field[3] is not None:
-                cards[-1][1].setdefault("/".join(name for _, name in path), field[3].strip())
+        elif cards and (row := re.fullmatch(r"( +)(\S.*?)\s*(?: : ?(.*))?", line.rstrip())):
+            indent = len(row[1])
+            path = [*((depth, name) for depth, name in path if depth < indent), (indent, row[2])]
+            if row[3] is not None:
+                cards[-1][1].setdefault("/".join(name for _, name in path), row[3].strip())
     return tuple(Card(address, fields) for address, fields in cards)
 
 
@@ -180,7 +180,7 @@ def driver_warnings(seen: Seen, wanted: Collection[str]) -> list[Finding]:
 
 def _remedy(error: str) -> str:
     if MISMATCH in error:
-        return f"{RESTART_HOST}: the driver was replaced under the running kernel; packages that are held are not"
+        return f"{RESTART_HOST}: the driver was replaced under the running kernel; then `make deploy`, which holds it"
     if "time-out" in error or "Unable to determine the device handle" in error or "GPU is lost" in error:
         return (
             "a card hangs or has fallen off the bus: power the host off, check power cables and seat; see `make doctor`"
@@ -216,8 +216,8 @@ def card_faults(card: Card) -> list[Finding]:
                 problem, f"what was computed meanwhile is suspect; {RESTART_HOST}, and replace the card if it recurs"
             )
         )
-    action = card.fields.get("GPU Recovery Action", "None")
-    if action not in ("None", "N/A"):
+    action = card.fields.get("GPU Recovery Action", "")
+    if action.startswith(("Reset", "Reboot", "Drain")):
         found.append(Finding(f"{named}: the driver asks for the recovery action {action}", RESET))
     elif card.fields.get("GPU Reset Status/Reset Required") == "Yes":
         found.append(Finding(f"{named}: it must be reset", RESET))

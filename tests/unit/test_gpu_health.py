@@ -279,6 +279,7 @@ FAULTS = {
 def test_what_makes_a_card_unfit_is_named(text: str, problem: str, remedy: str) -> None:
     (fault,) = health.card_faults(one_card(text))
     assert re.search(problem, fault.problem) and re.search(remedy, fault.remedy), fault
+    assert health.card_warnings(one_card(text)) == [], "it is told once"
 
 
 WARNINGS = {
@@ -392,6 +393,7 @@ DRIVER = {
         "power",
     ),
     "hanging": (printed("", "124"), "time-out: no answer within 20 s", "power"),
+    "hanging until it was killed": (printed("", "137"), "time-out: no answer within 20 s", "power"),
     "hanging where nothing can end it": (printed(HEAD, None), "time-out: no answer within 20 s", "power"),
     "not installed": (printed("sh: 1: nvidia-smi: not found", "127"), "nvidia-smi: not found", "make deploy"),
     "another card": (
@@ -425,6 +427,7 @@ DRIVER = {
 @pytest.mark.parametrize(("text", "problem", "remedy"), DRIVER.values(), ids=DRIVER)
 def test_what_is_wrong_with_the_driver_is_named(text: str, problem: str, remedy: str) -> None:
     (fault,) = health.driver_faults(health.parse(text), {"GPU-f7b02328"})
+    assert health.driver_warnings(health.parse(text), {"GPU-f7b02328"}) == [], "it is told once"
     assert problem in fault.problem and remedy in fault.remedy, fault
 
 
