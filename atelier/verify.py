@@ -352,6 +352,7 @@ class Run:
             self._add(check, record)
 
     def _add(self, check: Check, record: dict[str, Any]) -> None:
+        red = record["verdict"] in ("failed", "warning")
         result = CheckResult(
             id=check.id,
             group=check.group,
@@ -360,7 +361,7 @@ class Run:
             seconds=round(record["seconds"], 3),
             expected=_tidy(record["expected"]),
             observed=_tidy(record["observed"]),
-            hint=_tidy(record["hint"] or check.hint) if record["verdict"] != "passed" else "",
+            hint=_tidy(record["hint"] or (check.hint if red else "")),
             requirement=check.requirement,
             required=not check.optional,
             steps=[Step(expected=_tidy(wanted), observed=_tidy(seen)) for wanted, seen in record.get("steps", [])],

@@ -138,6 +138,7 @@ class Lead:
     observed: str = ""
     remedy: str = ""
     anchor: str = ""
+    label: str = "Observed"
 
 
 def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
@@ -152,7 +153,8 @@ def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
     if report.verdict == "incomplete":
         why = f"{report.broke_off.capitalize()}: " if report.broke_off else ""
         text = f"{why}{counted(len(missing), 'required check')} did not run"
-        return Lead(text, f"{missing[0].title}: {shorten(missing[0].observed)}") if missing else Lead(text)
+        first = f"{missing[0].title}: {shorten(missing[0].observed)}" if missing else ""
+        return Lead(text, first, label="The first of them")
     passed = sum(check.verdict in ("passed", "warning") for check in report.checks)
     warnings = sum(check.verdict == "warning" for check in report.checks)
     held = "The one check holds" if passed == 1 else f"All {passed} checks hold"
@@ -174,9 +176,10 @@ def _tasks(report: Report, failed: Sequence[CheckResult], differs: Changes | Non
 
 
 def _again(report: Report, failed: Sequence[CheckResult]) -> str:
-    if not report.command or not failed or len(failed) > MOST_NAMED:
+    named = [*failed, *not_run(report)]
+    if not report.command or not 0 < len(named) <= MOST_NAMED:
         return report.command
-    return f"{report.command} CHECK={','.join(check.id for check in failed)}"
+    return f"{report.command} CHECK={','.join(check.id for check in named)}"
 
 
 def _title(report: Report, id: str) -> str:

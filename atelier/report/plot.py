@@ -5,6 +5,8 @@ from statistics import median
 
 from markupsafe import Markup
 
+from atelier.report.printable import printable
+
 WIDTH, HEIGHT, MARGIN = 240, 56, 6
 
 
@@ -33,7 +35,7 @@ def plot(earlier: Sequence[float], now: float, told: str) -> Markup:
     ).format(
         w=WIDTH,
         h=HEIGHT,
-        told=told,
+        told=printable(told),
         floor=HEIGHT - MARGIN,
         middle=middle,
         line=line,

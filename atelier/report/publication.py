@@ -33,7 +33,7 @@ def publish(
     draft = Path(tempfile.mkdtemp(dir=directory, prefix=".draft-"))
     try:
         (draft / "report.json").write_text(as_json(clean), encoding="utf-8")
-        (draft / "report.md").write_text(as_markdown(clean), encoding="utf-8")
+        (draft / "report.md").write_text(as_markdown(clean, past), encoding="utf-8")
         (draft / "junit.xml").write_text(as_junit(clean), encoding="utf-8")
         (draft / REPORT_PAGE).write_text(as_page(clean, past, images), encoding="utf-8")
         if clean.matrices:

@@ -1,10 +1,14 @@
 """No secret in what is written down."""
 
 import base64
+import html
 import json
+import shlex
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
+
+from markupsafe import escape
 
 REMOVED = "[secret]"
 SHORTEST_SECRET = 6
@@ -12,13 +16,39 @@ SHORTEST_SECRET = 6
 
 
 def redact(value: Any, secrets: Iterable[str]) -> Any:
-    """The same structure with every secret replaced, plain, percent-encoded, JSON-escaped or as base64 of itself."""
+    """The same structure with every secret replaced, however it is spelled (see `spellings`)."""
     forms: set[str] = set()
     for secret in secrets:
         if len(secret) >= SHORTEST_SECRET:
-            plain = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
-            forms |= plain | {base64.b64encode(secret.encode()).decode()}
+            forms |= spellings(secret)
     return _redact(value, sorted(forms, key=len, reverse=True))
+
+
+def spellings(secret: str) -> set[str]:
+    """A secret as itself and as URLs, JSON, HTML, Python, shells, compose files and HTTP Basic spell it."""
+    in_json = json.dumps(secret)[1:-1]
+    in_html = {html.escape(secret), html.escape(secret, quote=False), str(escape(secret))}
+    in_url = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    return {
+        secret,
+        in_json,
+        json.dumps(in_json)[1:-1],
+        repr(secret)[1:-1],
+        *in_html,
+        *(form.replace("&#x27;", apostrophe) for form in in_html for apostrophe in ("&#39;", "&apos;")),
+        *in_url,
+        *(_lower(form) for form in in_url),
+        secret.replace("$", "$$"),
+        shlex.quote(secret).strip("'"),
+        base64.b64encode(secret.encode()).decode(),
+        base64.urlsafe_b64encode(secret.encode()).decode(),
+    }
+
+
+def _lower(quoted: str) -> str:
+    """A percent-encoded text with its hexadecimal digits in lower case."""
+    first, *rest = quoted.split("%")
+    return first + "".join(f"%{part[:2].lower()}{part[2:]}" for part in rest)
 
 
 def _redact(value: Any, forms: list[str]) -> Any:

@@ -1,33 +1,78 @@
 """report.md and junit.xml."""
 
+import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 
-from atelier.report.judgement import headline, stand_ins
-from atelier.report.model import ACCESS_PAGE, Report
+from atelier.history import PastReport, changes
+from atelier.report.judgement import headline, not_run, roots, stand_ins
+from atelier.report.model import ACCESS_PAGE, CheckResult, Report
 from atelier.report.printable import printable
 
+ACTIVE = re.compile(r"(<|(?<=\])[(\[])")
+"""Where Markdown begins a tag, and the address of a link or an image."""
 
-def as_markdown(report: Report) -> str:
-    """report.md: the verdict and what matters first, what is not green next, then everything."""
-    text = [f"# {report.host}: {report.verdict}", "", headline(report), ""]
+
+def as_markdown(report: Report, past: Sequence[PastReport] = ()) -> str:
+    """report.md: the verdict and what matters first, what changed, what is not green, then everything.
+
+    past: comparable earlier runs, oldest first.
+    """
+    text = [f"# {_plain(report.host)}: {report.verdict}", "", _plain(headline(report)), ""]
     for sentence in stand_ins(report.versions):
         text += [f"**{sentence}**", ""]
-    text += [f"{report.started} to {report.finished}", ""]
-    attention = [check for check in report.checks if check.verdict in ("failed", "warning")]
-    for check in attention:
-        text += [f"## {check.verdict}: {check.title}", "", f"- check: `{check.id}`", f"- expected: {check.expected}"]
-        text += [f"- observed: {check.observed}", f"- what to do: {check.hint}", ""]
+    text += [f"{report.started} to {report.finished}", "", *_changed(report, past)]
+    failed = [check for check in report.checks if check.verdict == "failed"]
+    causes = roots(failed)
+    warned = [check for check in report.checks if check.verdict == "warning"]
+    for check in [*causes, *(check for check in failed if check not in causes), *warned, *not_run(report)]:
+        text += _task(check)
     text += ["## Checks", "", "| check | verdict | seconds | expected | observed |", "|---|---|---|---|---|"]
     for check in report.checks:
-        cells = (f"`{check.id}`", check.verdict, f"{check.seconds:.2f}", check.expected, check.observed)
-        text.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    text += ["", "## Versions", "", *(f"- {name}: {version}" for name, version in sorted(report.versions.items())), ""]
+        cells = (_cell(check.expected), _cell(check.observed))
+        text.append(f"| `{check.id}` | {check.verdict} | {check.seconds:.2f} | {' | '.join(cells)} |")
+    if report.metrics:
+        text += ["", "## Measures", ""]
+        text += [f"- {_plain(metric.name)}: {metric.value:g} {_plain(metric.unit)}" for metric in report.metrics]
+    versions = sorted(report.versions.items())
+    text += ["", "## Versions", "", *(f"- {_plain(name)}: {_plain(version)}" for name, version in versions), ""]
     if report.matrices:
         text += ["## Who gets what", "", f"[{ACCESS_PAGE}]({ACCESS_PAGE})", ""]
     if report.images:
         text += ["## Images", ""]
         text += [f"![{image.check}, {image.width}x{image.height}]({image.file})" for image in report.images]
     return "\n".join(text) + "\n"
+
+
+def _task(check: CheckResult) -> list[str]:
+    word = "not run" if check.verdict == "skipped" else check.verdict
+    lines = [f"## {word}: {_plain(check.title)}", "", f"- check: `{check.id}`"]
+    lines += [f"- expected: {_plain(check.expected)}"] if check.expected else []
+    lines += [f"- observed: {_plain(check.observed)}"]
+    return [*lines, *([f"- what to do: {_plain(check.hint)}"] if check.hint else []), ""]
+
+
+def _changed(report: Report, past: Sequence[PastReport]) -> list[str]:
+    found = changes(report, past)
+    if found is None:
+        return []
+    lines = [f"- {moved.now}, {moved.before} before: `{moved.id}`" for moved in found.moved]
+    lines += [f"- new: `{check.id}`" for check in found.added]
+    lines += [f"- gone: `{_plain(check.id)}`" for check in found.gone]
+    lines += [
+        f"- {_plain(name)}: {_plain(before)} before, now {_plain(report.versions[name])}"
+        for name, before in found.versions.items()
+    ]
+    return [f"## Changes since {found.since.finished}", "", *(lines or ["None."]), ""]
+
+
+def _plain(text: str) -> str:
+    """Text as one line, in which nothing is a tag, a link or an image."""
+    return ACTIVE.sub(r"\\\1", " ".join(printable(text).split()))
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
 
 
 def as_junit(report: Report) -> str:

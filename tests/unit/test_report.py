@@ -1,5 +1,6 @@
 """The report: verdicts, schema, publication, and that no secret gets into any of it."""
 
+import html
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -8,13 +9,24 @@ from datetime import datetime, timezone
 import pytest
 from pydantic import ValidationError
 
-from atelier.report import CheckResult, Report, ReportImage, headline, judge, redact
+from atelier.report import (
+    AccessMatrix,
+    AccessRow,
+    CheckResult,
+    Metric,
+    Report,
+    ReportImage,
+    Step,
+    headline,
+    judge,
+    redact,
+)
 from atelier.report.publication import publish
 from atelier.report.redaction import REMOVED
 from atelier.report.texts import as_markdown
 
 NOW = datetime(2026, 11, 21, 20, 44, 0, tzinfo=timezone.utc)
-SECRET = "$2b$12$p\"a'ss/w+o=rd\\é"
+SECRET = "$2b$12$<&p\"a'ss/w+o=rd\\é"
 
 
 def result(id: str, verdict: str, observed: str = "seen", **more) -> CheckResult:
@@ -159,25 +171,59 @@ def test_a_publication_that_fails_leaves_nothing(tmp_path):
     assert list((tmp_path / "r").iterdir()) == []
 
 
-def test_no_secret_in_any_of_it(tmp_path):
-    spellings = [
-        SECRET,
-        json.dumps(SECRET)[1:-1],
-        repr(SECRET),
-        "JDJiJDEyJHAiYSdzcy93K289cmRcw6k=",
-        "%242b%2412%24p%22a%27ss%2Fw%2Bo%3Drd%5C%C3%A9",
-    ]
-    checks = [result(f"a.{number}", "failed", f"before {spelling} after") for number, spelling in enumerate(spellings)]
-    planted = report(*checks, verdict="failed", versions={"image": SECRET, SECRET: "x"})
-    place = publish(planted, tmp_path, [SECRET, "short"], now=lambda: NOW)
-    for file in place.iterdir():
-        text = file.read_text()
-        assert REMOVED in text
-        assert not re.search(r"p\W{1,5}a\W{1,6}ss", text) and "JDJiJDEyJHAi" not in text and "%242b" not in text, file
-    assert "before [secret] after" in (place / "report.md").read_text()
-    assert redact({"a": ["short one"]}, ["short"]) == {"a": ["short one"]}, (
-        "what is too short to be a password stays readable"
+SPELLINGS = {
+    "itself": SECRET,
+    "JSON": json.dumps(SECRET)[1:-1],
+    "JSON within JSON": json.dumps(json.dumps(SECRET))[3:-3],
+    "Python": repr(SECRET),
+    "base64": "JDJiJDEyJDwmcCJhJ3NzL3crbz1yZFzDqQ==",
+    "an URL": "%242b%2412%24%3C%26p%22a%27ss%2Fw%2Bo%3Drd%5C%C3%A9",
+    "an URL in lower case": "%242b%2412%24%3c%26p%22a%27ss%2fw%2bo%3drd%5c%c3%a9",
+    "HTML": "$2b$12$&lt;&amp;p&quot;a&#x27;ss/w+o=rd\\é",
+    "HTML of Jinja": "$2b$12$&lt;&amp;p&#34;a&#39;ss/w+o=rd\\é",
+    "HTML text": "$2b$12$&lt;&amp;p\"a'ss/w+o=rd\\é",
+    "compose": "$$2b$$12$$<&p\"a'ss/w+o=rd\\é",
+    "a shell": "'$2b$12$<&p\"a'\"'\"'ss/w+o=rd\\é'",
+}
+
+
+def leaks(text: str) -> bool:
+    """Whether the middle of the secret is in it, in whatever spelling."""
+    return any(
+        re.search(r"p\W{1,9}(quot;|34;)?a\W{1,6}(x27;|39;|27|apos;)?ss", seen) or "JDJiJDEy" in seen or "%242b" in seen
+        for seen in (text, html.unescape(text))
     )
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_no_secret_in_any_of_it(spelling, tmp_path):
+    assert leaks(spelling), "the test itself would not see it"
+    text = f"before {spelling} after"
+    step = Step(expected=text, observed=text)
+    check = result("a.0", "failed", text).model_copy(
+        update={"expected": text, "hint": text, "title": text, "requirement": text, "steps": [step, step]}
+    )
+    matrix = AccessMatrix(check="a.0", columns=[text], rows=[AccessRow(request=text, cells="401 -")])
+    planted = report(
+        *(check, check.model_copy(update={"id": "a.1", "verdict": "warning"})),
+        verdict="failed",
+        versions={"image": spelling, spelling: "x"},
+        matrices=[matrix],
+        metrics=[Metric(check="a.0", name=spelling, value=1, unit=spelling)],
+        command=text,
+        broke_off=text,
+    )
+    place = publish(planted, tmp_path, [SECRET, "short"], now=lambda: NOW)
+    assert len(list(place.iterdir())) == 5
+    for file in place.iterdir():
+        written = file.read_text()
+        assert REMOVED in written and not leaks(written), file
+    before, removed, after = "before ", re.escape(REMOVED), " after"
+    assert re.search(f"{before}'?{removed}'?{after}", (place / "report.md").read_text())
+
+
+def test_what_is_too_short_to_be_a_password_stays_readable():
+    assert redact({"a": ["short one"]}, ["short"]) == {"a": ["short one"]}
 
 
 def test_junit_is_well_formed(tmp_path):
@@ -215,3 +261,31 @@ def test_markdown_survives_pipes():
     text = as_markdown(report(result("a.x", "failed", "one | two\nthree"), verdict="failed"))
     assert text.startswith("# gpu1: failed\n\na.x: one | two three -> do it\n")
     assert "| one \\| two three |" in text
+
+
+@pytest.mark.parametrize(
+    "hostile", ["![x](https://a.example/x.png)", "[x](javascript:alert(1))", "[x][y]", "<script>alert(1)</script>"]
+)
+def test_nothing_from_a_host_is_active_in_markdown(hostile):
+    checks = [result("a.x", "failed", hostile), result("a.y", "warning", hostile)]
+    text = as_markdown(report(*checks, verdict="failed", versions={hostile: hostile}))
+    assert not re.search(r"\]\(https|\]\(java|\]\[y|(?<!\\)<script", text) and "](" not in text
+
+
+def test_markdown_names_causes_before_what_follows_and_what_did_not_run():
+    checks = [
+        result("generation.comfyui.checkpoint", "failed"),
+        result("generation.comfyui.smoke", "failed"),
+        result("a.warned", "warning"),
+        result("a.missing", "skipped", required=True),
+        result("a.other", "skipped"),
+    ]
+    text = as_markdown(report(*checks, verdict="failed"))
+    assert re.findall(r"^## .*", text, re.M) == [
+        "## failed: Title of generation.comfyui.smoke",
+        "## failed: Title of generation.comfyui.checkpoint",
+        "## warning: Title of a.warned",
+        "## not run: Title of a.missing",
+        "## Checks",
+        "## Versions",
+    ]

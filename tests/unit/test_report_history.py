@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from atelier.history import READ, SAMPLES, PastReport, comparable, measured, past_reports
+from atelier.history import READ, SAMPLES, Changes, Moved, PastReport, changes, comparable, measured, past_reports
+from atelier.report import Report
 
 
 def document(verdict: str = "passed", metrics: list[dict[str, object]] | None = None, **more: object) -> dict:
@@ -127,3 +128,62 @@ def test_measured_while_the_check_passed():
 def test_measures_are_the_newest_ones():
     runs = past(*(document(metrics=[metric(number)]) for number in range(SAMPLES + 3)))
     assert measured(runs) == {"a.seconds": [float(number) for number in range(3, SAMPLES + 3)]}
+
+
+def run(verdicts: dict[str, str], **more: object) -> dict:
+    checks = [
+        {**document()["checks"][0], "id": id, "title": f"Title {id}", "verdict": verdict}
+        for id, verdict in verdicts.items()
+    ]
+    return document(checks=checks, **more)
+
+
+def changed(now: dict, *earlier: dict) -> Changes:
+    runs = [
+        PastReport.model_validate({**one, "name": str(day), "finished": f"2026-11-{day:02}T00:00:00Z"})
+        for day, one in enumerate(earlier, 1)
+    ]
+    found = changes(Report.model_validate(now), runs)
+    assert found and found.since is runs[-1]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "moved", "red_since"),
+    [
+        (["passed"], "passed", None, None),
+        (["passed"], "failed", "passed", None),
+        (["failed"], "passed", "failed", None),
+        (["warning"], "passed", "warning", None),
+        (["failed"], "failed", None, "2026-11-01T00:00:00Z"),
+        (["failed", "passed", "failed", "failed"], "failed", None, "2026-11-03T00:00:00Z"),
+        (["failed", "skipped"], "failed", None, "2026-11-01T00:00:00Z"),  # a short run in between says nothing
+        (["failed", "skipped"], "passed", "failed", None),
+        (["passed", "skipped", "skipped"], "failed", "passed", None),
+        (["passed", "failed"], "skipped", None, None),
+        (["skipped"], "failed", None, None),  # it never ran
+    ],
+)
+def test_a_check_is_compared_with_when_it_last_ran(earlier, now, moved, red_since):
+    found = changed(run({"a.x": now}), *(run({"a.x": verdict}) for verdict in earlier))
+    assert found.moved == ([Moved("a.x", "Title a.x", moved, now)] if moved else [])
+    assert found.red_since == ({"a.x": red_since} if red_since else {})
+    assert found.none() is (moved is None)
+    assert [one.id for one in found.newly("failed")] == (["a.x"] if moved and now == "failed" else [])
+
+
+def test_checks_that_came_and_went_since_the_last_run():
+    found = changed(run({"a": "passed", "b": "passed"}), run({"b": "passed"}), run({"a": "passed", "c": "skipped"}))
+    assert ([check.id for check in found.added], [check.id for check in found.gone]) == (["b"], ["c"])
+    assert not found.none()
+
+
+def test_versions_are_compared_with_when_they_were_last_known():
+    earlier = [run({}, versions={"kernel": "1", "Forge": "a"}), run({}, versions={"kernel": "2"})]
+    found = changed(run({}, versions={"kernel": "2", "Forge": "b", "docker": "9"}), *earlier)
+    assert found.versions == {"Forge": "a"}
+    assert changed(run({}, versions={"kernel": "3"}), *earlier).versions == {"kernel": "2"}
+
+
+def test_nothing_to_compare_with():
+    assert changes(Report.model_validate(run({"a": "failed"})), []) is None
