@@ -45,12 +45,18 @@ GPU_FILES = re.compile(r"nvidia|cuda|libnv|glvnd|vulkan|egl|opencl|ld\.so|^/dev/
 def script(projects: Iterable[Project]) -> str:
     """Shell that prints, for each container: itself, its image, and what changed inside it since it was made."""
     containers = " ".join(project.container for project in projects)
+    # `docker diff` reads every file of the image, which takes seconds (moby 39428); what changed lies in the upper layer.
     return f"""
 exec 2>/dev/null
+upper() {{
+  docker inspect --format '{{{{with .GraphDriver}}}}{{{{.Data.UpperDir}}}}{{{{end}}}}' "$1" | grep ^/ && return
+  awk '$5 == "/"' "/proc/$(docker inspect --format '{{{{.State.Pid}}}}' "$1")/mountinfo" | sed -n 's/.*[ ,]upperdir=\\([^, ]*\\).*/\\1/p'
+}}
 for c in {containers}; do
   echo "{MARK}container $c"; docker inspect --type container --format '{{{{json .}}}}' "$c" || continue
   echo "{MARK}image $c"; docker image inspect --format '{{{{json .Config}}}}' "$(docker inspect --format '{{{{.Image}}}}' "$c")"
-  echo "{MARK}changes $c"; docker diff "$c"
+  echo "{MARK}changes $c"; u=$(upper "$c")
+  if [ -d "$u" ]; then find "$u" -mindepth 1 -printf '%y /%P\\n'; else docker diff "$c"; fi
 done
 :
 """
@@ -58,7 +64,7 @@ done
 
 @dataclass(frozen=True)
 class Told:
-    """One container: `docker inspect`, its image's configuration, the lines of `docker diff`."""
+    """One container: `docker inspect`, its image's configuration, what lies in its own layer as find's %y or docker's A, C, D."""
 
     inspect: Mapping[str, Any]
     image: Mapping[str, Any]
@@ -239,7 +245,7 @@ def changed_inside(told: Told) -> list[str]:
     mounts = {mount["Destination"] for mount in told.inspect["Mounts"]} | {*(told.inspect["HostConfig"]["Tmpfs"] or {})}
     gpu = bool(_devices(told.inspect["HostConfig"]))
     paths = {line[2:]: line[:1] for line in told.changes}
-    words = {"A": "was added", "C": "was changed", "D": "was removed"}
+    removed = {"c": "was removed", "D": "was removed"}
     strays = [
         path
         for path in paths
@@ -249,4 +255,6 @@ def changed_inside(told: Told) -> list[str]:
         and not (gpu and GPU_FILES.search(path))
     ]
     more = [f"and {len(strays) - 5} files more were changed inside it"] if len(strays) > 5 else []
-    return [f"{path} {words.get(paths[path], 'differs')} inside it" for path in sorted(strays)[:5]] + more
+    return [
+        f"{path} {removed.get(paths[path], 'was added or changed')} inside it" for path in sorted(strays)[:5]
+    ] + more

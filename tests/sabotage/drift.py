@@ -397,7 +397,7 @@ name=nvidia-container-toolkit
         breaks=changed('$(root_of "$COMFYUI")/opt/comfyui/server.py', """echo '# me' >>"$FILE" """),
         undoes='recreate "$COMFYUI"; settle',
         expects=(CONTAINERS,),
-        names=r"comfyui-qwen: /opt/comfyui/server\.py was changed inside it",
+        names=r"comfyui-qwen: /opt/comfyui/server\.py was added or changed inside it",
         slow=True,
     ),
     Sabotage(

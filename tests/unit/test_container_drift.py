@@ -62,7 +62,7 @@ CONTAINER: dict[str, Any] = {
     ],
     "NetworkSettings": {"Networks": {"atelier-comfyui-qwen": {}}},
 }
-DOCKERS_OWN = ["C /run", "A /run/secrets", "A /run/secrets/atelier", "A /users"]
+DOCKERS_OWN = ["d /run", "d /run/secrets", "d /run/secrets/atelier", "d /users"]
 """What Docker makes to mount on."""
 
 
@@ -197,15 +197,22 @@ INSIDE: dict[str, tuple[list[str], list[str]]] = {
     "nothing": ([], []),
     "what Docker mounts on": (DOCKERS_OWN, []),
     "a file": (
-        [*DOCKERS_OWN, "C /opt", "C /opt/comfyui", "C /opt/comfyui/server.py"],
-        ["/opt/comfyui/server.py was changed inside it"],
+        [*DOCKERS_OWN, "d /opt", "d /opt/comfyui", "f /opt/comfyui/server.py"],
+        ["/opt/comfyui/server.py was added or changed inside it"],
     ),
-    "a folder": (["A /opt/new"], ["/opt/new was added inside it"]),
-    "removed": (["D /opt/comfyui/custom_nodes/x"], ["/opt/comfyui/custom_nodes/x was removed inside it"]),
-    "a file beside a mount": (["C /run", "A /run/x"], ["/run/x was added inside it"]),
+    "a folder": (["d /opt/new"], ["/opt/new was added or changed inside it"]),
+    "removed": (["c /opt/comfyui/custom_nodes/x"], ["/opt/comfyui/custom_nodes/x was removed inside it"]),
+    "as docker diff has it": (
+        ["C /opt", "A /opt/a", "D /opt/b"],
+        ["/opt/a was added or changed inside it", "/opt/b was removed inside it"],
+    ),
+    "a file beside a mount": (["d /run", "f /run/x"], ["/run/x was added or changed inside it"]),
     "many": (
-        [f"A /x{number}" for number in range(7)],
-        [*(f"/x{number} was added inside it" for number in range(5)), "and 2 files more were changed inside it"],
+        [f"f /x{number}" for number in range(7)],
+        [
+            *(f"/x{number} was added or changed inside it" for number in range(5)),
+            "and 2 files more were changed inside it",
+        ],
     ),
 }
 
@@ -216,20 +223,20 @@ def test_what_changed_inside(changes: list[str], expected: list[str]) -> None:
 
 
 def test_what_cdi_puts_into_a_container_with_a_gpu_is_no_change() -> None:
-    cdi = ["C /usr", "C /usr/bin", "A /usr/bin/nvidia-smi", "C /etc", "C /etc/ld.so.cache", "A /etc/evil"]
+    cdi = ["d /usr", "d /usr/bin", "f /usr/bin/nvidia-smi", "d /etc", "f /etc/ld.so.cache", "f /etc/evil"]
     with_gpu = told(host(DeviceRequests=[{"DeviceIDs": ["nvidia.com/gpu=GPU-aaa"]}]), cdi)
-    assert container_drift.changed_inside(with_gpu) == ["/etc/evil was added inside it"]
+    assert container_drift.changed_inside(with_gpu) == ["/etc/evil was added or changed inside it"]
     assert len(container_drift.changed_inside(told(changes=cdi))) == 3
 
 
 def test_what_the_script_tells_is_read_and_every_finding_names_its_container_and_remedy() -> None:
     mark, image = container_drift.MARK, json.dumps(IMAGE)
     output = f"{mark}container comfyui-qwen\n{json.dumps(CONTAINER)}\n{mark}image comfyui-qwen\n{image}\n"
-    output += f"{mark}changes comfyui-qwen\nA /x\n{mark}container forge-turbo\n"
+    output += f"{mark}changes comfyui-qwen\nf /x\n{mark}container forge-turbo\n"
     found = container_drift.parse(output)
-    assert found == {"comfyui-qwen": Told(CONTAINER, IMAGE, ["A /x"])}
+    assert found == {"comfyui-qwen": Told(CONTAINER, IMAGE, ["f /x"])}
     first, second = container_drift.containers((COMFYUI, FORGE), found)
-    assert first.problem == "comfyui-qwen: /x was added inside it"
+    assert first.problem == "comfyui-qwen: /x was added or changed inside it"
     assert "/opt/atelier/services/comfyui-qwen" in first.remedy and "--force-recreate" in first.remedy
     assert second.problem == "there is no container forge-turbo"
     assert container_drift.parse("") == {}
