@@ -36,6 +36,21 @@ JOURNAL = f"""[Service]
 # The journal reads the simulated kernel's log from there; /dev of everything else stays without one.
 BindPaths=-{KMSG}:/dev/kmsg
 """
+HELD_OPEN = f"""[Unit]
+Description=Simulated GPU: holds the kernel's log open, so that nobody waits for a reader or a writer of it
+DefaultDependencies=no
+RequiresMountsFor=/var/lib
+Before=systemd-journald.service
+
+[Service]
+Type=exec
+StandardOutput=null
+StandardError=null
+ExecStart=/bin/sh -c 'exec sleep infinity <>{KMSG}'
+
+[Install]
+WantedBy=sysinit.target
+"""
 
 
 @dataclass(frozen=True)
@@ -97,15 +112,21 @@ def insert(host: machine.Machine, cards: Sequence[Card] | None = None) -> None:
     """
     files = {
         "/etc/systemd/system/simulated-gpu.service": UNIT,
+        "/etc/systemd/system/simulated-kmsg.service": HELD_OPEN,
         "/etc/systemd/system/systemd-journald.service.d/simulated-gpu.conf": JOURNAL,
         **{f"/usr/local/sbin/{name}": (GUEST / name).read_text() for name in ("simulated-gpu", "modprobe")},
     }
     plug = _put(Path(HARDWARE), hardware(cards or [CARDS["l40s"]]))
     script = "set -eu\nchanged=\n" + (f"if [ ! -e {HARDWARE} ]; then\n{plug}fi\n" if cards is None else plug)
     script += "".join(_put(Path(path), text) for path, text in files.items())
-    script += 'if [ -n "$changed" ]; then systemctl daemon-reload; systemctl enable -q simulated-gpu.service\n'
-    script += f"[ -p {KMSG} ] || mkfifo -m 600 {KMSG}\nsystemctl restart systemd-journald.service\n"
-    script += "systemctl restart simulated-gpu.service; fi\n"
+    script += f"""if [ -n "$changed" ]; then
+[ -p {KMSG} ] || mkfifo -m 600 {KMSG}
+systemctl daemon-reload
+systemctl enable -q simulated-gpu.service simulated-kmsg.service
+systemctl restart simulated-kmsg.service systemd-journald.service
+systemctl restart simulated-gpu.service
+fi
+"""
     login = ["ssh", "-F", str(host.ssh_config), "-o", "BatchMode=yes", host.name, "sudo sh"]
     done = subprocess.run(login, input=script, capture_output=True, text=True)
     if done.returncode:
