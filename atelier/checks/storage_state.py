@@ -118,7 +118,7 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
         if int(place.mode, 8) & forbidden:
             what = "read" if private else "change"
             found.append(Finding(f"{path} has mode {place.mode}: others can {what} what is in it", "run `make deploy`"))
-    for path in told.strangers:
+    for path in sorted(set(told.strangers) - _covered(told)):
         remedy = f"on the host: chown -h {uid}:{uid} {path}"
         found.append(
             Finding(f"{path} does not belong to the service user: it can neither replace nor remove it", remedy)
@@ -133,6 +133,17 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
             problem = f"{service.container} cannot write to its outputs ({target})"
             found.append(Finding(problem, f"the disk is full, or its file system read-only: see `mount`; {REDEPLOY}"))
     return found
+
+
+def _covered(told: Told) -> set[str]:
+    """Directories of the host that Docker made, as root, for one mount inside another to stand on."""
+    return {
+        f"{outer['Source']}{inner['Destination'].removeprefix(outer['Destination'])}"
+        for there in told.mounts.values()
+        for outer in there
+        for inner in there
+        if inner["Destination"].startswith(f"{outer['Destination']}/")
+    }
 
 
 def mounts(told: Told, settings: Settings) -> list[Finding]:

@@ -696,6 +696,12 @@ def test_outputs_that_cannot_be_written_or_belong_to_others():
     assert problems(storage_state.outputs(told, SETTINGS)) == "comfyui-qwen cannot write to its outputs (/m0)"
     strange = storage_state.Told(**{**vars(stored()), "strangers": (f"{OUTPUTS}/x.png",)})
     assert "x.png does not belong to the service user" in problems(storage_state.outputs(strange, SETTINGS))
+    told = storage_state.Told(**{**vars(stored()), "strangers": (f"{USERS}/m0", f"{USERS}/m0/x")})
+    told.mounts["comfyui-qwen"][1]["Destination"] = "/users"
+    told.mounts["comfyui-qwen"][0]["Destination"] = "/users/m0"
+    told.writable["comfyui-qwen"] = frozenset({"/users", "/users/m0"})
+    found = problems(storage_state.outputs(told, SETTINGS))
+    assert found.startswith(f"{USERS}/m0/x does not belong") and f"{USERS}/m0 " not in found
 
 
 def test_mounts_that_are_not_as_declared():
