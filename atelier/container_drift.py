@@ -41,6 +41,9 @@ UNDECLARED = {
 GPU_FILES = re.compile(r"nvidia|cuda|libnv|glvnd|vulkan|egl|opencl|ld\.so|^/dev/", re.I)
 """Under a container with a GPU its CDI specification puts these in place."""
 
+INIT = ("/sbin/docker-init", "/usr/sbin/docker-init")
+"""Where Docker mounts its init; it makes an empty file for that."""
+
 
 def script(projects: Iterable[Project]) -> str:
     """Shell that prints, for each container: itself, its image, and what changed inside it since it was made."""
@@ -242,8 +245,9 @@ def _variables(seen: Sequence[str], image: Sequence[str], service: Mapping[str, 
 
 def changed_inside(told: Told) -> list[str]:
     """Files that were changed in a container since it was made: its root file system is read-only to itself."""
-    mounts = {mount["Destination"] for mount in told.inspect["Mounts"]} | {*(told.inspect["HostConfig"]["Tmpfs"] or {})}
-    gpu = bool(_devices(told.inspect["HostConfig"]))
+    host = told.inspect["HostConfig"]
+    mounts = {mount["Destination"] for mount in told.inspect["Mounts"]} | {*(host["Tmpfs"] or {}), *INIT}
+    gpu = bool(_devices(host))
     paths = {line[2:]: line[:1] for line in told.changes}
     removed = {"c": "was removed", "D": "was removed"}
     strays = [

@@ -61,7 +61,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies on a host. below: type by path under config_root. named: paths in /etc that bear our name."""
+    """What lies on a host. below: type by path under config_root. named: type by path of what bears our name in a folder of /etc."""
 
     seen: Mapping[str, Seen] = field(default_factory=dict)
     below: Mapping[str, str] = field(default_factory=dict)
@@ -86,7 +86,7 @@ s() {{ printf '::%s\\0' "$1"; }}
 s seen; find {_quoted([*others, DAEMON_JSON])} {facts}; find -H {_quoted(linkable)} {facts}
 s digests; find {_quoted(files)} -maxdepth 0 -type f -exec sha256sum -z -- {{}} +
 s below; find {shlex.quote(root)}/ -mindepth 1 -printf '%y %p\\0'
-s named; find /etc -xdev -iname '*atelier*' -printf '%y %p\\0'
+s named; find /etc -xdev -mindepth 2 -iname '*atelier*' -printf '%y %p\\0'
 s daemon_json; cat {DAEMON_JSON}; printf '\\0'
 s manifest; cat {shlex.quote(manifest)}; printf '\\0'
 :
@@ -481,7 +481,7 @@ def wanted_packages(deployment: Deployment) -> tuple[str, ...]:
     return tuple(pinned.get(name, name) for name in decide.all_packages(deployment))
 
 
-IMAGES = "docker image inspect --format '{{.Id}} {{join .RepoTags \" \"}}'"
+IMAGES = "docker image inspect --format '{{.Id}}{{range .RepoTags}} {{.}}{{end}}'"
 
 
 def images_script(deployment: Deployment) -> str:

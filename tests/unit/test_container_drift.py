@@ -62,7 +62,14 @@ CONTAINER: dict[str, Any] = {
     ],
     "NetworkSettings": {"Networks": {"atelier-comfyui-qwen": {}}},
 }
-DOCKERS_OWN = ["d /run", "d /run/secrets", "d /run/secrets/atelier", "d /users"]
+DOCKERS_OWN = [
+    "d /run",
+    "d /run/secrets",
+    "d /run/secrets/atelier",
+    "d /users",
+    "d /usr/sbin",
+    "f /usr/sbin/docker-init",
+]
 """What Docker makes to mount on."""
 
 
