@@ -1,10 +1,12 @@
 """Everyday commands on a deployed host: status, logs, start and stop, tunnel, credentials, outputs."""
 
 import json
+import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 from atelier import credentials as store
@@ -14,6 +16,8 @@ from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan
 from atelier.report import stand_ins
+from atelier.report.model import REPORT_PAGE
+from atelier.report.short import in_short, last_report
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target, sandbox_target
@@ -221,14 +225,28 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
         narrator.say(f"  release          {record['release']}, sources: {record['sources']}")
     _say_transfer(target, narrator, transfer.parse(told))
     narrator.say(f"  disk             {' '.join(disk.split()) or 'unknown'} (free, size, mount)")
-    if audit:
-        last = json.loads(audit.splitlines()[-1])
+    last = json.loads(audit.splitlines()[-1]) if audit else {}
+    if last:
         narrator.say(f"  last change      {last['time']} by {last['who']}, commit {last['commit']}, {last['result']}")
-    latest = paths.reports_dir(target.name) / "latest" / "report.json"
-    if latest.exists():
-        report = json.loads(latest.read_text(encoding="utf-8"))
-        narrator.say(f"  last verify      {report['finished']}: {report['verdict']} ({latest})")
+    _say_last_verify(target, narrator, last.get("time", ""))
     return 0 if healthy else 1
+
+
+def _say_last_verify(target: Target, narrator: Narrator, changed: str) -> None:
+    """The last report in short. changed: when the host was last changed."""
+    place = paths.reports_dir(target.name)
+    if not (place / "latest").exists():
+        return
+    report = last_report(place)
+    if report is None:
+        narrator.say(f"  last verify      its report cannot be read: {place / 'latest'}", style="yellow")
+        return
+    first, *more = in_short(report, datetime.now(timezone.utc), changed)
+    narrator.say(
+        f"  last verify      {first}", style={"passed": "green", "failed": "red"}.get(report.verdict, "yellow")
+    )
+    for line in (*more, os.path.relpath((place / "latest").resolve() / REPORT_PAGE)):
+        narrator.say(f"                   {line}")
 
 
 def _say_transfer(target: Target, narrator: Narrator, found: transfer.Transfer) -> None:

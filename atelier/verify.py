@@ -43,6 +43,7 @@ from atelier.report import (
     stand_ins,
     timestamp,
 )
+from atelier.report.judgement import counted
 from atelier.report.model import NOT_CHOSEN, REPORT_PAGE, Step
 from atelier.report.printable import printable
 from atelier.report.publication import publish
@@ -245,7 +246,7 @@ def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
 def _conclude(report: Report, place: Path, unreal: list[str], say: Say) -> None:
     unselected = sum(check.observed == NOT_CHOSEN for check in report.checks)
     if unselected:
-        say(f"{unselected} further checks are not part of this run.", "dim")
+        say(f"{counted(unselected, 'further check')} not part of this run.", "dim")
     for sentence in unreal:
         say(sentence, "yellow")
     say(f"Report: {os.path.relpath(place / REPORT_PAGE)}", "")

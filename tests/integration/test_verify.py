@@ -17,7 +17,8 @@ from atelier import checks, credentials, paths, verify
 from atelier.checks import CATALOGUE, Check, existing, required, select
 from atelier.errors import AtelierError
 from atelier.generate import generate
-from atelier.report import judge
+from atelier.report import Report, judge
+from atelier.report.model import NOT_CHOSEN
 from atelier.settings import Settings
 from atelier.ssh import Completed, Destination
 from atelier.target import Target
@@ -377,3 +378,80 @@ def test_generate_refuses_before_it_connects(tmp_path, monkeypatch):
     ):
         with pytest.raises(AtelierError, match=words):
             generate(host, *arguments, print)
+
+
+def test_what_several_steps_compared_is_kept_one_by_one(run):
+    it = run(
+        """
+        @pytest.mark.check("a.two")
+        def test_two(check):
+            check("closed", "401", True)
+            check.none("nothing left", [])
+        @pytest.mark.check("a.one")
+        def test_one(check):
+            check("closed", "401", True)
+        """,
+        "a.two",
+        "a.one",
+    )
+    steps = {id: [(step.expected, step.observed) for step in found.steps] for id, found in it.results.items()}
+    assert steps == {"a.two": [("closed", "401"), ("nothing left", "no exception")], "a.one": []}
+    assert all(found.required for found in it.results.values()) and it.run.broke_off == ""
+
+
+def test_what_was_observed_is_one_line_without_control_characters_or_half_a_secret(run):
+    it = run(
+        f"""
+        @pytest.mark.check("a.odd")
+        def test_odd(check):
+            check("x", "one\\n  two \\x1b[31m \\u202e three", True)
+        @pytest.mark.check("a.long")
+        def test_long(check):
+            check("x", "y" * 1490 + {SECRET!r} + "z" * 9000, False)
+        """,
+        "a.odd",
+        "a.long",
+    )
+    assert it.results["a.odd"].observed == "one two ?[31m ? three"
+    long = it.results["a.long"].observed
+    assert len(long) == 1500 and long.startswith("y" * 1490 + "[secret]zz") and SECRET[:10] not in long
+    assert "\x1b" not in "\n".join(it.lines)
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')"])
+def test_what_is_no_number_is_no_measure(value, run):
+    source = f"""
+        @pytest.mark.check("a.slow")
+        def test_slow(check, measure):
+            check("x", "y", True)
+            measure("a.seconds", {value}, "s")
+        """
+    it = run(source, "a.slow")
+    assert it.results["a.slow"].verdict == "failed" and "a.seconds was measured as" in it.results["a.slow"].observed
+    assert it.run.metrics == []
+
+
+def test_a_skipped_check_has_its_reason_and_no_remedy_of_another_failure(run):
+    it = run("@pytest.mark.check('a.busy')\ndef test_busy(check):\n    pytest.skip('at work')\n", "a.busy")
+    assert (it.results["a.busy"].observed, it.results["a.busy"].hint) == ("at work", "")
+
+
+def test_a_run_ends_with_path_verdict_and_the_line_that_matters(run, tmp_path, monkeypatch):
+    it = run(
+        GOOD + "@pytest.mark.check('a.red')\ndef test_red(check):\n    check('401', 200, False)\n", "a.good", "a.red"
+    )
+    monkeypatch.chdir(tmp_path)
+    moment = "2026-11-22T08:00:00Z"
+    whole = {"host": "gpu1", "started": moment, "finished": moment, "versions": {}, "images": [], "doubles": True}
+    unchosen = it.results["a.good"].model_copy(
+        update={"id": "b", "verdict": "skipped", "observed": NOT_CHOSEN, "required": False}
+    )
+    report = Report(checks=[*it.results.values(), unchosen], verdict=it.verdict, **whole)
+    lines: list[str] = []
+    verify._conclude(report, tmp_path / "reports" / "gpu1" / "x", ["No real part."], lambda line, _: lines.append(line))
+    assert lines == [
+        "1 further check not part of this run.",
+        "No real part.",
+        "Report: reports/gpu1/x/report.html",
+        "Verdict: failed. a.red: 200 -> the catalogue's hint",
+    ]

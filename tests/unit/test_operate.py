@@ -1,12 +1,15 @@
 """Everyday commands: what status and logs tell of the transfer of weights."""
 
 import io
+import json
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from test_transfer import TOLD
 
-from atelier import operate
+from atelier import operate, paths
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.settings import Settings
@@ -83,3 +86,34 @@ def test_logs_of_the_weights_are_those_of_their_unit(monkeypatch: pytest.MonkeyP
 def test_the_weights_are_no_service_to_stop(verb: str) -> None:
     with pytest.raises(AtelierError, match="no such service"):
         operate.compose(TARGET, Narrator(Console(file=io.StringIO())), verb, "weights")
+
+
+def test_status_tells_of_the_last_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "reports_dir", lambda host: tmp_path / host)
+    monkeypatch.chdir(tmp_path)
+    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n::\n{TOLD['done'][0]}"
+    assert not [line for line in said(monkeypatch, operate.status, output=output)[0] if "verify" in line]
+
+    failed = {"id": "a.x", "group": "a", "title": "A", "verdict": "failed", "seconds": 1, "expected": "401"}
+    document = {
+        "schema": 1,
+        "host": "box",
+        "started": "2026-11-21T23:00:00Z",
+        "finished": "2026-11-21T23:01:00Z",
+        "verdict": "failed",
+        "doubles": False,
+        "checks": [{**failed, "observed": "200", "hint": "close it"}],
+        "versions": {},
+        "images": [],
+    }
+    folder = tmp_path / "box" / "20261121T230100Z"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(document))
+    (tmp_path / "box" / "latest").symlink_to(folder.name)
+    *_, verdict, line, path = said(monkeypatch, operate.status, output=output)[0]
+    assert re.fullmatch(r"  last verify      failed, .* ago, before the last change", verdict)
+    assert line.strip() == "a.x: 200 -> close it" and path.strip() == "box/20261121T230100Z/report.html"
+
+    (folder / "report.json").write_text("{")
+    *_, broken = said(monkeypatch, operate.status, output=output)[0]
+    assert broken.startswith("  last verify      its report cannot be read: ")
