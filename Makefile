@@ -84,7 +84,8 @@ bench: ## the benchmarks, with what they are compared with
 lint:
 	@./bootstrap.sh && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 docs:
-	@./bootstrap.sh && .venv/bin/python -m atelier.settings_page && .venv/bin/python -m atelier.doctor.page
+	@./bootstrap.sh && .venv/bin/python -m atelier.settings_page && .venv/bin/python -m atelier.doctor.page && \
+		.venv/bin/python -m atelier.report.schema
 lock:
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header locks/requirements.in \
 		-o locks/requirements.txt --custom-compile-command "make lock"
