@@ -46,20 +46,18 @@ INIT = ("/sbin/docker-init", "/usr/sbin/docker-init")
 
 
 def script(projects: Iterable[Project]) -> str:
-    """Shell that prints, for each container: itself, its image, and what changed inside it since it was made."""
+    """Shell that prints the containers that exist, their images, and what changed inside each since it was made."""
     containers = " ".join(project.container for project in projects)
     # `docker diff` reads every file of the image, which takes seconds (moby 39428); what changed lies in the upper layer.
     return f"""
 exec 2>/dev/null
-upper() {{
-  docker inspect --format '{{{{with .GraphDriver}}}}{{{{.Data.UpperDir}}}}{{{{end}}}}' "$1" | grep ^/ && return
-  awk '$5 == "/"' "/proc/$(docker inspect --format '{{{{.State.Pid}}}}' "$1")/mountinfo" | sed -n 's/.*[ ,]upperdir=\\([^, ]*\\).*/\\1/p'
-}}
-for c in {containers}; do
-  echo "{MARK}container $c"; docker inspect --type container --format '{{{{json .}}}}' "$c" || continue
-  echo "{MARK}image $c"; docker image inspect --format '{{{{json .Config}}}}' "$(docker inspect --format '{{{{.Image}}}}' "$c")"
-  echo "{MARK}changes $c"; u=$(upper "$c")
-  if [ -d "$u" ]; then find "$u" -mindepth 1 -printf '%y /%P\\n'; else docker diff "$c"; fi
+of() {{ docker inspect --type container "$@" {containers}; }}
+echo {MARK}containers; of
+echo {MARK}images; docker image inspect $(of --format '{{{{.Image}}}}' | sort -u)
+of --format '{{{{.Name}}}} {{{{.State.Pid}}}} {{{{with .GraphDriver}}}}{{{{.Data.UpperDir}}}}{{{{end}}}}' | while read -r c pid u; do
+  echo "{MARK}${{c#/}}"
+  [ -d "$u" ] || u=$(awk '$5 == "/"' "/proc/$pid/mountinfo" | sed -n 's/.*[ ,]upperdir=\\([^, ]*\\).*/\\1/p')
+  if [ -d "$u" ]; then find "$u" -mindepth 1 -printf '%y /%P\\n'; else docker diff "${{c#/}}"; fi
 done
 :
 """
@@ -76,23 +74,22 @@ class Told:
 
 def parse(output: str) -> dict[str, Told]:
     """What the script told, by container."""
-    sections: dict[tuple[str, str], list[str]] = {}
+    sections: dict[str, list[str]] = {}
     for line in output.splitlines():
         if line.startswith(MARK):
-            name, _, container = line.removeprefix(MARK).partition(" ")
-            current = sections.setdefault((container, name), [])
+            current = sections.setdefault(line.removeprefix(MARK), [])
         elif line.strip() and sections:
             current.append(line)
 
-    def document(container: str, name: str) -> Any:
-        return json.loads("\n".join(sections.get((container, name), [])) or "{}")
+    def documents(name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads("\n".join(sections.get(name, [])) or "[]")
+        return found
 
+    images = {image["Id"]: image["Config"] for image in documents("images")}
     return {
-        container: Told(
-            document(container, "container"), document(container, "image"), sections.get((container, "changes"), [])
-        )
-        for (container, name), lines in sections.items()
-        if name == "container" and lines
+        name: Told(container, images.get(container["Image"], {}), sections.get(name, []))
+        for container in documents("containers")
+        if (name := container["Name"].lstrip("/"))
     }
 
 

@@ -237,16 +237,18 @@ def test_what_cdi_puts_into_a_container_with_a_gpu_is_no_change() -> None:
 
 
 def test_what_the_script_tells_is_read_and_every_finding_names_its_container_and_remedy() -> None:
-    mark, image = container_drift.MARK, json.dumps(IMAGE)
-    output = f"{mark}container comfyui-qwen\n{json.dumps(CONTAINER)}\n{mark}image comfyui-qwen\n{image}\n"
-    output += f"{mark}changes comfyui-qwen\nf /x\n{mark}container forge-turbo\n"
+    mark = container_drift.MARK
+    container = {**CONTAINER, "Name": "/comfyui-qwen", "Image": "sha256:1"}
+    image = {"Id": "sha256:1", "Config": IMAGE}
+    output = f"{mark}containers\n{json.dumps([container], indent=1)}\n{mark}images\n{json.dumps([image])}\n"
+    output += f"{mark}comfyui-qwen\nf /x\n"
     found = container_drift.parse(output)
-    assert found == {"comfyui-qwen": Told(CONTAINER, IMAGE, ["f /x"])}
+    assert found == {"comfyui-qwen": Told(container, IMAGE, ["f /x"])}
     first, second = container_drift.containers((COMFYUI, FORGE), found)
     assert first.problem == "comfyui-qwen: /x was added or changed inside it"
     assert "/opt/atelier/services/comfyui-qwen" in first.remedy and "--force-recreate" in first.remedy
     assert second.problem == "there is no container forge-turbo"
-    assert container_drift.parse("") == {}
+    assert container_drift.parse("") == container_drift.parse(f"{mark}containers\n[]\n{mark}images\n[]\n") == {}
 
 
 @pytest.mark.parametrize("project", [COMFYUI, FORGE, GATEWAY], ids=lambda project: project.service)
