@@ -75,8 +75,8 @@ sandbox-up: ## the sandbox alone [NAME=]
 	$(by_name)$(atelier) sandbox up $(call option,--name,NAME)
 sandbox-down: ## remove the sandbox [NAME=]
 	$(by_name)$(atelier) sandbox down $(call option,--name,NAME)
-sabotage: ## break the deployed sandbox in every known way, one at a time; verify must notice each [ONLY=]
-	$(atelier) sabotage $(target) $(call option,--only,ONLY)
+sabotage: ## break the deployed sandbox in every known way, one at a time; verify must notice each [ONLY=] [QUICK=1]
+	$(atelier) sabotage $(target) $(call option,--only,ONLY) $(call flag,--quick,QUICK)
 test: ## the project's own tests
 	@./bootstrap.sh && exec .venv/bin/python -m pytest
 bench: ## the benchmarks, with what they are compared with

@@ -338,6 +338,8 @@ def sabotage(
     host: Host = "",
     limit: Limit = "",
     only: Annotated[str, typer.Option("--only", help="Only these, or those that begin so, separated by commas.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Of each group verify only what takes seconds.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Of the slow ones only a few, chosen by commit.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Print them and break nothing.")] = False,
 ) -> None:
     """Break a deployed sandbox in every known way, one at a time: verify must notice each. Exit 1 when it does not."""
@@ -348,7 +350,11 @@ def sabotage(
             print(f"{known.id:44} {known.does}")
         return
     sabotages.require_sandboxes(resolve(host, limit))
-    for_each(host, limit, lambda target, narrator: sabotages.run(target, narrator, _names(only)))
+
+    def action(target: Target, narrator: Narrator) -> int:
+        return sabotages.run(target, narrator, _names(only), sample=sample, only_quick=quick)
+
+    for_each(host, limit, action)
 
 
 @app.command()

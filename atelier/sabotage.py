@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atelier import lifecycle, models, operate, paths, verify
+from atelier import forked, lifecycle, models, operate, paths, verify
 from atelier.checks import CATALOGUE, Check, existing, explained
 from atelier.console import Narrator
 from atelier.errors import AtelierError
@@ -197,7 +197,7 @@ NEEDS = {"gpu": "a sandbox with a simulated GPU, such as HOST=sandbox-gpu", "tls
 def load() -> tuple[Sabotage, ...]:
     """Every sabotage of tests/sabotage."""
     if (folder := str(paths.PROJECT / "tests")) not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
     found: tuple[Sabotage, ...] = importlib.import_module("sabotage").every()
     return found
 
@@ -417,11 +417,19 @@ def require_sandboxes(targets: Iterable[Target]) -> None:
         raise AtelierError(f"{', '.join(hosts)}: not a sandbox", ONLY_SANDBOXES)
 
 
-def run(target: Target, narrator: Narrator, names: Collection[str]) -> int:
-    """The sabotages of these names, or all, and then a whole verify; 0 where everything is as it must be."""
+def run(
+    target: Target, narrator: Narrator, names: Collection[str], *, sample: bool = False, only_quick: bool = False
+) -> int:
+    """The sabotages of these names, or all, and then a whole verify; 0 where everything is as it must be.
+
+    sample: of the slow ones only a few, chosen by commit. only_quick: see `concerned`.
+    """
     settings = target.settings
     known = load()
     chosen = choose(known, names, settings)
+    if sample:
+        few = rotation([sabotage for sabotage in chosen if sabotage.slow], commit())
+        chosen = [sabotage for sabotage in chosen if not sabotage.slow or sabotage in few]
     operate.require_up(target, narrator)
     ssh = target.ssh()
     ssh.connect()
@@ -436,7 +444,7 @@ def run(target: Target, narrator: Narrator, names: Collection[str]) -> int:
         if left := [sabotage for sabotage in known if sabotage.needs == need and not possible(sabotage, settings)]:
             narrator.say(f"{len(left)} sabotages need {where}; they are left out.", "dim")
     with lifecycle.host_lock(ssh):
-        saboteur = Saboteur(guest, checks, examiner(target), narrator.say)
+        saboteur = Saboteur(guest, checks, examiner(target), narrator.say, only_quick=only_quick)
         saboteur.undo_what_was_left(known)
         saboteur.require_well(chosen)
         outcomes = saboteur.run(chosen)
@@ -461,9 +469,10 @@ def declared(target: Target, ssh: Ssh) -> list[Check]:
 
 def examiner(target: Target) -> Examine:
     """Verifies a target, without counting it as one of its runs."""
+    forked.read_ahead()
 
     def examine(ids: Collection[str]) -> Mapping[str, CheckResult]:
-        report = verify.verify(target, checks=ids, say=lambda line, style: None, publishes=False)
+        report = verify.verify(target, checks=ids, say=lambda line, style: None, publishes=False, forks=True)
         return {result.id: result for result in report.checks if result.id in ids}
 
     return examine

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from typing_extensions import override
 
@@ -27,6 +27,7 @@ from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
 from atelier.errors import AtelierError
+from atelier.forked import Forked
 from atelier.history import comparable, measured, past_reports
 from atelier.lifecycle import read_anchor, read_certificate, sandbox_settings
 from atelier.models import Weight, weights_for
@@ -146,13 +147,14 @@ def verify(
     checks: Collection[str] = (),
     say: Say | None = None,
     publishes: bool = True,
+    forks: bool = False,
 ) -> Report:
     """Prove that a host does what it should, and publish the report; its verdict is the answer.
 
     quick: only the quick checks. full: those that restart services and the host, too. deep: every byte of the weights,
     too. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
     An interrupt publishes what was seen so far, as incomplete. publishes: False for a look that is not one of the host's
-    runs; an interrupt of it raises KeyboardInterrupt. Raises AtelierError before the first check when there
+    runs; an interrupt of it raises KeyboardInterrupt. forks: see `atelier.forked`. Raises AtelierError before the first check when there
     is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
     """
     say = say or Narrator().say
@@ -202,7 +204,7 @@ def verify(
             "selected": [check.id for check in selected],
             "history": measured(past),
         }
-        run = Run(work, selected, secrets, say)
+        run = Run(work, selected, secrets, say, forks)
         run.execute(context)
         results = [run.result(check) for check in declared]
         verdict = judge(results, required(selected), crashed=run.crashed)
@@ -213,7 +215,7 @@ def verify(
             verdict="incomplete" if run.interrupted and verdict == "passed" else verdict,
             doubles=bool(unreal),
             checks=results,
-            versions=_versions(ssh, deployed) | run.versions,
+            versions=(_versions(ssh, deployed) if publishes else {}) | run.versions,
             images=run.images,
             matrices=run.matrices,
             metrics=run.metrics,
@@ -256,8 +258,8 @@ def _conclude(report: Report, place: Path, unreal: list[str], say: Say) -> None:
 class Run:
     """One run of pytest: collects and prints what each check hands back."""
 
-    def __init__(self, work: Path, selected: list[Check], secrets: list[str], say: Say) -> None:
-        self.work, self.selected, self.secrets, self.say = work, selected, secrets, say
+    def __init__(self, work: Path, selected: list[Check], secrets: list[str], say: Say, forks: bool = False) -> None:
+        self.work, self.selected, self.secrets, self.say, self.forks = work, selected, secrets, say, forks
         self.records: dict[str, CheckResult] = {}
         self.versions: dict[str, str] = {}
         self.images: list[ReportImage] = []
@@ -275,23 +277,12 @@ class Run:
         path.touch(mode=0o600)
         path.write_text(json.dumps({**context, "results": writer}), encoding="utf-8")
         flags = ["-q", "-p", "no:cacheprovider", f"--rootdir={CHECKS}", f"--confcutdir={CHECKS}", f"--context={path}"]
-        command = [sys.executable, "-m", "pytest", *flags, str(CHECKS)]
         # Nobody's options and plugins decide about a verdict.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         log = self.work / "pytest.log"
         with log.open("wb") as output:
-            # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can end what it began.
-            process = subprocess.Popen(
-                command,
-                cwd=paths.PROJECT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(writer,),
-                start_new_session=True,
-            )
+            process = self._start([*flags, str(CHECKS)], environment, output, writer)
         os.close(writer)
         with self._interruptible(process), os.fdopen(reader, encoding="utf-8") as records:
             for line in records:
@@ -310,8 +301,25 @@ class Run:
             for line in tail:
                 self.say(f"    {line}", "")
 
+    def _start(
+        self, arguments: list[str], environment: dict[str, str], output: IO[bytes], writer: int
+    ) -> "subprocess.Popen[bytes] | Forked":
+        # A session of its own: Ctrl-C reaches it once, through `_interruptible`, and it can end what it began.
+        if self.forks:
+            return Forked(arguments, cwd=paths.PROJECT, environment=environment, output=output)
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", *arguments],
+            cwd=paths.PROJECT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writer,),
+            start_new_session=True,
+        )
+
     @contextmanager
-    def _interruptible(self, process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    def _interruptible(self, process: "subprocess.Popen[bytes] | Forked") -> Iterator[None]:
         """Pass Ctrl-C on to pytest, which then undoes what the check at work began; a second one, or PATIENCE, kills it."""
 
         def interrupt(*_: object) -> None:
