@@ -94,12 +94,13 @@ def measured(past: Sequence[PastReport]) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class Moved:
-    """A check that ended otherwise than when it last ran."""
+    """A check that ended otherwise than when it last ran, which was `then`."""
 
     id: str
     title: str
     before: CheckVerdict
     now: CheckVerdict
+    then: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def changes(report: Report, past: Sequence[PastReport]) -> Changes | None:
     for check in report.checks:
         ran = [(run, seen) for run in past for seen in run.checks if seen.id == check.id and seen.verdict != "skipped"]
         if check.verdict != "skipped" and ran and ran[-1][1].verdict != check.verdict:
-            moved.append(Moved(check.id, check.title, ran[-1][1].verdict, check.verdict))
+            moved.append(Moved(check.id, check.title, ran[-1][1].verdict, check.verdict, ran[-1][0].finished))
         streak = list(takewhile(lambda pair: pair[1].verdict == "failed", reversed(ran)))
         if check.verdict == "failed" and streak:
             red_since[check.id] = streak[-1][0].finished

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from atelier.errors import AtelierError
 from atelier.history import Changes, PastReport, changes, measured
 from atelier.imagecheck import decode
 from atelier.report.judgement import counted, not_run, roots, shorten, stand_ins
-from atelier.report.model import ACCESS_PAGE, NOT_CHOSEN, REPORT_PAGE, CheckResult, Metric, Report
+from atelier.report.model import ACCESS_PAGE, NOT_CHOSEN, REPORT_PAGE, CheckResult, Metric, Report, Step
 from atelier.report.plot import plot
 from atelier.report.templates import TEMPLATES
 
@@ -96,9 +97,23 @@ def as_page(report: Report, past: Sequence[PastReport], images: Path | None) -> 
         images=[_shown(report, number, images) for number in range(len(report.images))] if images else [],
         measures=_measures(report, measured(past)),
         words=WORDS,
+        compared=compared,
         moment=moment,
         access_page=ACCESS_PAGE if report.matrices else "",
     )
+
+
+def compared(check: CheckResult) -> list[Step]:
+    """What a check compared: each expectation once, with all that was observed of it."""
+    found: dict[str, list[str]] = {}
+    for step in check.steps or [Step(expected=check.expected, observed=check.observed)]:
+        found.setdefault(step.expected, []).append(step.observed)
+    return [Step(expected=expected, observed=_together(observed)) for expected, observed in found.items()]
+
+
+def _together(observed: Sequence[str]) -> str:
+    """Several observations as one text; equal ones once, with how often."""
+    return "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in Counter(observed).items())
 
 
 def moment(stamp: str) -> str:
@@ -157,7 +172,8 @@ def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
         return Lead(text, first, label="The first of them")
     passed = sum(check.verdict in ("passed", "warning") for check in report.checks)
     warnings = sum(check.verdict == "warning" for check in report.checks)
-    held = "The one check holds" if passed == 1 else f"All {passed} checks hold"
+    chosen = " of this run" if any(check.observed == NOT_CHOSEN for check in report.checks) else ""
+    held = f"The one check{chosen} holds" if passed == 1 else f"All {passed} checks{chosen} hold"
     return Lead(f"{held}, {counted(warnings, 'warning')}" if warnings else held)
 
 

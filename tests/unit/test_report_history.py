@@ -166,7 +166,9 @@ def changed(now: dict, *earlier: dict) -> Changes:
 )
 def test_a_check_is_compared_with_when_it_last_ran(earlier, now, moved, red_since):
     found = changed(run({"a.x": now}), *(run({"a.x": verdict}) for verdict in earlier))
-    assert found.moved == ([Moved("a.x", "Title a.x", moved, now)] if moved else [])
+    ran = max((day for day, verdict in enumerate(earlier, 1) if verdict != "skipped"), default=0)
+    then = f"2026-11-{ran:02}T00:00:00Z"
+    assert found.moved == ([Moved("a.x", "Title a.x", moved, now, then)] if moved else [])
     assert found.red_since == ({"a.x": red_since} if red_since else {})
     assert found.none() is (moved is None)
     assert [one.id for one in found.newly("failed")] == (["a.x"] if moved and now == "failed" else [])

@@ -15,7 +15,7 @@ from atelier.errors import AtelierError
 from atelier.history import PastReport
 from atelier.report import CheckResult, Metric, Report, ReportImage, Step
 from atelier.report.model import NOT_CHOSEN
-from atelier.report.page import as_page, moment, number, thumbnail, took
+from atelier.report.page import as_page, compared, moment, number, thumbnail, took
 from atelier.report.plot import plot
 from atelier.report.templates import codes, unnumbered
 
@@ -138,7 +138,7 @@ def test_the_order_of_the_parts(tmp_path):
         (report(result("a")), ["Passed", "The one check holds"]),
         (
             report(result("a"), result("b", "skipped", observed=NOT_CHOSEN)),
-            ["The one check holds", "1 more check was not part of this run"],
+            ["The one check of this run holds", "1 more check was not part of this run"],
         ),
         (
             report(result("a", "failed"), verdict="failed"),
@@ -219,6 +219,20 @@ def test_each_check_stands_in_the_table_with_all_it_compared():
     assert len(re.findall("<table class=.checks", page)) == 2
 
 
+@pytest.mark.parametrize(
+    ("steps", "shown"),
+    [
+        ([], [("wanted by a", "seen by a")]),
+        ([("x", "1"), ("y", "2")], [("x", "1"), ("y", "2")]),
+        ([("x", "1"), ("y", "2"), ("x", "3"), ("y", "2")], [("x", "1; 3"), ("y", "2 (2 times)")]),
+        ([("x", "1"), ("x", "2"), ("x", "1")], [("x", "1 (2 times); 2")]),
+    ],
+)
+def test_an_expectation_stands_once_with_all_that_was_observed(steps, shown):
+    check = result("a", steps=[Step(expected=expected, observed=observed) for expected, observed in steps])
+    assert [(step.expected, step.observed) for step in compared(check)] == shown
+
+
 def test_what_changed():
     now = report(
         result("a.red", "failed"),
@@ -250,6 +264,15 @@ def test_what_changed():
     assert in_order(part, *lines, "passed before", "Checks that are new", "Title of a.new", "Checks that are gone")
     assert in_order(part, "Title of a.gone", "Versions that changed", "kernel: 6.1 → 6.2")
     assert "a.same" not in part and "docker" not in part
+
+
+def test_what_changed_since_a_check_last_ran():
+    now = report(result("a.red", "failed"), verdict="failed")
+    first = before(now, checks=[{"id": "a.red", "verdict": "passed"}], finished="2026-11-19T20:44:00Z")
+    short = before(now, checks=[{"id": "a.red", "verdict": "skipped"}])
+    text = Reader(as_page(now, [first, short], None)).text
+    lines = ("the run before, of 20 November", "Newly failed", "Title of a.red", "passed when it last ran, 19 November")
+    assert in_order(text, *lines)
 
 
 def test_nothing_changed_and_nothing_to_compare_with():
