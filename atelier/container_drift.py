@@ -39,7 +39,7 @@ UNDECLARED = {
 }
 """What `docker run` and `docker update` can give a container, and no compose file of ours does: key of HostConfig, in words."""
 GPU_FILES = re.compile(r"nvidia|cuda|libnv|glvnd|vulkan|egl|opencl|ld\.so|^/dev/", re.I)
-"""Under a container with a GPU its CDI specification puts these in place."""
+"""In a container with a GPU the hooks of its CDI specification make these: links of libraries, and the linker's cache."""
 
 INIT = ("/sbin/docker-init", "/usr/sbin/docker-init")
 """Where Docker mounts its init; it makes an empty file for that."""
@@ -58,6 +58,7 @@ of --format '{{{{.Name}}}} {{{{.State.Pid}}}} {{{{with .GraphDriver}}}}{{{{.Data
   echo "{MARK}${{c#/}}"
   [ -d "$u" ] || u=$(awk '$5 == "/"' "/proc/$pid/mountinfo" | sed -n 's/.*[ ,]upperdir=\\([^, ]*\\).*/\\1/p')
   if [ -d "$u" ]; then find "$u" -mindepth 1 -printf '%y /%P\\n'; else docker diff "${{c#/}}"; fi
+  awk '{{print "m " $5}}' "/proc/$pid/mountinfo"
 done
 :
 """
@@ -65,7 +66,10 @@ done
 
 @dataclass(frozen=True)
 class Told:
-    """One container: `docker inspect`, its image's configuration, what lies in its own layer as find's %y or docker's A, C, D."""
+    """One container: `docker inspect`, its image's configuration, and changes.
+
+    Those are the paths in its own layer, each after find's %y or docker's A, C, D; and after `m`, where something is mounted.
+    """
 
     inspect: Mapping[str, Any]
     image: Mapping[str, Any]
@@ -243,18 +247,16 @@ def _variables(seen: Sequence[str], image: Sequence[str], service: Mapping[str, 
 def changed_inside(told: Told) -> list[str]:
     """Files that were changed in a container since it was made: its root file system is read-only to itself."""
     host = told.inspect["HostConfig"]
-    mounts = {mount["Destination"] for mount in told.inspect["Mounts"]} | {*(host["Tmpfs"] or {}), *INIT}
+    rows = [line.split(" ", 1) for line in told.changes]
+    mounts = {path for kind, path in rows if kind == "m"} | {mount["Destination"] for mount in told.inspect["Mounts"]}
+    mounts |= {*(host["Tmpfs"] or {}), *INIT}
     gpu = bool(_devices(host))
-    paths = {line[2:]: line[:1] for line in told.changes}
+    paths = {path: kind for kind, path in rows if kind != "m"}
     removed = {"c": "was removed", "D": "was removed"}
-    strays = [
-        path
-        for path in paths
-        # A folder is told by what lies in it; Docker makes those that it mounts something on.
-        if not any(each.startswith(f"{path}/") for each in (*paths, *mounts))
-        and path not in mounts
-        and not (gpu and GPU_FILES.search(path))
-    ]
+    # A folder is told by what lies in it; Docker makes those that it mounts something on.
+    folders = {str(folder) for path in (*paths, *mounts) for folder in PurePosixPath(path).parents}
+    expected = folders | mounts
+    strays = [path for path in paths if path not in expected and not (gpu and GPU_FILES.search(path))]
     more = [f"and {len(strays) - 5} files more were changed inside it"] if len(strays) > 5 else []
     return [
         f"{path} {removed.get(paths[path], 'was added or changed')} inside it" for path in sorted(strays)[:5]

@@ -214,6 +214,7 @@ INSIDE: dict[str, tuple[list[str], list[str]]] = {
         ["/opt/a was added or changed inside it", "/opt/b was removed inside it"],
     ),
     "a file beside a mount": (["d /run", "f /run/x"], ["/run/x was added or changed inside it"]),
+    "what CDI mounts": (["d /usr/lib/gpu", "f /usr/lib/gpu/version", "m /", "m /usr/lib/gpu/version"], []),
     "many": (
         [f"f /x{number}" for number in range(7)],
         [
