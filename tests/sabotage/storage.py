@@ -34,10 +34,11 @@ SABOTAGES = (
     Sabotage(
         "storage.in-the-container",
         "ComfyUI's images land in a volume of Docker's own",
-        mounted("{type: tmpfs, target: /outputs, tmpfs: {mode: 511}}"),
-        restored(COMFYUI),
+        # Compose would take the old container's mount over.
+        f"docker rm -f {COMFYUI} >/dev/null\n" + mounted("{type: volume, target: /outputs}"),
+        f"docker rm -fv {COMFYUI} >/dev/null 2>&1 || :\n" + restored(COMFYUI),
         expects=("storage.mounts",),
-        names="comfyui-qwen does not have /srv/atelier/outputs/comfyui",
+        names="comfyui-qwen does not have /srv/atelier/outputs/comfyui.*comfyui-qwen has /.* as /outputs",
     ),
     Sabotage(
         "storage.read-only",
