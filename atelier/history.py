@@ -132,15 +132,21 @@ def changes(report: Report, past: Sequence[PastReport]) -> Changes | None:
     if not past:
         return None
     before, here = {check.id for check in past[-1].checks}, {check.id for check in report.checks}
+    seen: dict[str, list[tuple[str, CheckVerdict]]] = {}
+    for run in past:
+        for old in run.checks:
+            if old.verdict != "skipped":
+                seen.setdefault(old.id, []).append((run.finished, old.verdict))
     moved = []
     red_since = {}
     for check in report.checks:
-        ran = [(run, seen) for run in past for seen in run.checks if seen.id == check.id and seen.verdict != "skipped"]
-        if check.verdict != "skipped" and ran and ran[-1][1].verdict != check.verdict:
-            moved.append(Moved(check.id, check.title, ran[-1][1].verdict, check.verdict, ran[-1][0].finished))
-        streak = list(takewhile(lambda pair: pair[1].verdict == "failed", reversed(ran)))
+        ran = seen.get(check.id, [])
+        if check.verdict != "skipped" and ran and ran[-1][1] != check.verdict:
+            then, verdict = ran[-1]
+            moved.append(Moved(check.id, check.title, verdict, check.verdict, then))
+        streak = list(takewhile(lambda one: one[1] == "failed", reversed(ran)))
         if check.verdict == "failed" and streak:
-            red_since[check.id] = streak[-1][0].finished
+            red_since[check.id] = streak[-1][0]
     seen_versions = {name: version for run in past for name, version in run.versions.items()}
     return Changes(
         since=past[-1],

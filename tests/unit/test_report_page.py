@@ -330,7 +330,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     (policy,) = [found["content"] for found in reader.all("meta") if "http-equiv" in found]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     (image,) = reader.all("img")
-    assert image["alt"] == "Made by the check: Title of a"
+    assert image["alt"] == "one.png, made by the check: Title of a"
 
 
 def test_an_image_on_the_page_is_small_and_nothing_but_pixels():
