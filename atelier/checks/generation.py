@@ -9,6 +9,7 @@ CHECKS: tuple[Check, ...] = (
         "a generation counts when its own fresh image is seen (20, 21, 22)",
         LOGS.format(service="comfyui"),
         service="comfyui",
+        depends=("containers.running",),
     ),
     Check(
         "generation.comfyui.checkpoint",
@@ -17,7 +18,7 @@ CHECKS: tuple[Check, ...] = (
         "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
         service="comfyui",
         quick=False,
-        depends=("generation.comfyui.smoke",),
+        depends=("generation.comfyui.smoke", "weights"),
     ),
     Check(
         "generation.comfyui.edit",
@@ -31,7 +32,7 @@ CHECKS: tuple[Check, ...] = (
             "qwen_image_vae.safetensors",
         ),
         quick=False,
-        depends=("generation.comfyui.smoke",),
+        depends=("generation.comfyui.smoke", "weights"),
     ),
     Check(
         "generation.forge.txt2img",
@@ -40,5 +41,6 @@ CHECKS: tuple[Check, ...] = (
         "see `make logs SERVICE=forge`; a missing weight: `make deploy`",
         service="forge",
         quick=False,
+        depends=("containers.running", "weights"),
     ),
 )
