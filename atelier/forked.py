@@ -15,7 +15,15 @@ from typing import IO, NoReturn
 
 EX_SOFTWARE = 70
 TICK = 0.01
-LIBRARIES = ("pytest", "testinfra.host", "websockets.sync.client", "httpx", "PIL.Image", "bcrypt", "cryptography.fernet")
+LIBRARIES = (
+    "pytest",
+    "testinfra.host",
+    "websockets.sync.client",
+    "httpx",
+    "PIL.Image",
+    "bcrypt",
+    "cryptography.fernet",
+)
 """What the checks import."""
 
 
