@@ -28,7 +28,7 @@ SABOTAGES = (
     Sabotage(
         "host.monitor-program-fails",
         "the program that looks at the host ends with an error",
-        breaks=edited(PROGRAM, """sed -i '1a raise SystemExit("broken on purpose")' "$FILE" """)
+        breaks=edited(PROGRAM, """sed -i '1i raise SystemExit("broken on purpose")' "$FILE" """)
         + "if systemctl start atelier-monitor.service 2>/dev/null; then exit 1; fi\n",
         undoes=given_back(PROGRAM) + LOOK,
         expects=("host.monitor",),
