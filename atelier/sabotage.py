@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -339,21 +339,19 @@ class Saboteur:
                 "not all is well before anything is broken: " + "; ".join(wrong), "make verify, make deploy"
             )
 
-    def run(self, sabotages: Sequence[Sabotage]) -> list[Outcome]:
+    def run(self, sabotages: Sequence[Sabotage]) -> Iterator[Outcome]:
         """Each alone, in order. What cannot be undone ends the run. An interrupt undoes the one at work."""
-        outcomes: list[Outcome] = []
         for number, sabotage in enumerate(sabotages, 1):
             self.say(f"[{number:{len(str(len(sabotages)))}}/{len(sabotages)}] {sabotage.id}: {sabotage.does}", "")
             outcome = self._one(sabotage)
-            outcomes.append(outcome)
             for fault in outcome.faults:
                 self.say(f"      not as it must be: {fault}", "bold red")
             self.say(f"      {', '.join(outcome.red) or 'nothing'} turned red ({outcome.seconds:.0f} s)", "dim")
+            yield outcome
             if outcome.stuck:
                 left = len(sabotages) - number
                 self.say(f"The sandbox is not as it was; {left} further sabotages were not tried.", "bold red")
-                break
-        return outcomes
+                return
 
     def _one(self, sabotage: Sabotage) -> Outcome:
         started = time.monotonic()
@@ -443,14 +441,16 @@ def run(
     for need, where in NEEDS.items():
         if left := [sabotage for sabotage in known if sabotage.needs == need and not possible(sabotage, settings)]:
             narrator.say(f"{len(left)} sabotages need {where}; they are left out.", "dim")
+    outcomes: list[Outcome] = []
+    place = paths.reports_dir(target.name) / "sabotage.md"
+    place.parent.mkdir(parents=True, exist_ok=True)
     with lifecycle.host_lock(ssh):
         saboteur = Saboteur(guest, checks, examiner(target), narrator.say, only_quick=only_quick)
         saboteur.undo_what_was_left(known)
         saboteur.require_well(chosen)
-        outcomes = saboteur.run(chosen)
-    place = paths.reports_dir(target.name) / "sabotage.md"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(table(outcomes), encoding="utf-8")
+        for outcome in saboteur.run(chosen):
+            outcomes.append(outcome)
+            place.write_text(table(outcomes), encoding="utf-8")
     good = sum(not outcome.faults for outcome in outcomes)
     whole = names or verify.verify(target, say=narrator.say).verdict == "passed"
     narrator.say(f"Table: {place}")

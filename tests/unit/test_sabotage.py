@@ -166,7 +166,7 @@ def test_each_alone_noticed_and_undone(house: House, saboteur: Saboteur) -> None
         expects=("window.closed",),
         names="rain",
     )
-    outcomes = saboteur.run([one(), rain])
+    outcomes = list(saboteur.run([one(), rain]))
     assert [(outcome.faults, outcome.red) for outcome in outcomes] == [((), ("door.closed",)), ((), ("window.closed",))]
     assert house.done == ["break door", "mend door", "break window", "mend window"] and not house.at_work
     assert "[1/2] door.open: the door is opened" in house.said and "[2/2] window.open" in " ".join(house.said)
@@ -206,7 +206,7 @@ def test_a_fake_sabotage_fails(
 
 def test_what_cannot_be_undone_ends_the_run_and_stays_noted(house: House, saboteur: Saboteur) -> None:
     house.well = False
-    outcomes = saboteur.run([one(), one("door.again")])
+    outcomes = list(saboteur.run([one(), one("door.again")]))
     assert [outcome.stuck for outcome in outcomes] == [True] and house.at_work == "door.open"
     assert "could not be undone: not healthy within 180 s: forge exited" in outcomes[0].faults[0]
     assert "1 further sabotages were not tried" in house.said[-1]
@@ -226,7 +226,7 @@ def test_an_interrupt_undoes_the_one_at_work(house: House, saboteur: Saboteur, w
     if where == "in verify":
         house.meanwhile = interrupted
     with pytest.raises(KeyboardInterrupt):
-        saboteur.run([one(breaks=breaks), one("door.again")])
+        list(saboteur.run([one(breaks=breaks), one("door.again")]))
     assert house.done == ["break door", "mend door"] and not house.at_work and not house.broken
     assert "undone" in house.said[-1]
 
