@@ -244,7 +244,7 @@ SABOTAGES = (
         "a container loses its GPU when systemd reads its units again",
         f"""mkdir -p {GENERATOR.rpartition("/")[0]}
 pid=$(docker inspect -f '{{{{.State.Pid}}}}' {COMFYUI})
-printf '#!/bin/sh\\nnsenter -t %s -m umount -l /usr/lib/simulated-gpu/version\\n' "$pid" >{GENERATOR}
+printf '#!/bin/sh\\nnsenter -t %s -m -p umount -l /usr/lib/simulated-gpu/version\\n' "$pid" >{GENERATOR}
 chmod +x {GENERATOR}
 """,
         f"rm -f {GENERATOR}\nsystemctl daemon-reload\n{AS_BEFORE}",
