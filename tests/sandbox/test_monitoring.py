@@ -145,6 +145,7 @@ def test_an_application_at_work_is_busy_and_one_that_cannot_be_asked_is_unknown(
 
 
 def test_killed_while_the_command_runs_it_is_not_run_twice_and_comes_to_its_end(host: Sandbox) -> None:
+    look(host, 1)  # so that the timer's next is far away
     host.root("rm -f /var/tmp/told /var/tmp/ended; touch /var/tmp/slow; docker stop forge-turbo")
     look(host, 1)
     host.root("systemctl start --no-block atelier-monitor.service")
@@ -161,7 +162,6 @@ def test_a_restart_of_the_host_neither_repeats_nor_loses_a_change(host: Sandbox)
     host.root("docker start forge-turbo")
     healthy(host, "forge-turbo")
     look(host, 1)  # seen once, to be confirmed after the restart
-    assert len(told(host)) == 1
     with suppress(AtelierError):  # the connection may end first
         host.ssh().run("systemctl reboot", timeout=20)
     host.wait_for(f"[ $(cat /proc/sys/kernel/random/boot_id) != {booted} ]")
