@@ -83,6 +83,12 @@ def test_nvidia_smi_fails_as_the_real_one_when_a_card_is_lost(programs: Programs
     assert programs.run("nvidia-smi", "-L") == (15, said)
 
 
+def test_nvidia_smi_fails_as_the_real_one_in_a_container_that_has_lost_its_devices(programs: Programs) -> None:
+    programs.load()
+    (programs.state / "version").write_text("")
+    assert programs.run("nvidia-smi", "-L") == (255, "Failed to initialize NVML: Unknown Error\n")
+
+
 def test_nvidia_smi_lists_the_cards(programs: Programs) -> None:
     programs.load()
     assert programs.run("nvidia-smi", "-L") == (

@@ -249,7 +249,7 @@ chmod +x {GENERATOR}
 """,
         f"rm -f {GENERATOR}\nsystemctl daemon-reload\n{AS_BEFORE}",
         ("gpu.reload",),
-        "comfyui sees NVIDIA-SMI has failed.*through CDI",
+        "comfyui sees Failed to initialize NVML.*through CDI",
         needs="gpu",
         slow=True,
     ),
