@@ -69,6 +69,7 @@ def engine(deployment: Deployment) -> None:
     unless(
         name="Start the loopback guard",
         probe="systemctl is-enabled -q atelier-loopback-guard && systemctl is-active -q atelier-loopback-guard "
+        "&& systemctl show atelier-loopback-guard -p NeedDaemonReload --value | grep -qx no "
         f"&& iptables -w -t raw -C {render.LOOPBACK_RULE} && iptables -w -t mangle -C {render.DIRECT_RULE} "
         "&& echo active",
         script="systemctl daemon-reload && systemctl enable -q atelier-loopback-guard "
