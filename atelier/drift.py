@@ -30,6 +30,7 @@ DEPLOY = "run `make deploy`"
 CHANGED = f"the settings, the credentials or this checkout changed since the last deploy: {DEPLOY}"
 EDITED = f"somebody or something edited the host since the last deploy: {DEPLOY}, which puts it back"
 UNKNOWN = f"{DEPLOY}, which brings it to what the settings say"
+IDENTITY = "`make deploy` tells whether this computer or the host has the newer credentials"
 FOREIGN = "no deploy made it and none removes it: remove it on the host, or keep it elsewhere"
 
 
@@ -158,8 +159,14 @@ def files(
 ) -> list[Finding]:
     """Everything about files and directories that is not as a deploy would leave it, what nobody declared included."""
     wrong = remedy(deployment, record)
+    state = deployment.settings.state_dir()
+    whose = dict.fromkeys((f"{state}/instance", f"{state}/credentials"), IDENTITY)
     return [
-        *(finding for entry in deployment.entries() for finding in _entry(entry, found.seen, contents, wrong)),
+        *(
+            finding
+            for entry in deployment.entries()
+            for finding in _entry(entry, found.seen, contents, whose.get(entry.path, wrong))
+        ),
         *_foreign(deployment, found),
         *_daemon(deployment, found, wrong),
         *_manifest(deployment, found.manifest),
@@ -510,7 +517,7 @@ def images(
         elif tag not in there and name in _run_images(deployment):
             wrong.append(Finding(f"image {tag} is gone from the host", DEPLOY))
         elif tag in there and deployed["id"] and there[tag] != deployed["id"]:
-            undo = f"on the host: docker image rm -f {tag}; then {DEPLOY}"
+            undo = f"on the host: docker tag {deployed['id'][7:19]} {tag}; then {DEPLOY}"
             seen = f"{there[tag][7:19]}, deployed was {deployed['id'][7:19]}"
             wrong.append(Finding(f"the tag {tag} names another image than was deployed: {seen}", undo))
     for project in deployment.projects():

@@ -182,7 +182,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited('"$DATA/state/instance"', """echo somebody-else >"$FILE" """),
         undoes=given_back('"$DATA/state/instance"'),
         expects=(FILES,),
-        names=r"state/instance line 1 is `somebody-else`",
+        names=r"state/instance line 1 is `somebody-else`.*newer credentials",
     ),
     Sabotage(
         id="drift.live-restore-off",
@@ -348,7 +348,7 @@ name=nvidia-container-toolkit
         breaks='docker tag "$(docker inspect -f {{.Image}} "$GATEWAY")" "$(docker inspect -f {{.Config.Image}} "$COMFYUI")"',
         undoes='docker tag "$(docker inspect -f {{.Image}} "$COMFYUI")" "$(docker inspect -f {{.Config.Image}} "$COMFYUI")"',
         expects=(IMAGES,),
-        names=r"the tag atelier/comfyui:\w+ names another image than was deployed.*docker image rm -f",
+        names=r"the tag atelier/comfyui:\w+ names another image than was deployed.*docker tag \w+ atelier/comfyui:",
     ),
     Sabotage(
         id="drift.tag-gone",

@@ -23,6 +23,7 @@ from atelier.target import Target
 PLAIN = deployment()
 COMPOSE = "/opt/atelier/services/gateway/compose.yaml"
 SECRET = "/opt/atelier/secrets/comfyui-qwen/PASSWORD"
+STATE = "/srv/atelier/state"
 JOB = "/opt/atelier/weights.json"
 RECORD = json.loads(
     decide.deployed_record(
@@ -99,6 +100,8 @@ FILES: dict[str, tuple[Callable[[Tree], Tree], str, str]] = {
         f"{SECRET} belongs to 10001:10001 and must belong to atelier:atelier",
         EDITED,
     ),
+    "another's host": (but(STATE + "/instance", digest="00"), f"{STATE}/instance differs", drift.IDENTITY),
+    "other credentials": (but(STATE + "/credentials", digest="00"), f"{STATE}/credentials differs", drift.IDENTITY),
     "a link": (but(COMPOSE, kind="l"), f"{COMPOSE} is a symbolic link and must be a file", EDITED),
     "a directory in its place": (
         but(COMPOSE, kind="d"),
@@ -505,7 +508,7 @@ def test_an_image_that_the_settings_want_otherwise_was_not_deployed() -> None:
 def test_a_tag_that_names_another_image() -> None:
     (finding,) = of_images({**THERE, "atelier/forge:1": "sha256:fedcba9876543210"})
     assert "the tag atelier/forge:1 names another image than was deployed: fedcba987654" in finding.problem
-    assert "docker image rm -f atelier/forge:1" in finding.remedy
+    assert "docker tag atelier/forg atelier/forge:1" in finding.remedy
 
 
 def test_an_image_that_is_gone() -> None:
