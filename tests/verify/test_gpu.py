@@ -66,7 +66,9 @@ def sees_its_own(stack, check, service: str) -> None:
     """Record that the application of a service sees the GPU it was given and no other."""
     uuid = stack.deployed["gpus"].get(service)
     if uuid:
-        answer = stack.ssh.run(f"timeout 30 docker exec {stack.containers[service]} {LIST}", timeout=60)
+        # nvidia-smi ends with 255 where a container has lost its devices, and 255 is what ssh says of itself.
+        ask = f"timeout 30 docker exec {stack.containers[service]} {LIST}; status=$?; [ $status != 255 ] || status=1; exit $status"
+        answer = stack.ssh.run(ask, timeout=60)
         said = " ".join((answer.stdout or answer.stderr).split())
         if answer.status == 124:
             said = "time-out: nvidia-smi did not answer within 30 s"
