@@ -17,6 +17,7 @@ from atelier import reboot, workflows
 from atelier.checks import Check, existing, survival_state
 from atelier.comfyui import prepare
 from atelier.errors import AtelierError
+from atelier.models import Weight
 from atelier.verify import Run
 
 DOWN = (502, 503)
@@ -186,7 +187,7 @@ def run(stack: Stack, wanted: list[Check]) -> tuple[dict, bool]:
 
 
 def weight_names(stack: Stack) -> set[str]:
-    return {weight["name"] for weight in stack.context["weights"]}
+    return {Weight.model_validate(weight).name for weight in stack.context["weights"]}
 
 
 def survive(stack: Stack, check, service: str, concerned: Collection[str]) -> None:
