@@ -137,7 +137,9 @@ def containers(projects: Iterable[Project], told: Mapping[str, Told]) -> list[Fi
         if name not in told:
             found.append(Finding(f"there is no container {name}", "run `make deploy`"))
             continue
-        again = f"`docker compose up -d --force-recreate` in {project.directory} on the host makes {name} anew"
+        again = f"on the host: cd {project.directory} && docker compose up -d --force-recreate"
+        if told[name].inspect["Config"]["Labels"].get("atelier.config") != project.config:
+            again = "run `make deploy`, which makes it anew"
         wrong = [*configuration(declared(project), told[name]), *changed_inside(told[name])]
         found += [Finding(f"{name}: {problem}", again) for problem in wrong]
     return found

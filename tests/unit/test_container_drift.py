@@ -35,6 +35,7 @@ CONTAINER: dict[str, Any] = {
         "User": "10001:10001",
         "Hostname": "comfyui-qwen",
         "StopTimeout": 20,
+        "Labels": {"atelier.config": COMFYUI.config},
     },
     "HostConfig": {
         "RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0},
@@ -247,8 +248,12 @@ def test_what_the_script_tells_is_read_and_every_finding_names_its_container_and
     assert found == {"comfyui-qwen": Told(container, IMAGE, ["f /x"])}
     first, second = container_drift.containers((COMFYUI, FORGE), found)
     assert first.problem == "comfyui-qwen: /x was added or changed inside it"
-    assert "/opt/atelier/services/comfyui-qwen" in first.remedy and "--force-recreate" in first.remedy
+    assert first.remedy == "on the host: cd /opt/atelier/services/comfyui-qwen && docker compose up -d --force-recreate"
     assert second.problem == "there is no container forge-turbo"
+    otherwise = projects(settings(services={"comfyui": {"shm_size": "4g"}}))["comfyui"]
+    assert {finding.remedy for finding in container_drift.containers((otherwise,), found)} == {
+        "run `make deploy`, which makes it anew"
+    }
     assert container_drift.parse("") == container_drift.parse(f"{mark}containers\n[]\n{mark}images\n[]\n") == {}
 
 
