@@ -65,7 +65,7 @@ PATIENCE = 15
 
 VERSIONS = (
     '. /etc/os-release; echo "system=$PRETTY_NAME"; echo "kernel=$(uname -r)"; '
-    "echo \"docker=$(docker version --format '{{.Server.Version}}')\"; "
+    "echo \"docker=$(timeout 20 docker version --format '{{.Server.Version}}')\"; "
     'echo "compose=$(docker compose version --short)"'
 )
 

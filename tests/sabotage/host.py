@@ -148,7 +148,7 @@ SABOTAGES = (
         "systemctl -q mask --now apt-daily-upgrade.timer\n",
         "systemctl -q unmask apt-daily-upgrade.timer; systemctl -q enable --now apt-daily-upgrade.timer\n",
         expects=("host.upgrades",),
-        names="apt-daily-upgrade.timer is masked and inactive.*unmask",
+        names="apt-daily-upgrade.timer is masked and (inactive|failed).*unmask",
     ),
     Sabotage(
         "host.half-installed",
