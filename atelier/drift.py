@@ -27,6 +27,7 @@ LARGEST = 1 << 18
 KINDS = {"f": "a file", "d": "a directory", "l": "a symbolic link", "p": "a pipe", "s": "a socket", "b": "a device"}
 
 DEPLOY = "run `make deploy`"
+LEFT = "remove it on the host when nobody needs it any more"
 CHANGED = f"the settings, the credentials or this checkout changed since the last deploy: {DEPLOY}"
 EDITED = f"somebody or something edited the host since the last deploy: {DEPLOY}, which puts it back"
 UNKNOWN = f"{DEPLOY}, which brings it to what the settings say"
@@ -229,16 +230,25 @@ def _shown(line: str, same: int = 0) -> str:
 
 
 def _foreign(deployment: Deployment, found: Tree) -> list[Finding]:
-    """What lies among our files, or bears our name in /etc, and no deploy put there."""
+    """What lies among our files, or bears our name in /etc, and nothing declares now."""
     root = deployment.settings.config_root
-    declared = {entry.path for entry in deployment.entries()}
-    strangers = {path for path in found.below if path not in declared and path != f"{root}/build"}
-    strangers = {path for path in strangers if not _is_below(path, f"{root}/build")}
+    declared, created = {entry.path for entry in deployment.entries()}, _created(found.manifest)
+    under_way = f"{root}/build"
+    strangers = {path for path in {*found.below} - declared if path != under_way and not _is_below(path, under_way)}
     # What lies in a folder that is not ours is told by that folder.
     strangers = {path for path in strangers if path.rpartition("/")[0] not in strangers}
-    ours = declared | _created(found.manifest) | {f"{DAEMON_JSON}.before-atelier"}
+    ours = declared | created | {f"{DAEMON_JSON}.before-atelier"}
     strangers |= {path for path in found.named if path not in ours and not _is_ours(path, found.named[path], ours)}
-    return [Finding(f"{path} is not ours", FOREIGN) for path in sorted(strangers)]
+    swept = [entry.path for entry in deployment.secrets() if isinstance(entry, Directory)]
+    return [
+        _stranger(path, path in created, any(_is_below(path, folder) for folder in swept)) for path in sorted(strangers)
+    ]
+
+
+def _stranger(path: str, created: bool, swept: bool) -> Finding:
+    """created: by an earlier deploy. swept: it lies where a deploy leaves nothing that is not its own."""
+    problem = f"{path} is of an earlier deploy, and nothing asks for it now" if created else f"{path} is not ours"
+    return Finding(problem, f"{DEPLOY}, which removes it" if swept else LEFT if created else FOREIGN)
 
 
 def _is_ours(path: str, kind: str, ours: Collection[str]) -> bool:
@@ -251,7 +261,8 @@ def _is_ours(path: str, kind: str, ours: Collection[str]) -> bool:
 
 def _created(manifest: str) -> set[str]:
     try:
-        return set(json.loads(manifest)["created"]["files"])
+        created = json.loads(manifest)["created"]
+        return {*created["files"], *created["directories"]}
     except (ValueError, KeyError, TypeError):  # told by _manifest
         return set()
 

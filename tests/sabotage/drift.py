@@ -161,6 +161,14 @@ SABOTAGES: tuple[Sabotage, ...] = (
         names=r"/opt/atelier/secrets\.old is not ours",
     ),
     Sabotage(
+        id="drift.secret-left",
+        does="a former secret lies beside the one that is in force",
+        breaks=f"cp -a {AUTH} {AUTH}.old",
+        undoes=f"rm -f {AUTH}.old",
+        expects=(FILES,),
+        names=r"forge-turbo/auth\.json\.old is not ours -> run `make deploy`, which removes it",
+    ),
+    Sabotage(
         id="drift.apt-setting-added",
         does="a file under our name changes apt's settings",
         breaks="echo 'APT::Periodic::Unattended-Upgrade \"0\";' >/etc/apt/apt.conf.d/99atelier-local",

@@ -119,7 +119,7 @@ FILES: dict[str, tuple[Callable[[Tree], Tree], str, str]] = {
     "foreign among secrets": (
         besides("/opt/atelier/secrets/forge-turbo/old.json"),
         "/opt/atelier/secrets/forge-turbo/old.json is not ours",
-        FOREIGN,
+        "run `make deploy`, which removes it",
     ),
     "a foreign folder with a file": (
         lambda found: besides("/opt/atelier/x", "d")(besides("/opt/atelier/x/y")(found)),
@@ -187,6 +187,16 @@ def test_what_docker_has_besides_ours_is_the_hosts_own_and_never_told() -> None:
     found = daemon(proxies={"http-proxy": "http://joe:hunter2@proxy"}, **{"live-restore": "hunter2"})(there())
     (finding,) = judged(found)
     assert "joe" not in str(finding) and finding.problem.startswith(f"{DAEMON_JSON}: live-restore is")
+
+
+def test_what_the_settings_ask_for_no_more_is_told_as_that() -> None:
+    alone = replace(
+        PLAIN, settings=build_settings([("t", {"profile": "cpu", "services": {"forge": {"enabled": False}}})])
+    )
+    found = {finding.problem: finding.remedy for finding in drift.files(alone, there(), {}, RECORD)}
+    for folder in ("secrets", "services"):
+        problem = f"/opt/atelier/{folder}/forge-turbo is of an earlier deploy, and nothing asks for it now"
+        assert found[problem] == drift.LEFT
 
 
 def test_what_earlier_deploys_created_is_known_and_a_build_under_way_is_no_stranger() -> None:
