@@ -193,6 +193,7 @@ def test_what_is_to_be_done_causes_first():
     ]
     assert "Probably follows from: Title of generation.comfyui.smoke. Mend that first." in page.text
     assert page.text.count("Probably follows") == 1
+    assert in_order(page.text, "Probably follows", "If it stays:", "mend generation.comfyui.checkpoint", "no image")
     again = "make verify HOST=me@box CHECK=generation.comfyui.checkpoint,generation.comfyui.smoke,a.missing"
     assert in_order(page.text, "Then verify again:", again)
     assert "it works" in page.text and "(13, 25)" not in page.text
