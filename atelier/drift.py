@@ -24,6 +24,8 @@ SHOWN = 90
 """Characters of a line that a report shows."""
 LARGEST = 1 << 18
 """Bytes of a file of which the first other line is looked for."""
+KEEPS = (UNITS, "/etc/apt/apt.conf.d", "/etc/modprobe.d")
+"""Where a deploy keeps settings of the system. Not apt's sources: they outlast the deploy that needed them first."""
 KINDS = {"f": "a file", "d": "a directory", "l": "a symbolic link", "p": "a pipe", "s": "a socket", "b": "a device"}
 
 DEPLOY = "run `make deploy`"
@@ -63,11 +65,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies on a host. below: type by path under config_root. named: type by path of what bears our name in a folder of /etc."""
+    """What lies on a host. below: type by path under config_root. kept: paths where earlier deploys kept settings as well."""
 
     seen: Mapping[str, Seen] = field(default_factory=dict)
     below: Mapping[str, str] = field(default_factory=dict)
-    named: Mapping[str, str] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     daemon_json: str = ""
     manifest: str = ""
 
@@ -88,7 +90,7 @@ s() {{ printf '::%s\\0' "$1"; }}
 s seen; find {_quoted([*others, DAEMON_JSON])} {facts}; find -H {_quoted(linkable)} {facts}
 s digests; find {_quoted(files)} -maxdepth 0 -type f -exec sha256sum -z -- {{}} +
 s below; find {shlex.quote(root)}/ -mindepth 1 -printf '%y %p\\0'
-s named; find /etc -xdev -mindepth 2 -iname '*atelier*' -printf '%y %p\\0'
+s kept; find {_quoted(KEEPS)} ! -type d -printf '%p\\0'
 s daemon_json; cat {DAEMON_JSON}; printf '\\0'
 s manifest; cat {shlex.quote(manifest)}; printf '\\0'
 :
@@ -112,19 +114,16 @@ def parse_tree(output: str) -> Tree:
         elif text and parts:
             current.append(text)
 
-    def pairs(name: str) -> dict[str, str]:
-        rows = (text.split(" ", 1) for text in parts.get(name, []))
-        return {path: kind for kind, path in rows}
-
     digests = {path: digest for digest, path in (text.split("  ", 1) for text in parts.get("digests", []))}
     seen = {}
     for text in parts.get("seen", []):
         facts, _, path = text.partition("  ")
         kind, mode, owner = facts.split(" ", 2)
         seen[path] = Seen(kind, mode, owner, digests.get(path, ""))
-    root = {path.replace("//", "/", 1): kind for path, kind in pairs("below").items()}
+    rows = (text.split(" ", 1) for text in parts.get("below", []))
+    below = {path.replace("//", "/", 1): kind for kind, path in rows}
     daemon, manifest = ("".join(parts.get(name, [])) for name in ("daemon_json", "manifest"))
-    return Tree(seen, root, pairs("named"), daemon, manifest)
+    return Tree(seen, below, frozenset(parts.get("kept", [])), daemon, manifest)
 
 
 def unlike(deployment: Deployment, found: Tree) -> list[str]:
@@ -230,15 +229,14 @@ def _shown(line: str, same: int = 0) -> str:
 
 
 def _foreign(deployment: Deployment, found: Tree) -> list[Finding]:
-    """What lies among our files, or bears our name in /etc, and nothing declares now."""
+    """What lies among our files and nothing declares, and what earlier deploys left of settings of the system."""
     root = deployment.settings.config_root
     declared, created = {entry.path for entry in deployment.entries()}, _created(found.manifest)
     under_way = f"{root}/build"
     strangers = {path for path in {*found.below} - declared if path != under_way and not _is_below(path, under_way)}
     # What lies in a folder that is not ours is told by that folder.
     strangers = {path for path in strangers if path.rpartition("/")[0] not in strangers}
-    ours = declared | created | {f"{DAEMON_JSON}.before-atelier"}
-    strangers |= {path for path in found.named if path not in ours and not _is_ours(path, found.named[path], ours)}
+    strangers |= (found.kept & created) - {*decide.declared(deployment)["files"]}
     swept = [entry.path for entry in deployment.secrets() if isinstance(entry, Directory)]
     return [
         _stranger(path, path in created, any(_is_below(path, folder) for folder in swept)) for path in sorted(strangers)
@@ -249,14 +247,6 @@ def _stranger(path: str, created: bool, swept: bool) -> Finding:
     """created: by an earlier deploy. swept: it lies where a deploy leaves nothing that is not its own."""
     problem = f"{path} is of an earlier deploy, and nothing asks for it now" if created else f"{path} is not ours"
     return Finding(problem, f"{DEPLOY}, which removes it" if swept else LEFT if created else FOREIGN)
-
-
-def _is_ours(path: str, kind: str, ours: Collection[str]) -> bool:
-    """A folder of a drop-in of ours, or the link by which systemd starts a unit of ours at boot."""
-    folder, _, name = path.rpartition("/")
-    if kind == "d":
-        return any(_is_below(known, path) for known in ours)
-    return kind == "l" and folder.endswith((".wants", ".requires")) and f"{UNITS}{name}" in ours
 
 
 def _created(manifest: str) -> set[str]:

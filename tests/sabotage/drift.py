@@ -8,6 +8,7 @@ ENV = '"$CONFIG/services/$FORGE/.env"'
 GUARD_JSON = '"$CONFIG/services/$GATEWAY/config/guard.json"'
 AUTH = '"$CONFIG/secrets/$FORGE/auth.json"'
 PROGRAM = '"$CONFIG/lib/weights"'
+FORMER = "/etc/apt/apt.conf.d/89atelier"
 APT = "/etc/apt/apt.conf.d/90atelier"
 DAEMON = "/etc/docker/daemon.json"
 MANIFEST, RECORD = '"$DATA/state/manifest.json"', '"$DATA/state/deployed.json"'
@@ -169,12 +170,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
         names=r"forge-turbo/auth\.json\.old is not ours -> run `make deploy`, which removes it",
     ),
     Sabotage(
-        id="drift.apt-setting-added",
-        does="a file under our name changes apt's settings",
-        breaks="echo 'APT::Periodic::Unattended-Upgrade \"0\";' >/etc/apt/apt.conf.d/99atelier-local",
-        undoes="rm -f /etc/apt/apt.conf.d/99atelier-local",
+        id="drift.setting-left",
+        does="a setting of apt's that an earlier deploy made is still there",
+        breaks=f"echo '// former' >{FORMER}\n" + with_json(MANIFEST, f"d['created']['files'].append('{FORMER}')"),
+        undoes=f"rm -f {FORMER}\n" + given_back(MANIFEST),
         expects=(FILES,),
-        names=r"99atelier-local is not ours",
+        names=r"89atelier is of an earlier deploy, and nothing asks for it now -> remove it",
     ),
     Sabotage(
         id="drift.manifest-shortened",
@@ -254,7 +255,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         does="a drop-in adds to the loopback guard",
         breaks=dropped_in("/etc/systemd/system"),
         undoes=taken_out("/etc/systemd/system"),
-        expects=(UNITS, FILES),
+        expects=(UNITS,),
         names=rf"{GUARD}\.service is changed by /etc/systemd/system/{GUARD}\.service\.d/more\.conf.*rm /etc",
     ),
     Sabotage(

@@ -44,12 +44,15 @@ def there(of: Deployment = PLAIN) -> Tree:
         seen[entry.path] = Seen(kind, mode, owner, digest.removeprefix("-"))
     seen[DAEMON_JSON] = Seen("f", "644", "root:root")
     root = f"{of.settings.config_root}/"
-    named = {path: each.kind for path, each in seen.items() if path.startswith("/etc/") and "atelier" in path}
-    named["/etc/systemd/system/multi-user.target.wants/atelier-weights.service"] = "l"
+    kept = {path for path in seen if path.startswith(("/etc/systemd/system/", "/etc/apt/apt.conf.d"))}
+    kept |= {
+        "/etc/systemd/system/multi-user.target.wants/atelier-weights.service",
+        "/etc/systemd/system/atelier.service",
+    }
     return Tree(
         seen,
         {path: each.kind for path, each in seen.items() if path.startswith(root)},
-        named | {f"{DAEMON_JSON}.before-atelier": "f"},
+        frozenset(kept),
         decide.merged_daemon_json("", of.settings),
         decide.updated_manifest("", decide.declared(of), [], "1.0"),
     )
@@ -75,8 +78,15 @@ def besides(path: str, kind: str = "f") -> Callable[[Tree], Tree]:
     return lambda found: replace(found, below={**found.below, path: kind})
 
 
-def called(path: str, kind: str = "f") -> Callable[[Tree], Tree]:
-    return lambda found: replace(found, named={**found.named, path: kind})
+def left(path: str) -> Callable[[Tree], Tree]:
+    """What an earlier deploy created, and is still there."""
+
+    def change(found: Tree) -> Tree:
+        manifest = json.loads(found.manifest)
+        manifest["created"]["files"].append(path)
+        return replace(found, manifest=json.dumps(manifest), kept=found.kept | {path})
+
+    return change
 
 
 def daemon(**changed: object) -> Callable[[Tree], Tree]:
@@ -131,15 +141,10 @@ FILES: dict[str, tuple[Callable[[Tree], Tree], str, str]] = {
         f"{COMPOSE}.atelier-part is not ours",
         FOREIGN,
     ),
-    "a drop-in of a unit of ours": (
-        called("/etc/systemd/system/atelier-loopback-guard.service.d", "d"),
-        "/etc/systemd/system/atelier-loopback-guard.service.d is not ours",
-        FOREIGN,
-    ),
-    "a link of a unit that is not ours": (
-        called("/etc/systemd/system/multi-user.target.wants/atelier-evil.service", "l"),
-        "/etc/systemd/system/multi-user.target.wants/atelier-evil.service is not ours",
-        FOREIGN,
+    "a unit of an earlier deploy": (
+        left("/etc/systemd/system/atelier-gpu-containers.service"),
+        "/etc/systemd/system/atelier-gpu-containers.service is of an earlier deploy, and nothing asks for it now",
+        drift.LEFT,
     ),
     "live-restore off": (
         daemon(**{"live-restore": False}),
@@ -199,11 +204,9 @@ def test_what_the_settings_ask_for_no_more_is_told_as_that() -> None:
         assert found[problem] == drift.LEFT
 
 
-def test_what_earlier_deploys_created_is_known_and_a_build_under_way_is_no_stranger() -> None:
-    manifest = json.loads(there().manifest)
-    manifest["created"]["files"].append("/etc/apt/sources.list.d/atelier-nvidia-driver.list")
-    found = replace(there(), manifest=json.dumps(manifest))
-    found = called("/etc/apt/sources.list.d/atelier-nvidia-driver.list")(found)
+def test_a_build_under_way_is_no_stranger_and_what_is_gone_is_nothing() -> None:
+    found = left("/etc/modprobe.d/atelier-nouveau.conf")(there())
+    found = replace(found, kept=there().kept)
     found = besides("/opt/atelier/build", "d")(besides("/opt/atelier/build/base/context/x")(found))
     assert judged(found) == []
 
