@@ -93,6 +93,8 @@ def running(told: Told) -> list[Finding]:
     """Why a container is not usable now, or would not be after a restart of the host."""
     state, name = told.inspect["State"], told.name
     logs = f"see `make logs` and `docker logs {name}` on the host; then `make restart`"
+    if state["Status"] == "paused":
+        return [Finding(f"{name} is paused", f"on the host: docker unpause {name}")]
     if state["Status"] != "running":
         why = state.get("Error") or f"exit status {state.get('ExitCode')}"
         killed = ", killed for memory" if state.get("OOMKilled") else ""

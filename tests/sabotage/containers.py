@@ -12,10 +12,10 @@ docker run -d --name sabotage-intruder --entrypoint sleep {options} "$image" 600
 WITHOUT_INTRUDER = "docker rm -f sabotage-intruder >/dev/null 2>&1 || :\n"
 
 
-def with_keys(container: str, *lines: str) -> str:
-    """A script that gives a container further keys of compose."""
+def with_keys(container: str, *lines: str, settles: bool = True) -> str:
+    """A script that gives a container further keys of compose. settles: it becomes healthy with them."""
     keys = "".join(f"    {line}\n" for line in lines)
-    return f"overridden {container} <<X\nservices:\n  {container}:\n{keys}X\n"
+    return f"overridden {container} <<X\nservices:\n  {container}:\n{keys}X\n" + ("settle\n" if settles else "")
 
 
 def network(container: str) -> str:
@@ -43,12 +43,12 @@ def as_declared(guest: Guest) -> None:
 def hardened(
     what: str, does: str, container: str, lines: tuple[str, ...], names: str, also: tuple[str, ...] = ()
 ) -> Sabotage:
-    """A container that may do what it must not."""
+    """A container that may do what it must not. also: what it is unfit for as well."""
     return Sabotage(
         f"containers.{what}",
         does,
-        with_keys(container, *lines),
-        restored(container),
+        with_keys(container, *lines, settles=not also),
+        restored(container) + "settle\n",
         expects=("containers.hardened",),
         names=names,
         also=also,
@@ -79,12 +79,12 @@ SABOTAGES = (
         f"docker pause {FORGE} >/dev/null\n",
         f"docker unpause {FORGE} >/dev/null 2>&1 || :; settle\n",
         expects=("containers.running",),
-        names="forge-turbo is paused",
+        names="forge-turbo is paused.*docker unpause forge-turbo",
     ),
     Sabotage(
         "containers.no-health-check",
         "Forge's health check is dropped",
-        with_keys(FORGE, "healthcheck: {disable: true}"),
+        with_keys(FORGE, "healthcheck: {disable: true}", settles=False),
         restored(FORGE),
         expects=("containers.running",),
         names="forge-turbo has another health check than its image: NONE for",
@@ -110,15 +110,15 @@ SABOTAGES = (
     Sabotage(
         "containers.no-restart",
         "the gateway does not come back after a restart of the host",
-        f"docker update -q --restart=no {GATEWAY}\n",
-        f"docker update -q --restart=unless-stopped {GATEWAY}\n",
+        f"docker update --restart=no {GATEWAY} >/dev/null\n",
+        f"docker update --restart=unless-stopped {GATEWAY} >/dev/null\n",
         expects=("containers.running",),
         names="gateway has restart policy no: it stays down after a crash",
     ),
     Sabotage(
         "containers.other-image",
         "Forge runs an image that nobody deployed",
-        f"docker commit -q {FORGE} sabotage:forge >/dev/null\n" + with_keys(FORGE, "image: sabotage:forge"),
+        f"docker commit {FORGE} sabotage:forge >/dev/null\n" + with_keys(FORGE, "image: sabotage:forge"),
         restored(FORGE) + "docker image rm -f sabotage:forge >/dev/null 2>&1 || :\n",
         expects=("containers.images",),
         names="forge-turbo runs image [0-9a-f]{12}, deployed was [0-9a-f]{12} \\(atelier/forge:",

@@ -327,6 +327,7 @@ def test_nothing_is_wrong_with_a_good_container(name):
             {"State": {"Status": "exited", "ExitCode": 137, "OOMKilled": True}},
             "exited (exit status 137, killed",
         ),
+        ("running", {"State": {"Status": "paused", "ExitCode": 0}}, "comfyui-qwen is paused"),
         (
             "running",
             {"State__Health": {"Status": "unhealthy", "Log": [{"Output": "stranger 200"}]}},
