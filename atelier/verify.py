@@ -4,6 +4,7 @@ The checks run under pytest in a process of their own, over the SSH connection t
 back one JSON line each through a pipe; a check that hands back nothing, or a pytest that crashes, fails the run.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -238,7 +239,9 @@ def _wanted_weights(target: Target, deployed: dict[str, Any]) -> tuple[Weight, .
 
 
 def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
-    lines = ssh.run(VERSIONS).stdout.splitlines()
+    lines: list[str] = []
+    with contextlib.suppress(AtelierError):  # an interrupted restart of the host leaves a report, too
+        lines = ssh.run(VERSIONS, timeout=30).stdout.splitlines()
     release = {"atelier": str(deployed.get("release")), "sources": str(deployed.get("sources"))}
     release |= {"profile": str(deployed.get("profile"))}
     images = {f"image {name}": image["tag"] for name, image in deployed.get("images", {}).items()}
