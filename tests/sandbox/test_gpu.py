@@ -236,6 +236,18 @@ def test_daemon_reload_takes_no_gpu_away() -> None:
     check_gpus()
 
 
+def test_an_error_in_the_kernel_s_log_turns_verify_red_until_the_driver_is_loaded_anew(gpu_host: Sandbox) -> None:
+    address = CARDS["forge-turbo"].address
+    root(f"simulated-gpu xid {address} 79 'GPU has fallen off the bus.'")
+    log = root("journalctl -k -b -q -o cat").splitlines()
+    assert all(line.startswith("NVRM: ") for line in log), "the guest's journal has no line of this computer's kernel"
+    assert log[0].startswith("NVRM: loading NVIDIA UNIX Open Kernel Module") and "): 79, " in log[-1]
+    said = gpu_host.atelier("verify", "--check", "gpu.health", expect=1)
+    assert f"Xid 79 of the card at {address.removesuffix('.0')}: GPU has fallen off the bus." in said
+    root("simulated-gpu unload; modprobe -a nvidia nvidia-uvm")
+    gpu_host.atelier("verify", "--check", "gpu.health")
+
+
 def test_an_unknown_gpu_is_docker_s_own_error() -> None:
     image = root("docker inspect -f '{{.Config.Image}}' forge-turbo")
     result = SANDBOX.ssh().run(f"docker run --rm --device nvidia.com/gpu=GPU-nowhere {image} true")
