@@ -17,6 +17,7 @@ from atelier import deployment as decide
 from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.doctor.redact import Redactor
 from atelier.errors import AtelierError, Finding
+from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
 
 UNITS = "/etc/systemd/system/"
@@ -72,6 +73,7 @@ class Tree:
     kept: frozenset[str] = frozenset()
     daemon_json: str = ""
     manifest: str = ""
+    user: str = ""
 
 
 def tree_script(deployment: Deployment) -> str:
@@ -93,6 +95,7 @@ s below; find {shlex.quote(root)}/ -mindepth 1 -printf '%y %p\\0'
 s kept; find {_quoted(KEEPS)} ! -type d -printf '%p\\0'
 s daemon_json; cat {DAEMON_JSON}; printf '\\0'
 s manifest; cat {shlex.quote(manifest)}; printf '\\0'
+s user; getent passwd {settings.service_user}; printf '\\0'
 :
 """
 
@@ -122,8 +125,8 @@ def parse_tree(output: str) -> Tree:
         seen[path] = Seen(kind, mode, owner, digests.get(path, ""))
     rows = (text.split(" ", 1) for text in parts.get("below", []))
     below = {path.replace("//", "/", 1): kind for kind, path in rows}
-    daemon, manifest = ("".join(parts.get(name, [])) for name in ("daemon_json", "manifest"))
-    return Tree(seen, below, frozenset(parts.get("kept", [])), daemon, manifest)
+    daemon, manifest, user = ("".join(parts.get(name, [])) for name in ("daemon_json", "manifest", "user"))
+    return Tree(seen, below, frozenset(parts.get("kept", [])), daemon, manifest, user.strip())
 
 
 def unlike(deployment: Deployment, found: Tree) -> list[str]:
@@ -170,6 +173,7 @@ def files(
         *_foreign(deployment, found),
         *_daemon(deployment, found, wrong),
         *_manifest(deployment, found.manifest),
+        *_user(deployment.settings, found.user),
     ]
 
 
@@ -299,6 +303,22 @@ def _manifest(deployment: Deployment, manifest: str) -> list[Finding]:
         for kind, names in missing.items()
         if names
     ]
+
+
+def _user(settings: Settings, line: str) -> list[Finding]:
+    """What is wrong with the service user, from its line in passwd."""
+    name, uid = settings.service_user, str(settings.service_uid)
+    if line.count(":") != 6:
+        return [Finding(f"there is no user {name}", DEPLOY)]
+    _, _, *ids, _, _, shell = line.split(":")
+    wrong = []
+    if ids != [uid, uid]:
+        change = f"on the host: usermod --uid {uid} {name} && groupmod --gid {uid} {name}"
+        wrong.append(Finding(f"user {name} has uid and gid {' and '.join(ids)} and must have {uid}", change))
+    if not shell.endswith(("/nologin", "/false")):
+        change = f"on the host: usermod --shell /usr/sbin/nologin {name}"
+        wrong.append(Finding(f"user {name} may log in: its shell is {shell or '/bin/sh'}", change))
+    return wrong
 
 
 UNIT_FACTS = (

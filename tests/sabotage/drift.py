@@ -219,6 +219,14 @@ SABOTAGES: tuple[Sabotage, ...] = (
         names=r'LOG_MAX_FILE="9"` and must be `LOG_MAX_FILE="3"`.*settings.*changed since the last deploy: run `make deploy`',
     ),
     Sabotage(
+        id="drift.user-may-log-in",
+        does="the service user has a shell",
+        breaks='usermod --shell /bin/bash "$(id -nu "$UID_")"',
+        undoes='usermod --shell /usr/sbin/nologin "$(id -nu "$UID_")"',
+        expects=(FILES,),
+        names=r"user atelier may log in: its shell is /bin/bash.*usermod --shell",
+    ),
+    Sabotage(
         id="drift.unit-edited",
         does="the loopback guard's unit drops nothing, and systemd has not read it yet",
         breaks=edited(GUARD_FILE, """sed -i 's/-j DROP/-j ACCEPT/' "$FILE" """),

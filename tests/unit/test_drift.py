@@ -55,6 +55,7 @@ def there(of: Deployment = PLAIN) -> Tree:
         frozenset(kept),
         decide.merged_daemon_json("", of.settings),
         decide.updated_manifest("", decide.declared(of), [], "1.0"),
+        "atelier:x:10001:10001:Atelier services:/nonexistent:/usr/sbin/nologin",
     )
 
 
@@ -91,6 +92,10 @@ def left(path: str) -> Callable[[Tree], Tree]:
 
 def daemon(**changed: object) -> Callable[[Tree], Tree]:
     return lambda found: replace(found, daemon_json=json.dumps({**json.loads(found.daemon_json), **changed}))
+
+
+def passwd(line: str) -> Callable[[Tree], Tree]:
+    return lambda found: replace(found, user=line)
 
 
 CLEAR = "on the host: remove {} or move it away; then run `make deploy`"
@@ -162,6 +167,17 @@ FILES: dict[str, tuple[Callable[[Tree], Tree], str, str]] = {
         but(DAEMON_JSON, mode="666"),
         f"{DAEMON_JSON}: can be changed by others than root (mode 666, root:root)",
         EDITED,
+    ),
+    "no service user": (passwd(""), "there is no user atelier", "run `make deploy`"),
+    "a service user with a shell": (
+        passwd("atelier:x:10001:10001::/nonexistent:/bin/bash"),
+        "user atelier may log in: its shell is /bin/bash",
+        "on the host: usermod --shell /usr/sbin/nologin atelier",
+    ),
+    "another's uid": (
+        passwd("atelier:x:998:998::/nonexistent:/bin/false"),
+        "user atelier has uid and gid 998 and 998 and must have 10001",
+        "on the host: usermod --uid 10001 atelier && groupmod --gid 10001 atelier",
     ),
     "manifest in pieces": (
         lambda found: replace(found, manifest="{"),
