@@ -333,11 +333,17 @@ NOTABLE = r"IMPORT FAILED|missing: \[|Cannot import|Successfully installed|Modul
 
 
 def log_script(names: Sequence[str]) -> str:
-    """A shell script that prints, for each container, the size of its log since its start and the notable lines of it."""
+    """A shell script that prints, for each container, the size of its log since its start and the notable lines of it.
+
+    Of one that is not well, since it was made: one that starts again and again is met before it says why.
+    """
+    began = (
+        '{{if and .State.Health (eq .State.Health.Status "healthy")}}{{.State.StartedAt}}{{else}}{{.Created}}{{end}}'
+    )
     return f"""
 t=$(mktemp) && trap 'rm -f "$t"' EXIT || exit 1
 for c in {" ".join(names)}; do
-  s=$(docker inspect --type container --format '{{{{.State.StartedAt}}}}' "$c") && timeout 60 docker logs --since "$s" "$c" >"$t" 2>&1 \
+  s=$(docker inspect --type container --format {shlex.quote(began)} "$c") && timeout 60 docker logs --since "$s" "$c" >"$t" 2>&1 \
     || {{ echo "{MARK}unreadable $c"; continue; }}
   echo "{MARK}$(wc -c <"$t") $c"; grep -a -m 5 -E {shlex.quote(NOTABLE)} "$t"
 done
