@@ -143,7 +143,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited(f"{PROGRAM}/fetch.py", """sed -i '1s/^/import os  # me\\n/' "$FILE" """),
         undoes=given_back(f"{PROGRAM}/fetch.py"),
         expects=(FILES,),
-        names=r"fetch\.py line 1 is `import os  # me`",
+        names=r"fetch\.py line 1 is `import os +# me`",
     ),
     Sabotage(
         id="drift.notes-left",
