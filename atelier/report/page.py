@@ -89,6 +89,7 @@ def as_page(report: Report, past: Sequence[PastReport], images: Path | None) -> 
         stand_ins=stand_ins(report.versions),
         changes=differs,
         tasks=_tasks(report, failed, differs),
+        missing=_missing(report),
         again=_again(report, failed),
         groups=[
             (GROUPS.get(group, group.capitalize()), group, checks, _counts(checks))
@@ -178,7 +179,7 @@ def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
 
 
 def _tasks(report: Report, failed: Sequence[CheckResult], differs: Changes | None) -> list[Task]:
-    """Causes first, then what follows from them, then warnings, then what did not run."""
+    """Causes first, then what follows from them, then warnings."""
     since = differs.red_since if differs else {}
     first = roots(failed)
     causes = [Task(check, since.get(check.id, ""), []) for check in first]
@@ -187,8 +188,16 @@ def _tasks(report: Report, failed: Sequence[CheckResult], differs: Changes | Non
         for check in failed
         if check not in first
     ]
-    others = [check for check in report.checks if check.verdict == "warning"] + not_run(report)
-    return [*causes, *consequences, *(Task(check, "", []) for check in others)]
+    warnings = [Task(check, "", []) for check in report.checks if check.verdict == "warning"]
+    return [*causes, *consequences, *warnings]
+
+
+def _missing(report: Report) -> dict[str, list[CheckResult]]:
+    """The required checks that did not run, by the reason."""
+    found: dict[str, list[CheckResult]] = {}
+    for check in not_run(report):
+        found.setdefault(check.observed, []).append(check)
+    return found
 
 
 def _again(report: Report, failed: Sequence[CheckResult]) -> str:

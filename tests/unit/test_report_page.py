@@ -184,19 +184,28 @@ def test_what_is_to_be_done_causes_first():
         command="make verify HOST=me@box",
     )
     page = Reader(as_page(now, [], None))
-    tasks = [attributes["id"] for attributes in page.all("article")]
+    tasks = [attributes.get("id") for attributes in page.all("article")]
     assert tasks == [
         "do-generation.comfyui.smoke",
         "do-generation.comfyui.checkpoint",
         "do-a.warned",
-        "do-a.missing",
+        None,
     ]
+    assert in_order(page.text, "Did not run: at work", "1 not run", "Title of a.missing", "Then verify again")
     assert "Probably follows from: Title of generation.comfyui.smoke. Mend that first." in page.text
     assert page.text.count("Probably follows") == 1
     assert in_order(page.text, "Probably follows", "If it stays:", "mend generation.comfyui.checkpoint", "no image")
     again = "make verify HOST=me@box CHECK=generation.comfyui.checkpoint,generation.comfyui.smoke,a.missing"
     assert in_order(page.text, "Then verify again:", again)
     assert "it works" in page.text and "(13, 25)" not in page.text
+
+
+def test_what_did_not_run_for_one_reason_is_told_once():
+    missing = [result(f"a.x{n}", "skipped", required=True, observed="busy" if n else "odd", hint="") for n in range(5)]
+    text = Reader(as_page(report(*missing, verdict="incomplete"), [], None)).text
+    part = text[text.index("Did not run: ") : text.index("Verdict")]
+    assert in_order(part, "odd", "Title of a.x0", "busy", "4 not run", "Title of a.x1", "Title of a.x4")
+    assert part.count("busy") == 1
 
 
 def test_with_many_red_the_whole_is_run_again():
@@ -278,7 +287,7 @@ def test_what_changed_since_a_check_last_ran():
 
 def test_nothing_changed_and_nothing_to_compare_with():
     now = report(result("a"))
-    assert "Nothing differs from the run before" in Reader(as_page(now, [before(now)], None)).text
+    assert "Nothing that was checked differs from the run before" in Reader(as_page(now, [before(now)], None)).text
     assert "Nothing to compare with" in Reader(as_page(now, [], None)).text
 
 
