@@ -166,8 +166,13 @@ STRICT = ("access", "secrets")
 
 
 def unsettled(results: Iterable[CheckResult]) -> list[str]:
-    """The red checks that may be green a moment later."""
-    return [result.id for result in results if result.verdict == "failed" and result.group not in STRICT]
+    """The red checks that may be green a moment later; none where another is red that may not."""
+    red = [result for result in results if result.verdict == "failed"]
+    return [] if any(result.group in STRICT for result in red) else [result.id for result in red]
+
+
+LONGEST = 200
+"""Characters that are told of what one of the quick checks saw; run alone, it tells all."""
 
 
 def red_afterwards(results: Iterable[CheckResult], wanted: Iterable[Check], crashed: bool) -> list[Finding]:
@@ -177,7 +182,7 @@ def red_afterwards(results: Iterable[CheckResult], wanted: Iterable[Check], cras
     for check in wanted:
         result = seen.get(check.id)
         if result is not None and result.verdict == "failed":
-            found.append(Finding(f"{check.id}: {result.observed}", result.hint))
+            found.append(Finding(f"{check.id}: {result.observed[:LONGEST]}", result.hint))
         elif (result is None or result.verdict == "skipped") and not check.optional:
             said = result.observed if result else "it did not run"
             found.append(Finding(f"{check.id}: {said}", f"make verify CHECK={check.id}"))

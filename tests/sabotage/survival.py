@@ -44,7 +44,7 @@ done' sh {COMFYUI} "$DATA"
         edited(CADDYFILE, OPEN_AGAIN),
         given_back(CADDYFILE, GATEWAY) + "settle\n",
         ("survival.gateway.restart",),
-        "for a stranger, answered 200",
+        "access.comfyui.stranger: .*make stop",
         slow=True,
     ),
     Sabotage(

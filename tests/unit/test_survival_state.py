@@ -139,13 +139,17 @@ def test_what_is_red_after_a_restart_is_told(results: list[CheckResult], crashed
     assert all(finding.remedy for finding in found)
 
 
-def test_only_what_can_settle_gets_a_moment_for_it() -> None:
-    red = [
-        result("host.time", "failed"),
-        result("access.comfyui.stranger", "failed"),
-        result("secrets.leaks", "failed"),
-    ]
-    assert survival_state.unsettled([*red, *GREEN]) == ["host.time"]
+SETTLING = {
+    "nothing red": (GREEN, []),
+    "a timer that has not run": ([result("host.time", "failed"), *GREEN], ["host.time"]),
+    "an open door": ([result("access.comfyui.stranger", "failed"), *GREEN], []),
+    "a secret in the open, beside a timer": ([result("host.time", "failed"), result("secrets.leaks", "failed")], []),
+}
+
+
+@pytest.mark.parametrize(("results", "again"), SETTLING.values(), ids=SETTLING)
+def test_only_what_can_settle_gets_a_moment_for_it(results: list[CheckResult], again: list[str]) -> None:
+    assert survival_state.unsettled(results) == again
 
 
 @pytest.mark.parametrize("script", [survival_state.at_work_script(), survival_state.state_script(OURS)])
