@@ -95,19 +95,17 @@ docker restart "$GATEWAY" >/dev/null
 settle
 python3 -I -c '
 import concurrent.futures, sys, urllib.error, urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def guess(number):
     headers = {"Authorization": f"Bearer $2b$12$guess.number.{number:03}" + "x" * 37}
     try:
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            urllib.request.Request(sys.argv[1] + "/queue", headers=headers), timeout=60)
-    except urllib.error.HTTPError as error:
-        return error.code
+        opener.open(urllib.request.Request(sys.argv[1] + "/queue", headers=headers), timeout=60)
+    except urllib.error.HTTPError:
+        pass
 with concurrent.futures.ThreadPoolExecutor(10) as pool:
-    for url in sys.argv[1:]:
-        sys.argv[1] = url
-        answers = list(pool.map(guess, range(40)))
-        assert 429 in answers, answers
+    list(pool.map(guess, range(40)))
 ' "$COMFYUI_URL"
+docker logs --tail 100 "$GATEWAY" 2>&1 | grep -q "locked out"
 """
 
 SABOTAGES: tuple[Sabotage, ...] = (
@@ -330,8 +328,8 @@ X""",
         breaks=edited(HASHES, ': >"$FILE"', GATEWAY),
         undoes=given_back(HASHES, GATEWAY),
         expects=("secrets.arrived", "access.comfyui.healthz", "access.forge.healthz"),
-        names=r"gateway.*credentials\.json",
-        also=("access",),
+        names=r"/credentials\.json differs",
+        also=("access", "secrets.leaks"),
     ),
     Sabotage(
         id="access.locked-out",
