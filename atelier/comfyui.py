@@ -390,7 +390,7 @@ class ComfyUI:
         self._request("POST", "/queue", json={"delete": [prompt_id]})
         self._request("POST", "/interrupt", json={"prompt_id": prompt_id})
 
-    def socket(self, client_id: str, timeout: float = 10.0) -> ClientConnection:
+    def socket(self, client_id: str, timeout: float = 30.0) -> ClientConnection:
         """A WebSocket to `/ws`. Raises ComfyUIError when it is refused. timeout: seconds to open it."""
         url = "ws" + self.base_url.removeprefix("http") + f"/ws?clientId={client_id}"
         try:
