@@ -22,7 +22,7 @@ from atelier.report.neutral import Neutral, main, neutral_page
         ("9999.1.1.1 300.1.1.1", "9999.1.1.1 300.1.1.1"),
         ("aa:bb:cc:dd:ee:ff aa:bb:cc:dd:ee:ff", "00:00:5e:00:53:01 00:00:5e:00:53:01"),
         ("0000:01:00.0 and 00000000:C1:00.0", "0000:01:00.0 and 00000000:C1:00.0"),
-        ("/home/maria/atelier, '/home/maria'", "/home/operator/atelier, '/home/operator'"),
+        ("/home/jane/atelier, '/home/jane'", "/home/operator/atelier, '/home/operator'"),
         ("GPU-8f14e45f-ceea-367a-9a36-dedd4bea2543", "GPU-00000000-0000-0000-0000-000000000001"),
         ("maria@studio-box.lan on studio-box", "operator@gpu1.example on gpu1"),
         ("sha256:ab:cd", "sha256:ab:cd"),
