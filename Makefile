@@ -41,7 +41,7 @@ doctor: ## recognises known failures and says what to do [BUNDLE=1]
 	$(atelier) doctor $(target) $(call flag,--bundle,BUNDLE)
 generate: ## one image: PROMPT="..." [IMAGE=in.png] [SERVICE=forge]
 	$(atelier) generate $(target) $(call option,--prompt,PROMPT) $(call option,--image,IMAGE) $(call option,--service,SERVICE)
-status: ## what runs, which versions, a transfer of weights, disk, last change and verify [SERVICE=]
+status: ## what runs, which versions, weights on the way, disk, what the host sees, last change and verify [SERVICE=]
 	$(atelier) status $(target) $(call option,--service,SERVICE)
 logs: ## the services' logs; SERVICE=weights: that of their transfer [SERVICE=] [LINES=]
 	$(atelier) logs $(target) $(call option,--service,SERVICE) $(call option,--lines,LINES)

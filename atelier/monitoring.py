@@ -20,6 +20,8 @@ MARGIN = 5
 """Seconds of the interval that stay free."""
 STRANGERS = {"comfyui": "/prompt", "forge": "/sdapi/v1/samplers"}
 """What each application must refuse a stranger."""
+LATE_SECONDS = 30
+"""What two intervals may be exceeded by before a look counts as missing."""
 ACTIVE = "active"
 FORMER = "former "
 
@@ -164,3 +166,20 @@ def remove_script(settings: Settings) -> str:
         f"systemctl disable -q --now {TIMER} 2>/dev/null; systemctl stop {SERVICE} 2>/dev/null; rm -f {units}; "
         f"systemctl daemon-reload; systemctl reset-failed {TIMER} {SERVICE} 2>/dev/null; rm -rf {places} /run/atelier-monitor"
     )
+
+
+def in_short(state: str, now: float, interval: int) -> tuple[str, str]:
+    """A line on what the host saw last in itself, and `up`, `down` or `unknown`.
+
+    state: the state file, empty where there is none. now: seconds since 1970 by the host's clock. interval: seconds.
+    """
+    try:
+        told = json.loads(state)
+        age, verdict = now - float(told["time"]), str(told["state"])
+        amiss = [f"{name} {it['state']} ({it['why']})" for name, it in told["subjects"].items() if it["state"] != "up"]
+        doing = [f"{name} is {activity}" for name, activity in told["activity"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "it has not told yet what it saw", "unknown"
+    late = age > 2 * interval + LATE_SECONDS
+    text = f"{verdict}, seen {max(0, round(age))} s ago{', which is long' if late else ''}: {', '.join(amiss + doing)}"
+    return text, "unknown" if late else verdict

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from atelier import credentials as store
-from atelier import paths, transfer
+from atelier import monitoring, paths, transfer
 from atelier.certificates import AUTHORITY_FILE
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
@@ -201,7 +201,7 @@ def show_credentials(target: Target, narrator: Narrator) -> int:
 
 
 def status(target: Target, narrator: Narrator, service: str = "") -> int:
-    """Containers, versions, a transfer of weights, disk, last change, last verify. 1 when a declared container is not healthy."""
+    """What runs, weights on the way, disk, what the host sees, last change and verify. 1 when a declared container is not healthy."""
     require_up(target, narrator)
     settings = target.settings
     state = settings.state_dir()
@@ -209,9 +209,11 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
         "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}' 2>/dev/null; echo ::; "
         f"df -h --output=avail,size,target {shlex.quote(settings.data_root)} 2>/dev/null | tail -n 1; echo ::; "
         f"tail -n 1 {state}/audit.log 2>/dev/null; echo ::; cat {state}/deployed.json 2>/dev/null; echo ::; "
-        f"{transfer.SCRIPT}"
+        f"date +%s; cat {monitoring.state_file(settings)} 2>/dev/null; echo ::; {transfer.SCRIPT}"
     )
-    containers, disk, audit, deployed, told = (part.strip() for part in target.ssh().run(script).stdout.split("::\n"))
+    containers, disk, audit, deployed, seen, told = (
+        part.strip() for part in target.ssh().run(script).stdout.split("::\n")
+    )
     rows = {row[0]: row for row in (line.split("\t") for line in containers.splitlines()) if len(row) == 3}
     names = _containers(target, service)
     healthy = True
@@ -225,6 +227,10 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
         narrator.say(f"  release          {record['release']}, sources: {record['sources']}")
     _say_transfer(target, narrator, transfer.parse(told))
     narrator.say(f"  disk             {' '.join(disk.split()) or 'unknown'} (free, size, mount)")
+    if settings.monitoring.enabled:
+        now, _, state_file = seen.partition("\n")
+        text, verdict = monitoring.in_short(state_file, float(now), settings.monitoring.interval)
+        narrator.say(f"  monitor          {text}", style={"up": "green", "down": "red"}.get(verdict, "yellow"))
     last = json.loads(audit.splitlines()[-1]) if audit else {}
     if last:
         narrator.say(f"  last change      {last['time']} by {last['who']}, commit {last['commit']}, {last['result']}")

@@ -248,3 +248,25 @@ def test_an_unchanged_record_needs_no_other_files() -> None:
     """What was deployed is read at each look, so neither an image nor a rotation makes the monitor another."""
     other = replace(deployment(), credentials=CREDENTIALS.model_copy(update={"instance": "another"}))
     assert other.monitor() == deployment().monitor()
+
+
+@pytest.mark.parametrize(
+    ("state", "line", "verdict"),
+    [
+        ("", "it has not told yet what it saw", "unknown"),
+        ("{", "it has not told yet what it saw", "unknown"),
+        ({}, "up, seen 20 s ago: comfyui is busy, forge is unknown", "up"),
+        ({"time": 1200}, "up, seen 0 s ago: comfyui is busy, forge is unknown", "up"),
+        ({"time": 849}, "up, seen 151 s ago, which is long: comfyui is busy, forge is unknown", "unknown"),
+        (
+            {"state": "down", "subjects": {"forge": {"state": "down", "why": "it is exited"}}},
+            "down, seen 20 s ago: forge down (it is exited), comfyui is busy, forge is unknown",
+            "down",
+        ),
+    ],
+)
+def test_what_the_host_saw_in_a_line(state: dict[str, object] | str, line: str, verdict: str) -> None:
+    seen = {"time": 980, "state": "up", "subjects": {"forge": {"state": "up", "why": ""}}}
+    seen |= {"activity": {"comfyui": "busy", "forge": "unknown"}}
+    text = state if isinstance(state, str) else json.dumps(seen | state)
+    assert monitoring.in_short(text, 1000, 60) == (line, verdict)

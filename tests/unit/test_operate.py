@@ -66,11 +66,11 @@ def said(monkeypatch: pytest.MonkeyPatch, command: object, *arguments: object, o
     ],
 )
 def test_status_tells_of_a_transfer(told: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n::\n{TOLD[told][0]}"
+    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n::\n1000\n::\n{TOLD[told][0]}"
     printed, script = said(monkeypatch, operate.status, output=output)
     at = next(number for number, line in enumerate(printed) if line.startswith("  disk"))
     assert printed[3:at] == lines and printed[at].endswith("50G 99G /srv (free, size, mount)")
-    assert printed[at + 1] == "  last change      2026-11-22T01:02:03Z by me@desk, commit abc, weights fetched"
+    assert printed[at + 2] == "  last change      2026-11-22T01:02:03Z by me@desk, commit abc, weights fetched"
     assert "atelier-weights.service" in script and "/run/atelier-weights/progress.json" in script
 
 
@@ -91,7 +91,7 @@ def test_the_weights_are_no_service_to_stop(verb: str) -> None:
 def test_status_tells_of_the_last_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "reports_dir", lambda host: tmp_path / host)
     monkeypatch.chdir(tmp_path)
-    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n::\n{TOLD['done'][0]}"
+    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n::\n1000\n::\n{TOLD['done'][0]}"
     assert not [line for line in said(monkeypatch, operate.status, output=output)[0] if "verify" in line]
 
     failed = {"id": "a.x", "group": "a", "title": "A", "verdict": "failed", "seconds": 1, "expected": "401"}

@@ -16,7 +16,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sandbox_has_synthetic_weights_and_never_asks_the_hub() -> None:
     models = sandbox_settings(Settings(profile="cpu"), "double").models
-    assert models.sets == [shared.SET, shared.QWEN_SET] and models.mirrors == [shared.mirror("double")] and not models.hub
+    assert (
+        models.sets == [shared.SET, shared.QWEN_SET] and models.mirrors == [shared.mirror("double")] and not models.hub
+    )
     assert Path(models.lock).is_file()
 
 
