@@ -255,7 +255,7 @@ PROCESS = {
     "Groups": "10001 ",
     **dict.fromkeys(("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"), "0000000000000000"),
     "NoNewPrivs": "1",
-    "Seccomp": "2",
+    "Seccomp_filters": "1",
 }
 
 
@@ -379,12 +379,17 @@ def test_what_is_wrong_with_a_container(group, changed, seen):
         ({"Groups": "10001 998"}, "is in further groups: 10001 998"),
         ({"CapBnd": "00000000a80425fb"}, "CapBnd 00000000a80425fb"),
         ({"NoNewPrivs": "0"}, "no-new-privileges is off"),
-        ({"Seccomp": "0"}, "no filter of system calls"),
+        ({"Seccomp_filters": "0"}, "no filter of system calls"),
     ],
 )
 def test_what_the_kernel_says_of_a_container(changed, seen):
     told = container_state.Told("x", inspect(), HEALTH, PROCESS | changed, OPEN, "ro")
     assert seen in problems(container_state.confinement(told, UID))
+
+
+def test_a_filter_that_every_process_of_the_host_has_is_none_of_the_containers():
+    told = container_state.Told("x", inspect(), HEALTH, PROCESS, OPEN, "ro", filters=1)
+    assert "no filter of system calls" in problems(container_state.confinement(told, UID))
 
 
 def test_a_root_that_is_writable_by_the_kernels_word():
@@ -428,6 +433,8 @@ Limit                     Soft Limit           Hard Limit           Units
 Max core file size        0                    0                    bytes
 ::container::root a
 ro,relatime
+::container::filters a
+3
 ::container::memory_max a
 max
 ::container::inspect b
@@ -438,6 +445,7 @@ null
     told = container_state.parse(output)
     assert told["a"].process["Uid"] == "10001\t10001\t10001\t10001" and told["a"].root == "ro,relatime"
     assert told["a"].limits["Max core file size"].split()[:2] == ["0", "0"] and told["a"].memory_max == "max"
+    assert told["a"].filters == 3 and told["b"].filters == 0
     assert told["b"].healthcheck is None and not told["b"].process
     assert problems(container_state.missing(told, ["a", "b", "c"])) == "there is no container c"
     assert "no process" in problems(container_state.confinement(told["b"], UID))
