@@ -27,6 +27,7 @@ for c in $CONTAINERS; do search "docker logs $c" docker logs "$c"; done
 # Images that others start from are there only where one was built.
 for t in $(docker image ls --filter 'reference=atelier/*' --format '{{.Repository}}:{{.Tag}}'); do
   search "docker history $t" docker history --no-trunc "$t"
+  search "docker image inspect $t" docker image inspect "$t"
 done
 find /proc -maxdepth 2 -path '/proc/[0-9]*' \( -name cmdline -o -name environ \) -print0 2>/dev/null | files
 find "$ROOT" -path "$ROOT/secrets" -prune -o -type f -print0 | files
