@@ -99,8 +99,8 @@ class State:
             if name not in self.containers or not self.containers[name].well
         ]
 
-    def never(self, names: Iterable[str]) -> list[Finding]:
-        """What will not come by itself however long one waits."""
+    def never(self, names: Iterable[str], waited: float) -> list[Finding]:
+        """What will not come by itself however long one waits. waited: seconds so far."""
         if self.docker == "failed":
             return [Finding("Docker does not start", "see `journalctl -u docker` on the host, and `make doctor`")]
         if self.docker != "active":
@@ -118,7 +118,14 @@ class State:
                 "somebody changed it by hand: `make deploy` makes the container anew",
             )
             for name, container in there
-            if container.status in ("exited", "created", "dead") and container.policy in ("", "no")
+            if container.down and container.policy in ("", "no")
+        ]
+        # Docker starts what it has to before it says that it is up, and ours after that while the host still starts.
+        settled = waited > FORGOTTEN_SECONDS and self.host in ("running", "degraded")
+        found += [
+            Finding(f"{name} is {container.status} and Docker does not start it again", FORGOTTEN)
+            for name, container in there
+            if settled and container.down and container.policy not in ("", "no")
         ]
         return found + [
             Finding(
@@ -129,6 +136,10 @@ class State:
         ]
 
 
+FORGOTTEN_SECONDS = 20
+FORGOTTEN = (
+    "`make start`; a daemon.json without live-restore lets Docker's restart end containers: `make deploy` puts it back"
+)
 ENDLESS = 4
 """Starts by Docker itself, one after the other, after which a container is not expected to stay."""
 
@@ -141,6 +152,11 @@ class Container:
     health: str
     restarts: int
     policy: str
+
+    @property
+    def down(self) -> bool:
+        """Whether nothing of it runs, and Docker is not about to start it."""
+        return self.status in ("exited", "created", "dead")
 
     @property
     def well(self) -> bool:

@@ -51,9 +51,9 @@ done' sh {COMFYUI} "$DATA"
         "survival.docker-takes-all-down",
         "Docker's settings let its restart end every container",
         edited(DAEMON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """),
-        f"{given_back(DAEMON)}systemctl restart docker.service\nsettle\n",
+        f"{given_back(DAEMON)}systemctl restart docker.service\ndocker start {FORGE} {COMFYUI} {GATEWAY} >/dev/null\nsettle\n",
         ("survival.docker",),
-        "was started anew.*live-restore",
+        "is exited and Docker does not start it again.*live-restore",
         slow=True,
     ),
     Sabotage(

@@ -96,10 +96,19 @@ STATES = {
 @pytest.mark.parametrize(("text", "waiting", "never"), STATES.values(), ids=STATES)
 def test_what_is_waited_for_and_what_is_in_vain(text: str, waiting: list[str], never: list[str]) -> None:
     state = read_state(text)
-    told = (state.waiting_for(OURS), [finding.problem for finding in state.never(OURS)])
+    told = (state.waiting_for(OURS), [finding.problem for finding in state.never(OURS, 5)])
     for found, expected in zip(told, (waiting, never), strict=True):
         assert len(found) == len(expected), found
         assert all(part in line for line, part in zip(found, expected, strict=True)), found
+
+
+def test_what_docker_did_not_start_again_is_waited_for_a_while_and_no_longer() -> None:
+    text = WELL.replace("turbo running healthy", "turbo exited starting")
+    (finding,) = read_state(text).never(OURS, 21)
+    assert finding.problem == "forge-turbo is exited and Docker does not start it again"
+    assert "live-restore" in finding.remedy
+    assert read_state(text).never(OURS, 19) == []
+    assert read_state(text.replace("host running", "host starting")).never(OURS, 21) == []
 
 
 def result(id: str, verdict: str, observed: str = "", hint: str = "") -> CheckResult:

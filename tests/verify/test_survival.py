@@ -106,7 +106,7 @@ def restart(stack: Stack, check, what: str, deed: Callable[[], object]) -> None:
 def wait(stack: Stack, check, doors: dict[str, httpx.Client]) -> None:
     """Wait until all is up, or until it is certain that it will not be."""
     names, seconds = list(stack.containers.values()), stack.settings.timeouts.start
-    deadline = time.monotonic() + seconds
+    started = time.monotonic()
     while True:
         state = survival_state.read_state(stack.ssh.run(survival_state.state_script(names), timeout=60).stdout)
         waiting = state.waiting_for(names)
@@ -114,9 +114,10 @@ def wait(stack: Stack, check, doors: dict[str, httpx.Client]) -> None:
             waiting = [f"{service} is not served" for service, door in doors.items() if not is_up(door)]
         if not waiting:
             return
-        if never := state.never(names):
+        waited = time.monotonic() - started
+        if never := state.never(names, waited):
             check.free_of("everything comes back by itself", never)
-        if time.monotonic() > deadline:
+        if waited > seconds:
             check(f"all healthy and served within {seconds} s", f"time-out: {'; '.join(waiting)}", False)
         time.sleep(0.3)
 
