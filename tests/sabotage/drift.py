@@ -344,9 +344,9 @@ dpkg -r --force-depends mmdebstrap >/dev/null 2>&1
         breaks=PACK
         + """
 name=nvidia-container-toolkit
-is=$(there $name); pack $name "$is"; pack $name 9.9.9-1
+is=$(there $name); pack $name "$is"; pack $name 1.0.0-1
 echo "$is" >"$KEPT/$name"
-dpkg -i --force-depends --force-hold "$KEPT/$name-9.9.9-1.deb" >/dev/null 2>&1
+dpkg -i --force-downgrade --force-depends --force-hold "$KEPT/$name-1.0.0-1.deb" >/dev/null 2>&1
 """,
         undoes="""
 name=nvidia-container-toolkit
@@ -356,7 +356,7 @@ name=nvidia-container-toolkit
 }
 """,
         expects=(PACKAGES,),
-        names=r"package nvidia-container-toolkit is 9\.9\.9-1",
+        names=r"package nvidia-container-toolkit is 1\.0\.0-1 and must be",
         needs="gpu",
     ),
     Sabotage(
