@@ -37,6 +37,14 @@ SLOW_IN_ROTATION = 6
 
 FUNCTIONS = r"""
 recreate() { (cd "$CONFIG/services/$1" && docker compose up -d --force-recreate --remove-orphans) 2>&1; }
+join() {
+  docker network connect "$1" "$2" 2>/dev/null && return
+  recreate "$2"; eventually 120 healthy "$2"; docker network connect "$1" "$2"
+}
+leave() {
+  docker inspect -f '{{json .NetworkSettings.Networks}}' "$2" | grep -q "\"$1\":" || return 0
+  docker network disconnect "$1" "$2" 2>/dev/null || recreate "$2"
+}
 overridden() {
   mkdir -p "$KEPT" && cat >"$KEPT/$1.yaml"
   (cd "$CONFIG/services/$1" && docker compose -f compose.yaml -f "$KEPT/$1.yaml" up -d) 2>&1
@@ -76,7 +84,8 @@ settle() {
 """What every script may call.
 
 `recreate CONTAINER`: anew from its compose file. `overridden CONTAINER <<X`: with a further compose file, on standard
-input. `root_of CONTAINER`: the folder on the host that is a running container's root file system, writable.
+input. `join NETWORK CONTAINER`, `leave NETWORK CONTAINER`: Docker cannot do either to a container that was running when its
+daemon was restarted, so that one is made anew. `root_of CONTAINER`: the folder on the host that is a running container's root file system, writable.
 `keep PATH`, `give_back PATH`: put a file or folder aside with all that belongs to it, and back; nothing where nothing was
 put aside. `eventually SECONDS COMMAND`: until it succeeds. `healthy CONTAINER`. `answer URL`: the status that a stranger
 gets. `served URL`: whether `/healthz` says so. `settle`: until every container is healthy and every service is served.

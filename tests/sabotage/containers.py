@@ -261,8 +261,8 @@ SABOTAGES = (
     Sabotage(
         "containers.way-out",
         "ComfyUI is connected to a network with a way out",
-        f"docker network connect bridge {COMFYUI}\n",
-        f"docker network disconnect bridge {COMFYUI} 2>/dev/null || :\n",
+        f"join bridge {COMFYUI}\n",
+        f"leave bridge {COMFYUI}\n",
         expects=("containers.egress", "containers.networks"),
         names="comfyui-qwen reaches 1.1.1.1:443.*has a way out",
     ),
@@ -287,8 +287,8 @@ SABOTAGES = (
     Sabotage(
         "containers.shared-network",
         "Forge is on ComfyUI's network as well",
-        f"docker network connect {network(COMFYUI)} {FORGE}\n",
-        f"docker network disconnect {network(COMFYUI)} {FORGE} 2>/dev/null || :\n",
+        f"join {network(COMFYUI)} {FORGE}\n",
+        f"leave {network(COMFYUI)} {FORGE}\n",
         expects=("containers.networks", "containers.egress"),
         names="forge-turbo is on atelier-comfyui-qwen.*docker network disconnect",
     ),

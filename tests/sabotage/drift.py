@@ -403,8 +403,8 @@ name=nvidia-container-toolkit
     Sabotage(
         id="drift.network-joined",
         does="Forge's container hangs on Docker's own bridge as well",
-        breaks='docker network connect bridge "$FORGE"',
-        undoes='docker network disconnect -f bridge "$FORGE" 2>/dev/null || true',
+        breaks='join bridge "$FORGE"',
+        undoes='leave bridge "$FORGE"',
         expects=(CONTAINERS,),
         names=r"forge-turbo: its network bridge is not declared",
     ),
