@@ -84,8 +84,9 @@ settle() {
 """What every script may call.
 
 `recreate CONTAINER`: anew from its compose file. `overridden CONTAINER <<X`: with a further compose file, on standard
-input. `join NETWORK CONTAINER`, `leave NETWORK CONTAINER`: Docker cannot do either to a container that was running when its
-daemon was restarted, so that one is made anew. `root_of CONTAINER`: the folder on the host that is a running container's root file system, writable.
+input. `join NETWORK CONTAINER`, `leave NETWORK CONTAINER`: Docker can do neither to a container that was running when its
+daemon was restarted, so that one is made anew. `root_of CONTAINER`: the folder on the host that is a running container's
+root file system, writable.
 `keep PATH`, `give_back PATH`: put a file or folder aside with all that belongs to it, and back; nothing where nothing was
 put aside. `eventually SECONDS COMMAND`: until it succeeds. `healthy CONTAINER`. `answer URL`: the status that a stranger
 gets. `served URL`: whether `/healthz` says so. `settle`: until every container is healthy and every service is served.
