@@ -152,11 +152,11 @@ def deployed(told: Told, image: Mapping[str, str], config: str) -> list[Finding]
 
 def confinement(told: Told, uid: int) -> list[Finding]:
     """What a container may do that it must not, by its configuration and by the kernel."""
-    process = told.process or {}
+    process, user = told.process or {}, told.inspect["Config"]["User"]
     if not process:
-        return [Finding(f"{told.name} has no process to look at", "see `make status`")]
-    host = told.inspect["HostConfig"]
-    user, ids = told.inspect["Config"]["User"], f"{process['Uid']} {process['Gid']}".split()
+        wrong = f"; it was to run as user {user or 'root'}, not as {uid}" if user != f"{uid}:{uid}" else ""
+        return [Finding(f"{told.name} has no process to look at{wrong}", "see `make status`")]
+    host, ids = told.inspect["HostConfig"], f"{process['Uid']} {process['Gid']}".split()
     capabilities = {name: process[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
     shared = [
         name for name in ("NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode") if _shares(host.get(name))
