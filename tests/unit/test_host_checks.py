@@ -438,7 +438,7 @@ ro,relatime
 ::container::memory_max a
 max
 ::container::inspect b
-{"Name": "/b"}
+{"Name": "/b", "Config": {"User": "0:0"}}
 ::container::healthcheck b
 null
 """
@@ -448,7 +448,8 @@ null
     assert told["a"].filters == 3 and told["b"].filters == 0
     assert told["b"].healthcheck is None and not told["b"].process
     assert problems(container_state.missing(told, ["a", "b", "c"])) == "there is no container c"
-    assert "no process" in problems(container_state.confinement(told["b"], UID))
+    stopped = problems(container_state.confinement(told["b"], UID))
+    assert "no process" in stopped and "it was to run as user 0:0, not as 10001" in stopped
 
 
 def test_a_container_that_docker_had_to_start_again():
