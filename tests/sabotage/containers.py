@@ -52,6 +52,7 @@ def hardened(
         expects=("containers.hardened",),
         names=names,
         also=also,
+        slow=True,
     )
 
 
@@ -63,6 +64,7 @@ SABOTAGES = (
         f"docker start {FORGE} >/dev/null; settle\n",
         expects=("containers.running",),
         names=r"forge-turbo is exited \(exit status \d+\).*make logs",
+        slow=True,
     ),
     Sabotage(
         "containers.removed",
@@ -72,6 +74,7 @@ SABOTAGES = (
         expects=("containers.running",),
         names="there is no container forge-turbo.*make deploy",
         also=("containers.networks",),
+        slow=True,
     ),
     Sabotage(
         "containers.paused",
@@ -80,6 +83,7 @@ SABOTAGES = (
         f"docker unpause {FORGE} >/dev/null 2>&1 || :; settle\n",
         expects=("containers.running",),
         names="forge-turbo is paused.*docker unpause forge-turbo",
+        slow=True,
     ),
     Sabotage(
         "containers.no-health-check",
@@ -88,6 +92,7 @@ SABOTAGES = (
         restored(FORGE),
         expects=("containers.running",),
         names="forge-turbo has another health check than its image: NONE for",
+        slow=True,
     ),
     Sabotage(
         "containers.always-healthy",
@@ -96,6 +101,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("containers.running",),
         names="comfyui-qwen has another health check than its image: CMD true for",
+        slow=True,
     ),
     Sabotage(
         "containers.unhealthy",
@@ -122,6 +128,7 @@ SABOTAGES = (
         restored(FORGE) + "docker image rm -f sabotage:forge >/dev/null 2>&1 || :\n",
         expects=("containers.images",),
         names="forge-turbo runs image [0-9a-f]{12}, deployed was [0-9a-f]{12} \\(atelier/forge:",
+        slow=True,
     ),
     Sabotage(
         "containers.older-configuration",
@@ -130,6 +137,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("containers.images",),
         names="comfyui-qwen was started with configuration older, deployed was",
+        slow=True,
     ),
     hardened("privileged", "Forge runs privileged", FORGE, ("privileged: true",), "forge-turbo is privileged"),
     hardened(
@@ -199,6 +207,7 @@ SABOTAGES = (
         restored(FORGE),
         expects=("containers.limits",),
         names="forge-turbo: log rotation is (max-file=3 )?max-size=900g, not max-file=3 max-size=10m",
+        slow=True,
     ),
     Sabotage(
         "containers.no-log",
@@ -207,6 +216,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("containers.logs", "containers.limits"),
         names="the log of comfyui-qwen cannot be read.*log driver",
+        slow=True,
     ),
     Sabotage(
         "containers.small-shm",
@@ -215,6 +225,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("containers.limits",),
         names="comfyui-qwen: size of /dev/shm is 67108864, not 2147483648",
+        slow=True,
     ),
     Sabotage(
         "containers.core-dumps",
@@ -223,6 +234,7 @@ SABOTAGES = (
         restored(GATEWAY),
         expects=("containers.limits",),
         names="gateway: core dumps is 1000000000 1000000000, not 0 0",
+        slow=True,
     ),
     Sabotage(
         "containers.few-connections",
@@ -231,6 +243,7 @@ SABOTAGES = (
         restored(GATEWAY),
         expects=("containers.limits",),
         names="gateway: open files is 1024, not at least 16384",
+        slow=True,
     ),
     Sabotage(
         "containers.published-port",
@@ -239,6 +252,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("containers.ports",),
         names="comfyui-qwen publishes 127.0.0.1:18188: a door beside the gateway",
+        slow=True,
     ),
     Sabotage(
         "containers.bind-everywhere",
@@ -248,6 +262,7 @@ SABOTAGES = (
         given_back(ENV) + f"recreate {GATEWAY}; settle\n",
         expects=("containers.ports", "host.listening", "host.closed"),
         names="gateway publishes 0.0.0.0:8188, which the settings do not ask for",
+        slow=True,
     ),
     Sabotage(
         "containers.stand-in",
@@ -257,6 +272,7 @@ SABOTAGES = (
         expects=("containers.ports", "containers.running"),
         names="container sabotage-intruder stands in for the gateway at 127.0.0.1:8188.*docker rm -f sabotage-intruder",
         also=("containers.networks",),
+        slow=True,
     ),
     Sabotage(
         "containers.way-out",
@@ -265,6 +281,7 @@ SABOTAGES = (
         f"leave bridge {COMFYUI}\n",
         expects=("containers.egress", "containers.networks"),
         names="comfyui-qwen reaches 1.1.1.1:443.*has a way out",
+        slow=True,
     ),
     Sabotage(
         "containers.open-network",
@@ -291,6 +308,7 @@ SABOTAGES = (
         f"leave {network(COMFYUI)} {FORGE}\n",
         expects=("containers.networks", "containers.egress"),
         names="forge-turbo is on atelier-comfyui-qwen.*docker network disconnect",
+        slow=True,
     ),
     Sabotage(
         "containers.intruder",
@@ -307,6 +325,7 @@ SABOTAGES = (
         restored(GATEWAY) + "settle\n",
         expects=("containers.networks",),
         names="gateway is not on atelier-forge-turbo",
+        slow=True,
     ),
     Sabotage(
         "containers.import-failed",
@@ -315,6 +334,7 @@ SABOTAGES = (
         f"docker restart {COMFYUI} >/dev/null; settle\n",
         expects=("containers.logs",),
         names=r"comfyui-qwen: .*\(IMPORT FAILED\): /opt/comfyui/custom_nodes/pack.*make deploy",
+        slow=True,
     ),
     Sabotage(
         "containers.missing-tensors",
@@ -323,5 +343,6 @@ SABOTAGES = (
         f"docker restart {COMFYUI} >/dev/null; settle\n",
         expects=("containers.logs",),
         names="comfyui-qwen: unet missing",
+        slow=True,
     ),
 )

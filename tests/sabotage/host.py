@@ -170,6 +170,7 @@ SABOTAGES = (
         names="Docker does not answer.*systemctl restart docker",
         also=("host.monitor",),
         groups=("containers",),
+        slow=True,
     ),
     Sabotage(
         "host.docker-hangs",

@@ -30,6 +30,7 @@ SABOTAGES = (
         restored(COMFYUI) + 'rm -rf "$DATA/elsewhere"\n',
         expects=("storage.mounts",),
         names="comfyui-qwen does not have /srv/atelier/outputs/comfyui.*comfyui-qwen has /srv/atelier/elsewhere as /outputs",
+        slow=True,
     ),
     Sabotage(
         "storage.in-the-container",
@@ -39,6 +40,7 @@ SABOTAGES = (
         f"docker rm -fv {COMFYUI} >/dev/null 2>&1 || :\n" + restored(COMFYUI),
         expects=("storage.mounts",),
         names="comfyui-qwen does not have /srv/atelier/outputs/comfyui.*comfyui-qwen has /.* as /outputs",
+        slow=True,
     ),
     Sabotage(
         "storage.read-only",
@@ -47,6 +49,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("storage.mounts", "storage.outputs"),
         names="comfyui-qwen cannot write to /srv/atelier/outputs/comfyui",
+        slow=True,
     ),
     Sabotage(
         "storage.further-mount",
@@ -55,6 +58,7 @@ SABOTAGES = (
         restored(COMFYUI),
         expects=("storage.mounts",),
         names="comfyui-qwen has /etc as /host-etc",
+        slow=True,
     ),
     Sabotage(
         "storage.other-owner",

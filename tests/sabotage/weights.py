@@ -129,6 +129,7 @@ SABOTAGES = (
         restored('"$COMFYUI"'),
         expects=("weights.seen",),
         names="comfyui-qwen can write to /models",
+        slow=True,
     ),
     Sabotage(
         "weights.other-directory",
