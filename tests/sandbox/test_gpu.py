@@ -248,6 +248,11 @@ def test_an_error_in_the_kernel_s_log_turns_verify_red_until_the_driver_is_loade
     gpu_host.atelier("verify", "--check", "gpu.health")
 
 
+def test_verify_notices_a_broken_gpu(gpu_host: Sandbox) -> None:
+    output = gpu_host.atelier("sabotage", "--quick", "--only", "gpu.driver-replaced,gpu.cdi-removed,drift.toolkit-released")
+    assert "3 of 3 sabotages were noticed, named and undone" in output
+
+
 def test_an_unknown_gpu_is_docker_s_own_error() -> None:
     image = root("docker inspect -f '{{.Config.Image}}' forge-turbo")
     result = SANDBOX.ssh().run(f"docker run --rm --device nvidia.com/gpu=GPU-nowhere {image} true")
