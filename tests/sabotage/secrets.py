@@ -148,7 +148,7 @@ settle""",
         id="secrets.in-image",
         does="an image carries the token in its environment",
         breaks=TOKEN
-        + 'tar -c --files-from /dev/null | docker import -c "ENV TOKEN=$token" - atelier/leaky:1 >/dev/null',
+        + """tar -c --files-from /dev/null | docker import -c "ENV TOKEN='$token'" - atelier/leaky:1 >/dev/null""",
         undoes="docker image rm atelier/leaky:1 >/dev/null 2>&1 || true",
         expects=("secrets.leaks",),
         names="docker image inspect atelier/leaky:1",

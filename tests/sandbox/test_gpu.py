@@ -249,7 +249,9 @@ def test_an_error_in_the_kernel_s_log_turns_verify_red_until_the_driver_is_loade
 
 
 def test_verify_notices_a_broken_gpu(gpu_host: Sandbox) -> None:
-    output = gpu_host.atelier("sabotage", "--quick", "--only", "gpu.driver-replaced,gpu.cdi-removed,drift.toolkit-released")
+    output = gpu_host.atelier(
+        "sabotage", "--quick", "--only", "gpu.driver-replaced,gpu.cdi-removed,drift.toolkit-released"
+    )
     assert "3 of 3 sabotages were noticed, named and undone" in output
 
 
