@@ -25,6 +25,7 @@ CHECKS = (
     declared("door.slow", quick=False),
     declared("door.restart", run="full"),
     declared("window.closed"),
+    declared("roof.restart", run="full"),
     declared("window.service.healthz"),
 )
 
@@ -252,6 +253,10 @@ def test_what_was_left_and_cannot_be_undone_is_an_error(
 
 def test_nothing_is_broken_where_something_is_red_before(house: House, saboteur: Saboteur) -> None:
     saboteur.require_well([one()])
+    assert len(house.verified) == 1
+    restart = one(expects=("roof.restart",))
+    saboteur.require_well([restart])
+    assert len(house.verified) == 1, "nothing is restarted for it, and nothing else asked for"
     house.broken = {"door"}
     with pytest.raises(AtelierError, match=r"not all is well before.*the front door is ajar"):
         saboteur.require_well([one()])
