@@ -275,6 +275,11 @@ def missing_tensors(lines: Iterable[str]) -> list[str]:
     return re.findall(r"unet missing: .*", "\n".join(lines))
 
 
+def unused_tensors(lines: Iterable[str]) -> list[str]:
+    """What files of diffusion models hold that the model which ComfyUI recognised in them has not."""
+    return re.findall(r"unet unexpected: .*", "\n".join(lines))
+
+
 def _rejection(answer: Mapping[str, Any]) -> ComfyUIError:
     """The error that names every node a workflow was refused for."""
     error = answer.get("error") or {}

@@ -12,6 +12,8 @@ import yaml
 from sandbox import machine, weights
 from sandbox.doubles import weights as double_weights
 
+REPOSITORY = "atelier/synthetic"
+"""Where the lock of synthetic weights says that they come from: no hub has it."""
 GUEST_FOLDER = "/var/cache/atelier"
 SET, QWEN_SET = "synthetic", "synthetic-qwen"
 DOUBLE_WEIGHTS = {
@@ -84,7 +86,7 @@ def _entry(root: Path, path: Path) -> dict[str, object]:
         while block := stream.read(1 << 22):
             digest.update(block)
     return {
-        "repository": "atelier/synthetic",
+        "repository": REPOSITORY,
         "revision": "main",
         "path": path.name,
         "bytes": path.stat().st_size,

@@ -5,6 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from atelier.checks import explained
 from atelier.report.model import CheckResult, Report, Verdict
 
+RANDOM = "random numbers"
+"""What a sandbox has in the place of weights for the real applications."""
+
 
 def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: bool = False) -> Verdict:
     """The verdict: any failure fails; a required check that did not pass or warn leaves it incomplete.
@@ -68,6 +71,9 @@ def stand_ins(deployed: Mapping[str, object]) -> list[str]:
         ),
         "The GPU is simulated: this proves how it is given to containers; nothing is computed on it.": (
             deployed.get("profile") == "gpu-simulated"
+        ),
+        "The weights are random numbers: models load and compute with them, and their images show nothing.": (
+            deployed.get("weights") == RANDOM
         ),
     }
     return [sentence for sentence, stands_in in found.items() if stands_in]

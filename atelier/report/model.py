@@ -45,23 +45,28 @@ class CheckResult(_Model):
 class Metric(_Model):
     """A number that a check measured, to be compared with those of earlier runs on the same host.
 
-    name: `comfyui.checkpoint.seconds`. unit: `s`, `MB`, `W`.
+    name: `comfyui.checkpoint.seconds`. unit: `s`, `MB`, `W`. caption: what it is, in a few words.
     """
 
     check: str
     name: str
     value: FiniteFloat
     unit: str
+    caption: str = ""
 
 
 class ReportImage(_Model):
-    """An image that a check had made. `file` lies beside the report; `sha256` is that of size and pixels."""
+    """An image that a check had made. `file` lies beside the report; `sha256` is that of size and pixels.
+
+    caption: what it is, in a few words.
+    """
 
     check: str
     file: str
     width: int
     height: int
     sha256: str
+    caption: str = ""
 
 
 class AccessRow(_Model):

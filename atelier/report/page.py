@@ -57,6 +57,7 @@ class Shown:
     """An image on the page. `data` is empty where it cannot be shown."""
 
     title: str
+    caption: str
     file: str
     width: int
     height: int
@@ -217,7 +218,8 @@ def _shown(report: Report, number: int, folder: Path) -> Shown:
         data = thumbnail((folder / image.file).read_bytes())
     except AtelierError:
         data = ""
-    return Shown(_title(report, image.check), image.file, image.width, image.height, image.sha256[:12], data)
+    title = _title(report, image.check)
+    return Shown(title, image.caption, image.file, image.width, image.height, image.sha256[:12], data)
 
 
 def thumbnail(data: bytes) -> str:
@@ -236,7 +238,10 @@ def thumbnail(data: bytes) -> str:
 
 
 def _measures(report: Report, earlier: Mapping[str, Sequence[float]]) -> list[Measure]:
-    return [_measure(metric, _title(report, metric.check), earlier.get(metric.name, ())) for metric in report.metrics]
+    def title(metric: Metric) -> str:
+        return ": ".join(part for part in (_title(report, metric.check), metric.caption) if part)
+
+    return [_measure(metric, title(metric), earlier.get(metric.name, ())) for metric in report.metrics]
 
 
 def _measure(metric: Metric, title: str, earlier: Sequence[float]) -> Measure:

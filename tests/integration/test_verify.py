@@ -424,7 +424,7 @@ def test_what_is_no_number_is_no_measure(value, run):
         @pytest.mark.check("a.slow")
         def test_slow(check, measure):
             check("x", "y", True)
-            measure("a.seconds", {value}, "s")
+            measure("a.seconds", {value}, "s", "one of them")
         """
     it = run(source, "a.slow")
     assert it.results["a.slow"].verdict == "failed" and "a.seconds was measured as" in it.results["a.slow"].observed

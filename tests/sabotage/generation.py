@@ -246,7 +246,7 @@ SABOTAGES = (
     another_unet(
         "missing-tensor",
         "the diffusion model lacks a tensor, which ComfyUI tells its log alone",
-        'del header["transformer_blocks.1.attn.to_v.weight"]',
+        'header["unknown"] = header.pop("transformer_blocks.1.attn.to_v.weight")',
         "unet missing.*to_v.*DEEP=1",
     ),
     another_unet(

@@ -355,6 +355,12 @@ def test_the_log_of_one_generation(began, ended, types, missing):
         assert not any("\x1b" in line for line in lines)
 
 
+def test_a_file_of_another_model_is_told_by_what_has_no_use() -> None:
+    lines = ["model weight dtype torch.float16", "unet unexpected: ['middle_block.1.weight']"]
+    assert comfyui.unused_tensors(lines) == ["unet unexpected: ['middle_block.1.weight']"]
+    assert comfyui.unused_tensors(lines[:1]) == []
+
+
 def test_the_log_of_a_generation_is_not_cut_off_by_a_late_line_of_the_one_before():
     late = LOG.replace("09:59:59.999999999Z", "10:00:00.1Z")
     lines = comfyui.log_of(late, comfyui.Generation("id", [], [], NOON, NOON + 1.9))

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from atelier import paths
 from atelier.errors import AtelierError
 from atelier.history import PastReport
-from atelier.report import CheckResult, Metric, Report, ReportImage, Step
+from atelier.report import CheckResult, Metric, Report, ReportImage, Step, stand_ins
 from atelier.report.model import NOT_CHOSEN
 from atelier.report.page import as_page, compared, moment, number, thumbnail, took
 from atelier.report.plot import plot
@@ -340,7 +340,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     (policy,) = [found["content"] for found in reader.all("meta") if "http-equiv" in found]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     (image,) = reader.all("img")
-    assert image["alt"] == "one.png, made by the check: Title of a"
+    assert image["alt"] == "one.png, of the check: Title of a"
 
 
 def test_an_image_on_the_page_is_small_and_nothing_but_pixels():
@@ -355,6 +355,39 @@ def test_an_image_on_the_page_is_small_and_nothing_but_pixels():
     assert thumbnail(picture(64, "RGBA")) and thumbnail(picture(64, "P")) and thumbnail(picture(64, "L"))
     with pytest.raises(AtelierError, match="not a whole image"):
         thumbnail(picture(64)[:-20])
+
+
+def test_images_and_measures_say_what_they_are(tmp_path):
+    (tmp_path / "one.png").write_bytes(picture(64))
+    image = ReportImage(check="a", file="one.png", width=64, height=64, sha256="0" * 64, caption="another seed")
+    metric = Metric(check="a", name="a.seconds", value=2, unit="s", caption="the first image")
+    reader = Reader(as_page(report(result("a"), images=[image], metrics=[metric]), [], tmp_path))
+    assert "Title of a: another seed" in reader.text and "Title of a: the first image" in reader.text
+    assert reader.all("img")[0]["alt"] == "another seed, of the check: Title of a"
+
+
+def test_of_a_failed_check_the_step_that_failed_stands_out():
+    steps = [Step(expected="one", observed="held"), Step(expected="two", observed="did not")]
+    rows = Reader(as_page(report(result("a", "failed", steps=steps), verdict="failed"), [], None)).all("tr")
+    assert [row.get("class") for row in rows if row.get("class") == "held"] == ["held"]
+    rows = Reader(as_page(report(result("a", "warning", steps=steps)), [], None)).all("tr")
+    assert "held" not in [row.get("class") for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({"sources": "upstream", "profile": "cpu"}, []),
+        ({"sources": "double", "profile": "cpu"}, ["Doubles stand in"]),
+        ({"sources": "double", "profile": "gpu-simulated"}, ["Doubles stand in", "The GPU is simulated"]),
+        ({"sources": "upstream", "profile": "cpu", "weights": "random numbers"}, ["The weights are random numbers"]),
+    ],
+)
+def test_what_is_not_the_real_thing_is_told_on_the_page(versions, words):
+    told = stand_ins(versions)
+    assert [sentence for sentence in told if sentence.startswith(tuple(words))] == told and len(told) == len(words)
+    text = Reader(as_page(report(result("a"), versions=versions), [], None)).text
+    assert all(sentence in text for sentence in told)
 
 
 def test_a_missing_image_is_an_error(tmp_path):

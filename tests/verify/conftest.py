@@ -14,6 +14,7 @@ from stack import Stack
 from atelier.errors import AtelierError, Finding
 
 DOWN = "nothing is open: the gateway has taken the service out; see `make status` and `make doctor`"
+TO_ITS_END = "the check runs to its end"
 UNEXPECTED = "the check could not go on: see `make status` and `make logs`; if all is well there, the check is at fault"
 
 
@@ -119,23 +120,23 @@ def check(request: pytest.FixtureRequest) -> Recorder:
 
 
 @pytest.fixture
-def keep(request: pytest.FixtureRequest, stack: Stack) -> Callable[[str, bytes], None]:
-    """Puts an image beside the report, under a name."""
+def keep(request: pytest.FixtureRequest, stack: Stack) -> Callable[[str, bytes, str], None]:
+    """Puts an image beside the report, under a name, with a few words on what it is."""
 
-    def write(name: str, data: bytes) -> None:
-        _send(request.config, {"image": stack.keep(_check_id(request.node), name, data)})
+    def write(name: str, data: bytes, caption: str) -> None:
+        _send(request.config, {"image": {**stack.keep(_check_id(request.node), name, data), "caption": caption}})
 
     return write
 
 
 @pytest.fixture
-def measure(request: pytest.FixtureRequest) -> Callable[[str, float, str], None]:
-    """Adds a number with its unit to the report, to be compared with those of earlier runs."""
+def measure(request: pytest.FixtureRequest) -> Callable[[str, float, str, str], None]:
+    """Adds a number with its unit, and what it is, to the report, to be compared with those of earlier runs."""
 
-    def write(name: str, value: float, unit: str) -> None:
+    def write(name: str, value: float, unit: str, caption: str) -> None:
         if not math.isfinite(value):
             raise ValueError(f"{name} was measured as {value}")
-        metric = {"check": _check_id(request.node), "name": name, "value": value, "unit": unit}
+        metric = {"check": _check_id(request.node), "name": name, "value": value, "unit": unit, "caption": caption}
         _send(request.config, {"metric": metric})
 
     return write
@@ -175,6 +176,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     recorder = item.stash.get(RECORDER, Recorder())
     verdict, hint = report.outcome, recorder.hint
     expected, observed = "; ".join(recorder.expected), "; ".join(recorder.observed)
+    steps = list(zip(recorder.expected, recorder.observed, strict=True))
     if report.skipped:
         observed = str(call.excinfo.value) if call.excinfo else "skipped"
     elif report.failed and not recorder.finished:
@@ -182,7 +184,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         known = isinstance(error, AtelierError)
         observed = error.message if known else f"{type(error).__name__}: {error}"
         hint = error.hint if known else UNEXPECTED
-        expected = "the check runs to its end" + (f", after: {expected}" if expected else "")
+        steps.append((TO_ITS_END, observed))
+        expected = TO_ITS_END + (f", after: {expected}" if expected else "")
     elif not recorder.expected:
         verdict, observed = "failed", "the check recorded nothing"
     elif report.passed and recorder.warned:
@@ -196,7 +199,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             "expected": expected,
             "observed": observed,
             "hint": hint,
-            "steps": list(zip(recorder.expected, recorder.observed, strict=True)) if len(recorder.expected) > 1 else [],
+            "steps": steps if len(steps) > 1 else [],
         },
     )
     return report

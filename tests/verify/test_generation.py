@@ -41,6 +41,9 @@ REMEDIES = {
 """What to do, by what is wrong with an image."""
 NOT_ITS_OWN = "it was not made by this request: something hands out images that were made before"
 
+SEEDS = {1: "a seed", 2: "another seed", 3: "the first seed again"}
+"""What each image of a check is, by its number."""
+
 Step = tuple[str, int, int]
 
 
@@ -145,10 +148,11 @@ def log_during(stack: Stack, check, generation: Generation, since: float) -> lis
 
 
 def whole_model(check, lines: list[str]) -> None:
-    """ComfyUI goes on when a file lacks a tensor, and says so in its log alone."""
+    """ComfyUI goes on when a file lacks a tensor, or is that of another model, and says so in its log alone."""
     hint = "the weight file is not the one that the model needs, or damaged: `make verify DEEP=1`, then `make deploy`"
     missing = comfyui.missing_tensors(lines)
     check("the model was loaded whole", "; ".join(missing) or "no tensor missing in the log", not missing, hint)
+    check.warn("the model has a use for all of the file", comfyui.unused_tensors(lines), hint)
 
 
 @contextlib.contextmanager
@@ -173,12 +177,13 @@ def gpu_watched(stack: Stack, service: str, measure) -> Iterator[None]:
         over.set()
         thread.join()
     for unit, most in pace.usage(rows).items():
-        measure(f"{service}.gpu.{'memory' if unit == 'MiB' else 'power'}", most, unit)
+        what = "memory" if unit == "MiB" else "power"
+        measure(f"{service}.gpu.{what}", most, unit, f"most {what} of the GPU in use")
 
 
 def timed(stack: Stack, check, measure, name: str, seconds: float) -> None:
     """Records a time, and warns when the host is much slower than it was."""
-    measure(name, seconds, "s")
+    measure(name, seconds, "s", "one image, the model loaded before")
     check.warn(
         "as fast as this host was before",
         pace.slower(name, seconds, stack.context["history"].get(name, [])),
@@ -196,7 +201,7 @@ def test_workflow_without_weights(stack, check, keep):
         size = imagecheck.decode(data).size
         right = size == (96, 64) and imagecheck.filled_with(data, colour)
         check(f"96x64, every pixel {colour}", f"{size[0]}x{size[1]}, {'so' if right else 'other pixels'}", right)
-    keep("comfyui-smoke", data)
+    keep("comfyui-smoke", data, "one colour, that of its seed")
 
 
 @pytest.mark.check("generation.comfyui.checkpoint")
@@ -212,7 +217,7 @@ def test_workflow_with_a_checkpoint(stack, check, keep, note, measure):
         of_this_prompt(check, image.data, graph)
         picture(stack, check, image.data, stack.size)
         made.append(image)
-        keep(f"comfyui-checkpoint-{len(made)}", image.data)
+        keep(f"comfyui-checkpoint-{len(made)}", image.data, SEEDS[len(made)])
         return image.data
 
     with gpu_watched(stack, "comfyui", measure):
@@ -257,7 +262,7 @@ def test_editing_a_reference_image_in_fp8(stack, check, keep, note, measure):
         of_this_prompt(check, image.data, graph)
         picture(stack, check, image.data, size)
         made.append(image)
-        keep(f"comfyui-edit-{len(made)}", image.data)
+        keep(f"comfyui-edit-{len(made)}", image.data, SEEDS[len(made)])
         return image.data
 
     try:
@@ -267,7 +272,7 @@ def test_editing_a_reference_image_in_fp8(stack, check, keep, note, measure):
             depends_on_the_seed(check, make)
     finally:
         stack.output(f"rm -f {stack.settings.data_root}/users/comfyui/input/{name}")
-    keep("comfyui-edit-reference", reference)
+    keep("comfyui-edit-reference", reference, "the reference image, drawn for this run")
     lines = log_during(stack, check, made[0].generation, before)
     loaded = comfyui.weight_types(lines)
     hint = "the workflow or ComfyUI's flags ask for other numbers: more memory, and not what this host is sized for"
@@ -275,7 +280,7 @@ def test_editing_a_reference_image_in_fp8(stack, check, keep, note, measure):
     check(f"loaded as {FP8}", told, set(loaded) == {FP8}, hint)
     whole_model(check, lines)
     live_progress(check, made)
-    measure("comfyui.edit.load.seconds", made[0].generation.seconds, "s")
+    measure("comfyui.edit.load.seconds", made[0].generation.seconds, "s", "the first image, with loading the model")
     timed(stack, check, measure, "comfyui.edit.seconds", made[1].generation.seconds)
     note("edit", next(node["inputs"]["unet_name"] for node in workflow.values() if "unet_name" in node["inputs"]))
 
@@ -307,7 +312,7 @@ def test_forge_text_to_image(stack, check, keep, note, measure):
         picture(stack, check, images[0].data, stack.size)
         saved_by_forge(stack, check, images[0].data, seed, before)
         made.append(images[0])
-        keep(f"forge-{len(made)}", images[0].data)
+        keep(f"forge-{len(made)}", images[0].data, SEEDS[len(made)])
         return images[0].data
 
     with gpu_watched(stack, "forge", measure):

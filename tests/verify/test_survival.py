@@ -5,6 +5,7 @@ import shlex
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Stranger(threading.Thread):
         self._client = stack.http(service)
         self._path = GUARDED[service]
         self._done = threading.Event()
-        self.answers: dict[str, int] = {}
+        self.answers: Counter[int] = Counter()
 
     def run(self) -> None:
         while not self._done.wait(0.02):
@@ -45,9 +46,9 @@ class Stranger(threading.Thread):
                 status = self._client.get(self._path, timeout=5).status_code
             except AtelierError:
                 continue
-            self.answers[f"{self._path} for a stranger, answered {status}"] = status
+            self.answers[status] += 1
 
-    def stop(self) -> dict[str, int]:
+    def stop(self) -> Counter[int]:
         self._done.set()
         self.join(10)
         return self.answers
@@ -65,7 +66,9 @@ def strangers(stack: Stack, check) -> Iterator[None]:
     finally:
         answers = {service: stranger.stop() for service, stranger in knocking.items()}
     for service, statuses in answers.items():
-        check.statuses(f"{service}: strangers never got in meanwhile", (*REFUSED, *DOWN), statuses)
+        told = ", ".join(f"{count} times {status}" for status, count in statuses.items())
+        refused = bool(statuses) and set(statuses) <= {*REFUSED, *DOWN}
+        check(f"{service}: strangers never got in at {GUARDED[service]} meanwhile", told or "no answer", refused)
 
 
 def is_up(door: httpx.Client) -> bool:
@@ -130,12 +133,12 @@ def detached(command: str) -> str:
 def owner_gets_in(stack: Stack, check, service: str) -> None:
     """The credentials known here still open the service, over new connections."""
     if service == "comfyui":
-        running = stack.comfyui.queue()
-        check("ComfyUI takes its token", f"queue: {running}", True)
+        waiting = sum(len(ids) for ids in stack.comfyui.queue().values())
+        check("ComfyUI takes its token", f"taken; {waiting} generations in its queue", True)
     else:
         with stack.new_forge() as forge:
             taken = forge.login() and bool(forge.samplers())
-            check("Forge takes its password in the form and in the API", taken, taken)
+            check("Forge takes its password in the form and in the API", "taken" if taken else "refused", taken)
 
 
 def images(stack: Stack) -> set[str]:
