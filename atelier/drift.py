@@ -27,7 +27,15 @@ LARGEST = 1 << 18
 """Bytes of a file of which the first other line is looked for."""
 KEEPS = (UNITS, "/etc/apt/apt.conf.d", "/etc/modprobe.d")
 """Where a deploy keeps settings of the system. Not apt's sources: they outlast the deploy that needed them first."""
-KINDS = {"f": "a file", "d": "a directory", "l": "a symbolic link", "p": "a pipe", "s": "a socket", "b": "a device"}
+KINDS = {
+    "f": "a file",
+    "d": "a directory",
+    "l": "a symbolic link",
+    "p": "a pipe",
+    "s": "a socket",
+    "b": "a device",
+    "c": "a device",
+}
 
 DEPLOY = "run `make deploy`"
 LEFT = "remove it on the host when nobody needs it any more"

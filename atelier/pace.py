@@ -13,13 +13,19 @@ USAGE = "memory.used,power.draw"
 """What nvidia-smi is asked for, as `usage` reads it: MiB and W."""
 
 
+def is_slower(seconds: float, earlier: Sequence[float]) -> bool:
+    """Whether a time is out of line with the host's own earlier ones, all in seconds."""
+    if len(earlier) < ENOUGH:
+        return False
+    usual = statistics.median(earlier)
+    return seconds > SLOWER * usual and seconds - usual >= NOTICEABLE_SECONDS
+
+
 def slower(name: str, seconds: float, earlier: Sequence[float]) -> list[str]:
     """What is to be said of a time that is out of line with the host's own; empty when nothing."""
-    if len(earlier) < ENOUGH:
+    if not is_slower(seconds, earlier):
         return []
     usual = statistics.median(earlier)
-    if seconds <= SLOWER * usual or seconds - usual < NOTICEABLE_SECONDS:
-        return []
     return [f"{name}: {seconds:.1f} s, {seconds / usual:.1f} times its median of {usual:.1f} s in {len(earlier)} runs"]
 
 

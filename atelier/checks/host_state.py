@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier.errors import Finding
+from atelier.hostfacts import TIME_SERVICES
 from atelier.preflight import GIB, SUPPORTED
 from atelier.settings import Settings
 
@@ -24,7 +25,6 @@ FULL, ALMOST_FULL = GIB, 5 * GIB
 LEAST_MEMORY = GIB // 2
 GRACE_DAYS = 7
 """A restart that an update asks for may wait so long before it is a failure: the host never restarts by itself."""
-TIME_SERVICES = ("systemd-timesyncd", "chrony", "chronyd", "ntp", "ntpsec", "openntpd")
 TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 
 

@@ -16,6 +16,7 @@ from atelier.checks import explained
 from atelier.errors import AtelierError
 from atelier.history import Changes, PastReport, changes, measured
 from atelier.imagecheck import decode
+from atelier.pace import is_slower
 from atelier.report.judgement import counted, not_run, roots, shorten, stand_ins
 from atelier.report.model import ACCESS_PAGE, NOT_CHOSEN, REPORT_PAGE, CheckResult, Metric, Report, Step
 from atelier.report.plot import plot
@@ -25,8 +26,6 @@ SHOWN = 512
 """Pixels of an image's longer side on the page; the whole one lies beside the report."""
 MOST_NAMED = 8
 """How many checks are named in the command that runs the red ones again; with more, all run again."""
-SLOW = 1.5
-"""Times the median of earlier runs from which a measure is marked."""
 
 GROUPS = {
     "host": "Host",
@@ -250,7 +249,7 @@ def _measure(metric: Metric, title: str, earlier: Sequence[float]) -> Measure:
         return Measure(title, metric.name, now, "first measurement", False, None)
     middle = median(earlier)
     told = f"median {number(middle, metric.unit)} of {counted(len(earlier), 'earlier run')}"
-    slow = len(earlier) >= 3 and metric.value > SLOW * middle
+    slow = metric.unit == "s" and is_slower(metric.value, earlier)
     drawing = plot(earlier, metric.value, f"{title}, {metric.name}: {now} now, {told}")
     return Measure(title, metric.name, now, told, slow, drawing)
 

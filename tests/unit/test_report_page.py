@@ -403,6 +403,7 @@ def test_a_missing_image_is_an_error(tmp_path):
         ([1], 9, "median 1.00 s of 1 earlier run", False),
         ([1, 1, 1], 1.5, "median 1.00 s of 3 earlier runs", False),
         ([1, 1, 1], 1.51, "median 1.00 s of 3 earlier runs, much more than before", True),
+        ([0.1, 0.1, 0.1], 0.5, "median 0.10 s of 3 earlier runs", False),
         ([1, 2, 30, 4], 4, "median 3.00 s of 4 earlier runs", False),
     ],
 )

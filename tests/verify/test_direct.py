@@ -69,7 +69,7 @@ def test_nobody_reaches_the_containers_themselves(stack, check):
         check.none(f"{who} reaches none", [f"{who} reaches {door}" for door in answered if door in every])
     through = [door for door in published if door in answers["a user without privileges on the host"]]
     check("a user on the host reaches the gateway's ports", ", ".join(through) or "nothing", through == published)
-    rule = stack.host.run(f"iptables -t mangle -C {DIRECT_RULE}")
+    rule = stack.host.run(f"iptables -w -t mangle -C {DIRECT_RULE}")
     told = "rule present" if rule.rc == 0 else rule.stderr
     hint = "start atelier-loopback-guard.service on the host: its rule is not in force"
     check("packets of other machines for the gateway's own address are dropped", told, rule.rc == 0, hint)
