@@ -186,7 +186,7 @@ class Sabotage:
     expects: ids of the checks that must turn red. names: what the first of them must say (a regular expression, searched
     in observed and hint): the cause. also: ids, or beginnings of ids, that may be red besides, beyond what `depends` of
     the catalogue explains. groups: groups to verify besides those of `expects`.
-    needs: nothing but a sandbox, one with a simulated GPU, or one with TLS. slow: more than about 10 s with its verify.
+    needs: nothing but a sandbox, one with a simulated GPU, or one with TLS. slow: more than about 5 s with its verify and its undo.
     """
 
     id: str

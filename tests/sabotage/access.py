@@ -127,6 +127,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         undoes=given_back(CADDYFILE, GATEWAY),
         expects=("access.comfyui.healthz", "access.forge.healthz"),
         names="401.*not the one that was deployed",
+        slow=True,
     ),
     Sabotage(
         id="access.websocket-cut",
@@ -139,6 +140,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         expects=("access.comfyui.websocket",),
         names="WebSocket",
         also=("access.comfyui.matrix",),
+        slow=True,
     ),
     Sabotage(
         id="access.query-token",
@@ -148,6 +150,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         expects=("access.comfyui.query",),
         names="/prompt: 200.*allow_query_token",
         also=("access.comfyui.matrix",),
+        slow=True,
     ),
     Sabotage(
         id="access.path-opened",
@@ -157,6 +160,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         expects=("access.comfyui.stranger",),
         names="GET /queue.*401/application instead of 401",
         also=("access.comfyui.matrix",),
+        slow=True,
     ),
     Sabotage(
         id="access.closed-path-opened",
@@ -166,6 +170,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         expects=("access.forge.stranger",),
         names="cmd-flags.*instead of 403",
         also=("access.forge.matrix",),
+        slow=True,
     ),
     Sabotage(
         id="access.any-token",
@@ -241,6 +246,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         expects=("access.forge.healthz",),
         names="Forge is not being served",
         also=("access.forge", "access.direct"),
+        slow=True,
     ),
     Sabotage(
         id="access.gateway-stopped",
@@ -250,6 +256,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         expects=("access.comfyui.healthz", "access.forge.healthz"),
         names="no answer.*make status",
         also=("access",),
+        slow=True,
     ),
     Sabotage(
         id="access.old-token",
@@ -285,6 +292,7 @@ X""",
         expects=("access.forge.basic", "access.forge.login"),
         names="refused the user name or password",
         also=("access.forge",),
+        slow=True,
     ),
     Sabotage(
         id="access.comfyui-form",
@@ -330,6 +338,7 @@ X""",
         expects=("secrets.arrived", "access.comfyui.healthz", "access.forge.healthz"),
         names=r"/credentials\.json differs",
         also=("access", "secrets.leaks"),
+        slow=True,
     ),
     Sabotage(
         id="access.locked-out",
@@ -348,6 +357,7 @@ X""",
         undoes=f"iptables -w -t mangle -C {DIRECT_RULE} || iptables -w -t mangle -I {DIRECT_RULE}",
         expects=("access.direct",),
         names="atelier-loopback-guard",
+        slow=True,
     ),
     Sabotage(
         id="access.second-network",
@@ -356,6 +366,7 @@ X""",
         undoes='leave bridge "$FORGE"',
         expects=("access.direct",),
         names=r"reaches [0-9.]+:7860",
+        slow=True,
     ),
     Sabotage(
         id="access.certificate-replaced",

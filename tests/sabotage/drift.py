@@ -200,6 +200,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         undoes=given_back(DAEMON),
         expects=(FILES, UNITS),
         names=r"daemon\.json: live-restore is false and must be true",
+        slow=True,
     ),
     Sabotage(
         id="drift.daemon-json-broken",
@@ -208,6 +209,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         undoes=given_back(DAEMON),
         expects=(FILES, UNITS),
         names=r"daemon\.json is not valid JSON.*mend",
+        slow=True,
     ),
     Sabotage(
         id="drift.settings-changed",
@@ -314,6 +316,7 @@ dpkg -i --force-downgrade "$KEPT/aria2-0.1-1.deb" >/dev/null 2>&1
         undoes='[ ! -e "$KEPT/aria2" ] || { dpkg -i "$KEPT/aria2-$(cat "$KEPT/aria2").deb" >/dev/null 2>&1; rm -f "$KEPT"/aria2*; }',
         expects=(PACKAGES,),
         names=r"package aria2 is 0\.1-1, older than the \S+ that was deployed.*--only-upgrade aria2",
+        slow=True,
     ),
     Sabotage(
         id="drift.package-removed",

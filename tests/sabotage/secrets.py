@@ -105,6 +105,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         undoes=FORGET_THE_JOURNAL,
         expects=("secrets.leaks",),
         names="journal",
+        slow=True,
     ),
     Sabotage(
         id="secrets.in-argv",
