@@ -174,7 +174,7 @@ def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
     passed = sum(check.verdict in ("passed", "warning") for check in report.checks)
     warnings = sum(check.verdict == "warning" for check in report.checks)
     chosen = " of this run" if any(check.observed == NOT_CHOSEN for check in report.checks) else ""
-    held = f"The one check{chosen} holds" if passed == 1 else f"All {passed} checks{chosen} hold"
+    held = f"The one check{chosen} passed" if passed == 1 else f"All {passed} checks{chosen} passed"
     return Lead(f"{held}, {counted(warnings, 'warning')}" if warnings else held)
 
 

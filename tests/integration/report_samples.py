@@ -18,7 +18,7 @@ LONG = (
 PLACE = "/srv/atelier/outputs/comfyui/verify/eb5b99b7b3af4832b0ba51d691a19191_00001_.png"
 STEPS = [
     Step(expected="one image, as success in the finished history", observed="1 images"),
-    Step(expected="no node that matters came from the cache", observed="no exception"),
+    Step(expected="no node that matters came from the cache", observed="nothing wrong found"),
     Step(expected="a file in the declared directory", observed=PLACE),
     Step(expected="newer than the request, by the host's clock", observed="+13.4 s"),
     Step(expected="equal to what the service handed over", observed="11236 and 11236 bytes"),
@@ -60,7 +60,7 @@ def _check(number: int, verdict: str) -> CheckResult:
     expected, observed = (
         ("; ".join(text) for text in zip(*((s.expected, s.observed) for s in steps), strict=True))
         if (steps)
-        else ("nothing that the settings do not name", "no exception")
+        else ("nothing that the settings do not name", "nothing wrong found")
     )
     if verdict in ("failed", "warning"):
         expected, observed = RED.get(check.id, (LONG, f"{PLACE} is 0.4 s older than the request; {LONG}"))

@@ -75,7 +75,7 @@ def test_what_a_check_recorded_is_reported(run, tmp_path, monkeypatch):
     )
     good = it.results["a.good"]
     assert (good.verdict, good.hint, it.verdict, it.run.crashed) == ("passed", "", "passed", False)
-    assert (good.expected, good.observed) == ("401; no strays; refused", "401; no exception; 2 requests, all so")
+    assert (good.expected, good.observed) == ("401; no strays; refused", "401; nothing wrong found; all of 2 requests")
     assert good.seconds >= 0 and it.lines == [
         f"passed   a.good                           Title a.good ({good.seconds:.1f} s)"
     ]
@@ -98,7 +98,7 @@ def test_a_warning_is_no_failure_but_has_a_hint(run):
     it = run(source, "a.odd", "a.even", "a.red")
     seen = {id: (result.verdict, result.observed, result.hint) for id, result in it.results.items()}
     assert seen["a.odd"] == ("warning", "old.key; 401", "remove it")
-    assert seen["a.even"] == ("passed", "no exception", "")
+    assert seen["a.even"] == ("passed", "nothing wrong found", "")
     assert seen["a.red"] == ("failed", "200", CATALOGUES)
 
 
@@ -114,7 +114,7 @@ RED = {
         "/y: 503",
         "nothing is open: the gateway has taken the service out; see `make status` and `make doctor`",
     ),
-    "check.statuses('refused', (401,), {})": ("0 requests, all so", CATALOGUES),
+    "check.statuses('refused', (401,), {})": ("all of 0 requests", CATALOGUES),
     "pass": ("the check recorded nothing", CATALOGUES),
     "check('a', 1, True); raise RuntimeError('half way')": ("RuntimeError: half way", UNEXPECTED),
     "raise AtelierError('no route', 'plug it in')": ("no route", "plug it in"),
@@ -395,7 +395,7 @@ def test_what_several_steps_compared_is_kept_one_by_one(run):
         "a.one",
     )
     steps = {id: [(step.expected, step.observed) for step in found.steps] for id, found in it.results.items()}
-    assert steps == {"a.two": [("closed", "401"), ("nothing left", "no exception")], "a.one": []}
+    assert steps == {"a.two": [("closed", "401"), ("nothing left", "nothing wrong found")], "a.one": []}
     assert all(found.required for found in it.results.values()) and it.run.broke_off == ""
 
 

@@ -134,15 +134,15 @@ def test_the_order_of_the_parts(tmp_path):
 @pytest.mark.parametrize(
     ("now", "lines"),
     [
-        (report(result("a"), result("b", "warning")), ["Passed", "All 2 checks hold, 1 warning"]),
-        (report(result("a")), ["Passed", "The one check holds"]),
+        (report(result("a"), result("b", "warning")), ["Passed", "All 2 checks passed, 1 warning"]),
+        (report(result("a")), ["Passed", "The one check passed"]),
         (
             report(result("a"), result("b", "skipped", observed=NOT_CHOSEN)),
-            ["The one check of this run holds", "1 more check was not part of this run"],
+            ["The one check of this run passed", "1 more check was not part of this run"],
         ),
         (
             report(result("a", "failed"), verdict="failed"),
-            ["Does not hold: Title of a", "Observed", "seen by a", "What to do", "mend a with make mend"],
+            ["Failed: Title of a", "Observed", "seen by a", "What to do", "mend a with make mend"],
         ),
         (
             report(
@@ -150,7 +150,7 @@ def test_the_order_of_the_parts(tmp_path):
                 result("generation.comfyui.smoke", "failed"),
                 verdict="failed",
             ),
-            ["Does not hold: Title of generation.comfyui.smoke", "seen by generation.comfyui.smoke"],
+            ["Failed: Title of generation.comfyui.smoke", "seen by generation.comfyui.smoke"],
         ),
         (report(verdict="failed"), ["Failed", "No check ran"]),
         (

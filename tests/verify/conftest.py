@@ -41,16 +41,16 @@ class Recorder:
 
     def none(self, expected: str, wrong: list[str], hint: str = "") -> None:
         """Record that a list of deviations is empty."""
-        self(expected, "; ".join(wrong) or "no exception", not wrong, hint)
+        self(expected, "; ".join(wrong) or "nothing wrong found", not wrong, hint)
 
     def warn(self, expected: str, wrong: list[str], hint: str) -> None:
         """As `none`, for what is not right and harms nobody: the check goes on and ends as a warning."""
         self.expected.append(expected)
-        self.observed.append("; ".join(wrong) or "no exception")
+        self.observed.append("; ".join(wrong) or "nothing wrong found")
         if wrong:
             self.warned, self.hint = True, hint
 
-    def free_of(self, expected: str, findings: list[Finding], observed: str = "no exception") -> None:
+    def free_of(self, expected: str, findings: list[Finding], observed: str = "nothing wrong found") -> None:
         """Record that nothing was found, or what was, with what to do about exactly that."""
         remedies = "; ".join(dict.fromkeys(finding.remedy for finding in findings))
         self(expected, "; ".join(finding.problem for finding in findings) or observed, not findings, remedies)
@@ -66,7 +66,7 @@ class Recorder:
         told = "; ".join(f"{request}: {status}" for request, status in wrong.items())
         # 503 is the gateway's own: it keeps closed what is down or does not refuse strangers.
         hint = DOWN if wrong and set(wrong.values()) == {503} else ""
-        self(expected, told or f"{len(observed)} requests, all so", bool(observed) and not wrong, hint)
+        self(expected, told or f"all of {len(observed)} requests", bool(observed) and not wrong, hint)
 
 
 RECORDER = pytest.StashKey[Recorder]()
