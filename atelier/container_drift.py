@@ -38,7 +38,12 @@ UNDECLARED = {
     "OomKillDisable": "no killing for memory",
 }
 """What `docker run` and `docker update` can give a container, and no compose file of ours does: key of HostConfig, in words."""
-GPU_FILES = re.compile(r"nvidia|cuda|libnv|glvnd|vulkan|egl|opencl|ld\.so|^/dev/", re.I)
+GPU_FILES = re.compile(
+    r"/(usr/)?(local/)?lib(32|64)?/([a-z0-9_]+-linux-gnu/)?([^/]*(nvidia|cuda|libnv|gl|vulkan|opencl)[^/]*|(vdpau|gbm|nvidia)/.*)"
+    r"|/etc/(ld\.so[^/]*|(vulkan|glvnd|OpenCL|egl|nvidia)(/.*)?)|/usr/share/(nvidia|vulkan|glvnd|egl)(/.*)?"
+    r"|/(usr/)?bin/nvidia-[^/]*|/usr/lib/simulated-gpu/.*|/(var/)?run/nvidia[^/]*(/.*)?|/dev/.*",
+    re.I,
+)
 """In a container with a GPU the hooks of its CDI specification make these: links of libraries, and the linker's cache."""
 
 INIT = ("/sbin/docker-init", "/usr/sbin/docker-init")
@@ -258,7 +263,7 @@ def changed_inside(told: Told) -> list[str]:
     # A folder is told by what lies in it; Docker makes those that it mounts something on.
     folders = {str(folder) for path in (*paths, *mounts) for folder in PurePosixPath(path).parents}
     expected = folders | mounts
-    strays = [path for path in paths if path not in expected and not (gpu and GPU_FILES.search(path))]
+    strays = [path for path in paths if path not in expected and not (gpu and GPU_FILES.fullmatch(path))]
     more = [f"and {len(strays) - 5} files more were changed inside it"] if len(strays) > 5 else []
     return [
         f"{path} {removed.get(paths[path], 'was added or changed')} inside it" for path in sorted(strays)[:5]

@@ -329,9 +329,7 @@ def _user(settings: Settings, line: str) -> list[Finding]:
     return wrong
 
 
-UNIT_FACTS = (
-    "Id,LoadState,ActiveState,Result,UnitFileState,FragmentPath,DropInPaths,NeedDaemonReload,ActiveEnterTimestamp"
-)
+UNIT_FACTS = "Id,LoadState,ActiveState,Result,UnitFileState,FragmentPath,DropInPaths,NeedDaemonReload"
 RULES = (("raw", render.LOOPBACK_RULE), ("mangle", render.DIRECT_RULE))
 
 
@@ -343,9 +341,11 @@ def units_script(deployment: Deployment) -> str:
     )
     return f"""
 exec 2>/dev/null
-systemctl show --timestamp=unix -p {UNIT_FACTS} {names}
+systemctl show -p {UNIT_FACTS} {names}
 echo; echo Id=host
 echo "Written=$(stat -L -c %Y {DAEMON_JSON})"
+# systemd 249 has no --timestamp=unix.
+echo "Entered=$(date -d "$(LC_ALL=C TZ=UTC systemctl show -p ActiveEnterTimestamp --value docker.service)" +%s)"
 {rules}:
 """
 
@@ -435,7 +435,7 @@ def _docker(known: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     wrong = []
     if facts["UnitFileState"] != "enabled":
         wrong.append(Finding(f"docker.service is {facts['UnitFileState']}: it does not start at boot", DEPLOY))
-    written, entered = known.get("host", {}).get("Written", ""), facts["ActiveEnterTimestamp"].removeprefix("@")
+    written, entered = (known.get("host", {}).get(name, "") for name in ("Written", "Entered"))
     if written.isdigit() and entered.isdigit() and int(written) >= int(entered):
         wrong.append(Finding(f"Docker has not read {DAEMON_JSON} since it was written", f"{DEPLOY}, which restarts it"))
     return wrong

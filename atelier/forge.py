@@ -143,7 +143,8 @@ class Forge:
         body = {
             "prompt": prompt,
             "override_settings": {"sd_model_checkpoint": checkpoint},
-            "override_settings_restore_afterwards": False,
+            # Else everybody's next image would be made with this checkpoint.
+            "override_settings_restore_afterwards": True,
             **parameters,
         }
         answer = self._api("POST", kind, json=body, timeout=timeout)

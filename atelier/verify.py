@@ -179,7 +179,7 @@ def verify(
     selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)
     asked = {"QUICK": quick, "FULL": full, "DEEP": deep}
     started = datetime.now(timezone.utc)
-    if deployed["sources"] == "upstream" and {weight.repository for weight in weights} == {shared.REPOSITORY}:
+    if deployed["sources"] == "upstream" and shared.REPOSITORY in {weight.repository for weight in weights}:
         deployed["weights"] = RANDOM
     unreal = stand_ins(deployed)
     for sentence in unreal:

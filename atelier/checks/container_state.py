@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,10 +257,16 @@ def doors(containers: Sequence[Mapping[str, Any]], settings: Settings) -> list[F
             found.append(
                 Finding(f"{name} publishes {', '.join(sorted(published))}: a door beside the gateway", REDEPLOY)
             )
-        elif taken := sorted(door for door in published if int(door.rpartition(":")[2] or 0) in ports):
+        elif taken := sorted(door for door in published if _covers(door.rpartition(":")[2], ports)):
             problem = f"container {name} stands in for the gateway at {', '.join(taken)}"
             found.append(Finding(problem, f"on the host: docker rm -f {name}; then run `make deploy`"))
     return found
+
+
+def _covers(given: str, ports: Collection[int]) -> bool:
+    """Whether one of some ports is the one, or in the range, that was given: `8188`, `9000-9005`, or nothing."""
+    low, _, high = given.partition("-")
+    return low.isdigit() and any(int(low) <= port <= int(high or low) for port in ports)
 
 
 def _name(inspect: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ s pci; for d in /sys/bus/pci/devices/*; do
   [ "$(cat "$d/vendor" 2>/dev/null)" = 0x10de ] && echo "${{d##*/}} $(cat "$d/device")"
 done
 s persistence; systemctl show nvidia-persistenced.service -p LoadState --value
+systemctl show nvidia-persistenced.service -p ExecStart --value | grep -o -e --no-persistence-mode | head -n 1
 s kernel
 events() {{ grep -aE 'NVRM: (Xid|loading )' | tail -n 500; }}
 case "$(systemd-detect-virt -c)" in none|wsl|'') ours=yes ;; *) ours= ;; esac
@@ -71,6 +72,7 @@ class Seen:
     pci: Mapping[str, str] | None = None
     """Device id by address, of everything of NVIDIA's on the bus."""
     persistence_unit: bool = False
+    """Whether a unit of the driver's packages switches persistence mode on; Ubuntu's is told not to."""
     kernel: str = "read"
     """Whether the kernel's log could be read: read, container, unreadable."""
     events: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ def parse(text: str) -> Seen:
         parse_loaded(sections.get("loaded", [])),
         parse_installed(sections.get("installed", [])),
         {line.partition(" ")[0]: line.partition(" ")[2] for line in sections.get("pci", [])},
-        sections.get("persistence", [""])[:1] == ["loaded"],
+        sections.get("persistence") == ["loaded"],
         kernel[0],
         tuple(kernel[1:]),
     )

@@ -238,6 +238,28 @@ def test_what_cdi_puts_into_a_container_with_a_gpu_is_no_change() -> None:
     assert len(container_drift.changed_inside(told(changes=cdi))) == 3
 
 
+@pytest.mark.parametrize(
+    "path,of_the_gpu",
+    [
+        ("/usr/lib/x86_64-linux-gnu/libcuda.so.1", True),
+        ("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so", True),
+        ("/usr/lib64/libEGL_nvidia.so.0", True),
+        ("/usr/lib/x86_64-linux-gnu/gbm/nvidia-drm_gbm.so", True),
+        ("/etc/vulkan/icd.d/nvidia_icd.json", True),
+        ("/usr/share/glvnd/egl_vendor.d/10_nvidia.json", True),
+        ("/usr/bin/nvidia-smi", True),
+        ("/etc/ld.so.cache", True),
+        ("/opt/venv/lib/python3.11/site-packages/torch/cuda/__init__.py", False),
+        ("/opt/comfyui/custom_nodes/cuda_tools/__init__.py", False),
+        ("/opt/forge/modules/egl.py", False),
+        ("/etc/passwd", False),
+    ],
+)
+def test_what_a_gpu_brings_is_known_by_its_place(path: str, of_the_gpu: bool) -> None:
+    with_gpu = told(host(DeviceRequests=[{"DeviceIDs": ["nvidia.com/gpu=GPU-aaa"]}]), [f"f {path}"])
+    assert (container_drift.changed_inside(with_gpu) == []) is of_the_gpu
+
+
 def test_what_the_script_tells_is_read_and_every_finding_names_its_container_and_remedy() -> None:
     mark = container_drift.MARK
     container = {**CONTAINER, "Name": "/comfyui-qwen", "Image": "sha256:1"}

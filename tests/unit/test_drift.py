@@ -353,7 +353,6 @@ UNIT = {
     "UnitFileState": "enabled",
     "DropInPaths": "",
     "NeedDaemonReload": "no",
-    "ActiveEnterTimestamp": "@1000",
 }
 GUARD, WEIGHTS = "atelier-loopback-guard.service", "atelier-weights.service"
 TIMER, LOOK = "atelier-monitor.timer", "atelier-monitor.service"
@@ -375,7 +374,7 @@ def systemd(**changed: dict[str, str]) -> str:
             more = changed.get("timer", {})
         values = {"Id": name, "FragmentPath": f"/etc/systemd/system/{name}", **facts, **more}
         blocks.append("\n".join(f"{key}={value}" for key, value in values.items()))
-    host = {"Written": "900", **changed.get("host", {})}
+    host = {"Written": "900", "Entered": "1000", **changed.get("host", {})}
     rules = [f"Rule={table} {rule}" for table, rule in drift.RULES if changed.get("rules") is None]
     return "\n\n".join([*blocks, "\n".join(["Id=host", *(f"{k}={v}" for k, v in host.items()), *rules])])
 

@@ -431,6 +431,12 @@ def test_what_is_wrong_with_the_driver_is_named(text: str, problem: str, remedy:
     assert problem in fault.problem and remedy in fault.remedy, fault
 
 
+def test_a_unit_that_leaves_persistence_mode_off_counts_as_none() -> None:
+    assert health.parse(PRINTED).persistence_unit
+    assert not health.parse(PRINTED.replace("\nloaded\n", "\nloaded\n--no-persistence-mode\n")).persistence_unit
+    assert not health.parse(PRINTED.replace("\nloaded\n", "\nnot-found\n")).persistence_unit
+
+
 def test_without_a_unit_for_it_persistence_is_a_warning() -> None:
     text = PRINTED.replace("\nloaded\n", "\nnot-found\n").replace(" : Enabled", " : Disabled")
     (warning,) = health.driver_warnings(health.parse(text), {"GPU-f7b02328"})

@@ -476,6 +476,10 @@ def test_doors():
     other = inspect("x") | {"Name": "/monitoring"}
     other["HostConfig"]["PortBindings"] = {"9/tcp": [{"HostIp": "0.0.0.0", "HostPort": "9100"}]}
     assert container_state.doors([*containers, other], SETTINGS) == []
+    other["HostConfig"]["PortBindings"] = {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "9000-9005"}]}
+    assert container_state.doors([*containers, other], SETTINGS) == []
+    other["HostConfig"]["PortBindings"] = {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8180-8190"}]}
+    assert "monitoring stands in for the gateway" in problems(container_state.doors([*containers, other], SETTINGS))
 
 
 def network(*members: str, internal: bool = True, **options: str) -> dict:

@@ -210,6 +210,8 @@ def test_the_unit_of_the_weights(answer: Answer, state: str) -> None:
         (Answer(0, "GPU-a\nGPU-b\n"), ["GPU-a"], "up", ""),
         (Answer(0, "GPU-a\n"), ["GPU-a", "GPU-b"], "down", "no GPU-b"),
         (Answer(0, "GPU-a\n"), None, "unknown", "not known"),
+        (Answer(0, "GPU-a\n"), ["all"], "up", ""),
+        (Answer(0, ""), ["all"], "down", "no all"),
         (Answer(18, "Failed to initialize NVML: Driver/library version mismatch"), ["GPU-a"], "down", "mismatch"),
         (Answer(None, "nvidia-smi: No such file or directory"), ["GPU-a"], "down", "No such file"),
         (Answer(None, "nvidia-smi did not end", late=True), ["GPU-a"], "down", "does not answer"),

@@ -23,7 +23,7 @@ from atelier.report import (
 )
 from atelier.report.publication import publish
 from atelier.report.redaction import REMOVED
-from atelier.report.texts import as_markdown
+from atelier.report.texts import as_junit, as_markdown
 
 NOW = datetime(2026, 11, 21, 20, 44, 0, tzinfo=timezone.utc)
 SECRET = "$2b$12$<&p\"a'ss/w+o=rd\\é"
@@ -224,6 +224,21 @@ def test_no_secret_in_any_of_it(spelling, tmp_path):
 
 def test_what_is_too_short_to_be_a_password_stays_readable():
     assert redact({"a": ["short one"]}, ["short"]) == {"a": ["short one"]}
+
+
+@pytest.mark.parametrize("verdict", ["failed", "incomplete"])
+def test_junit_is_red_where_no_check_is_and_the_run_was_not_good(verdict):
+    checks = [result("a.x", "passed"), result("b.z", "skipped", "busy")]
+    suite = ElementTree.fromstring(as_junit(report(*checks, verdict=verdict)))  # noqa: S314 - our own text
+    assert suite.get("errors") == "1" and suite.get("tests") == "3"
+    assert suite.find("testcase[@name='verdict']/error").get("message").startswith(f"{verdict}: ")
+    good = ElementTree.fromstring(as_junit(report(checks[0])))  # noqa: S314 - our own text
+    assert good.get("errors") is None and good.find("testcase/error") is None
+
+
+def test_junit_tells_of_stand_ins():
+    suite = ElementTree.fromstring(as_junit(report(result("a", "passed"), versions={"sources": "double"})))  # noqa: S314
+    assert suite.find("properties/property[@name='stand-in']").get("value").startswith("Doubles stand in")
 
 
 def test_junit_is_well_formed(tmp_path):
