@@ -190,8 +190,10 @@ def test_a_docker_that_is_stopped_is_down_stays_stopped_and_leaves_containers_un
 def test_a_docker_that_hangs_is_down_in_time(host: Sandbox) -> None:
     host.root("kill -STOP $(pidof dockerd)")
     begun = time.monotonic()
-    seen = look(host, 1)
-    host.root("kill -CONT $(pidof dockerd)")
+    try:
+        seen = look(host, 1)
+    finally:
+        host.root("kill -CONT $(pidof dockerd)")
     assert time.monotonic() - begun < 30 and seen["seconds"] < 21
     assert seen["checks"]["docker"] == {"state": "down", "why": "it does not answer"}
     assert seen["checks"]["gateway.container"]["state"] == "unknown" and seen["checks"]["forge.health"]["state"] == "up"
