@@ -4,7 +4,7 @@ from sabotage.sabotage import Sabotage, edited, given_back
 
 PROGRAM = '"$CONFIG/monitor/host_monitor.py"'
 STATE = '"$DATA/state/monitor/state.json"'
-LOOK = "systemctl reset-failed atelier-monitor.service 2>/dev/null || :; systemctl start atelier-monitor.service\n"
+LOOK = "systemctl start atelier-monitor.service\n"
 """One look now, so that the timer's next is a whole interval away, however many there were before."""
 METRICS = 'for FILE in /var/lib/prometheus/node-exporter/atelier.prom "$DATA/state/monitor/atelier.prom"; do '
 
