@@ -145,7 +145,7 @@ class Guest:
 
     def noted(self) -> str:
         """What was about to be broken when a run was killed; empty where none was."""
-        return self.root(f"cat {NOTE} 2>/dev/null || true").strip()
+        return self.root(f"[ ! -e {NOTE} ] || cat {NOTE}").strip()
 
     def forget(self) -> None:
         """Nothing is broken any more."""

@@ -150,7 +150,7 @@ settle""",
         does="an image carries the token in its environment",
         breaks=TOKEN
         + """tar -c --files-from /dev/null | docker import -c "ENV TOKEN='$token'" - atelier/leaky:1 >/dev/null""",
-        undoes="docker image rm atelier/leaky:1 >/dev/null 2>&1 || true",
+        undoes="! docker image inspect atelier/leaky:1 >/dev/null 2>&1 || docker image rm atelier/leaky:1 >/dev/null",
         expects=("secrets.leaks",),
         names="docker image inspect atelier/leaky:1",
     ),
