@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,10 +138,21 @@ class Deployment:
             self.settings, self.facts.disk_free, has_gpu=self.gpu.action != "none", time_services=time_services
         )
 
-    def rendering(self) -> str:
-        """A fingerprint of all that: another one means other settings, credentials, weights or another checkout."""
-        lines = sorted(f"{entry.path}\0{entry.signature()}" for entry in self.entries())
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    def parts(self) -> dict[str, str]:
+        """By path of every entry the service whose deploy writes it, or `host` for what every deploy writes."""
+        host = dict.fromkeys((entry.path for entry in self.entries()), "host")
+        return host | {entry.path: project.service for project in self.projects() for entry in project.entries}
+
+    def rendering(self) -> dict[str, str]:
+        """A fingerprint of each part's entries: another one means other settings, credentials, weights or checkout."""
+        parts = self.parts()
+        lines = {"host": [merged_daemon_json("", self.settings)]}
+        for entry in self.entries():
+            lines.setdefault(parts[entry.path], []).append(f"{entry.path}\0{entry.signature()}")
+        return {
+            part: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
+            for part, found in sorted(lines.items())
+        }
 
     def concerns(self, service: str) -> bool:
         """Whether this deploy acts on a service; the gateway always is, as it holds every service's credentials."""
@@ -327,25 +339,58 @@ def updated_manifest(current: str, declared_now: Mapping[str, list[str]], instal
 
     installing: packages that are not on the host yet, and so are ours. Raises AtelierError for a damaged manifest.
     """
+    created = _created(current)
+    for kind, names in {**declared_now, "packages": installing}.items():
+        created[kind] = sorted({*created.get(kind, []), *names})
+    return _manifest(created, release)
+
+
+def _created(manifest: str) -> dict[str, list[str]]:
     try:
-        document: Any = json.loads(current) if current.strip() else {"created": {}}
-        created: dict[str, list[str]] = document["created"]
+        created: dict[str, list[str]] = json.loads(manifest)["created"] if manifest.strip() else {}
     except (ValueError, KeyError, TypeError):
         raise AtelierError(
             "state/manifest.json on the host is damaged", "move it away; the deploy writes it anew"
         ) from None
-    for kind, names in {**declared_now, "packages": installing}.items():
-        created[kind] = sorted({*created.get(kind, []), *names})
+    return created
+
+
+def _manifest(created: Mapping[str, list[str]], release: str) -> str:
     return json.dumps({"schema": SCHEMA, "release": release, "created": created}, indent=1) + "\n"
 
 
+def left_over(manifest: str, deployment: Deployment) -> tuple[str, ...]:
+    """The files among those of a service that an earlier deploy wrote and this one does not.
+
+    Of a service that this deploy does not act on nothing is left over. Raises AtelierError for a damaged manifest.
+    """
+    folders = tuple(
+        f"{project.directory}/" for project in deployment.projects() if deployment.concerns(project.service)
+    )
+    asked_for = deployment.parts()
+    return tuple(
+        path for path in _created(manifest).get("files", []) if path.startswith(folders) and path not in asked_for
+    )
+
+
+def manifest_without(manifest: str, files: Collection[str], release: str) -> str:
+    """The manifest after some files were removed. Raises AtelierError for a damaged manifest."""
+    created = _created(manifest)
+    created["files"] = [path for path in created.get("files", []) if path not in files]
+    return _manifest(created, release)
+
+
 def deployed_record(
-    deployment: Deployment, release: str, image_ids: Mapping[str, str], packages: Mapping[str, str]
+    deployment: Deployment, release: str, image_ids: Mapping[str, str], packages: Mapping[str, str], before: str = ""
 ) -> str:
     """state/deployed.json: what runs on the host according to the last deploy, for status and verify.
 
-    packages: versions by name. `rendering` is empty after a deploy of one service, which leaves the others' files alone.
+    packages: versions by name. before: the record of the last deploy; a deploy of one service leaves the others' files
+    as that one rendered them.
     """
+    rendered = {
+        part: mark for part, mark in deployment.rendering().items() if part == "host" or deployment.concerns(part)
+    }
     document = {
         "schema": SCHEMA,
         "instance": deployment.credentials.instance,
@@ -359,6 +404,13 @@ def deployed_record(
             for project in deployment.projects()
         },
         "packages": dict(sorted(packages.items())),
-        "rendering": "" if deployment.only else deployment.rendering(),
+        "rendering": {**(recorded_rendering(before) if deployment.only else {}), **rendered},
     }
     return json.dumps(document, indent=1) + "\n"
+
+
+def recorded_rendering(record: str) -> dict[str, str]:
+    """The fingerprints in the text of a state/deployed.json; none in one that has none."""
+    with suppress(ValueError, KeyError, TypeError):
+        return dict(json.loads(record)["rendering"])
+    return {}

@@ -46,15 +46,17 @@ IDENTITY = "`make deploy` tells whether this computer or the host has the newer 
 FOREIGN = "no deploy made it and none removes it: remove it on the host, or keep it elsewhere"
 
 
-def remedy(deployment: Deployment, record: Mapping[str, Any]) -> str:
-    """What to do about a file that differs: it depends on whether the settings changed, or somebody the host.
+def remedies(deployment: Deployment, record: Mapping[str, Any]) -> dict[str, str]:
+    """By part of the rendering, what to do about a file that differs: the settings changed, or somebody edited the host.
 
-    record: state/deployed.json. One without a fingerprint, or of one service, cannot tell.
+    record: state/deployed.json. One without a part's fingerprint cannot tell.
     """
     known = record.get("rendering")
-    if not known:
-        return UNKNOWN
-    return EDITED if known == deployment.rendering() else CHANGED
+    marks = known if isinstance(known, Mapping) else {}
+    return {
+        part: UNKNOWN if part not in marks else EDITED if marks[part] == mark else CHANGED
+        for part, mark in deployment.rendering().items()
+    }
 
 
 def is_secret(entry: Entry) -> bool:
@@ -169,17 +171,17 @@ def files(
     deployment: Deployment, found: Tree, contents: Mapping[str, bytes], record: Mapping[str, Any]
 ) -> list[Finding]:
     """Everything about files and directories that is not as a deploy would leave it, what nobody declared included."""
-    wrong = remedy(deployment, record)
+    wrong, parts = remedies(deployment, record), deployment.parts()
     state = deployment.settings.state_dir()
     whose = dict.fromkeys((f"{state}/instance", f"{state}/credentials"), IDENTITY)
     return [
         *(
             finding
             for entry in deployment.entries()
-            for finding in _entry(entry, found.seen, contents, whose.get(entry.path, wrong))
+            for finding in _entry(entry, found.seen, contents, whose.get(entry.path, wrong[parts[entry.path]]))
         ),
         *_foreign(deployment, found),
-        *_daemon(deployment, found, wrong),
+        *_daemon(deployment, found, wrong["host"]),
         *_manifest(deployment, found.manifest),
         *_user(deployment.settings, found.user),
     ]
@@ -249,14 +251,16 @@ def _foreign(deployment: Deployment, found: Tree) -> list[Finding]:
     # What lies in a folder that is not ours is told by that folder.
     strangers = {path for path in strangers if path.rpartition("/")[0] not in strangers}
     strangers |= (found.kept & created) - {*decide.declared(deployment)["files"]}
-    swept = [entry.path for entry in deployment.secrets() if isinstance(entry, Directory)]
-    return [
-        _stranger(path, path in created, any(_is_below(path, folder) for folder in swept)) for path in sorted(strangers)
-    ]
+    emptied = [entry.path for entry in deployment.secrets() if isinstance(entry, Directory)]
+    swept = {path for path in strangers if any(_is_below(path, folder) for folder in emptied)}
+    swept |= created & {
+        path for path in strangers if any(_is_below(path, each.directory) for each in deployment.projects())
+    }
+    return [_stranger(path, path in created, path in swept) for path in sorted(strangers)]
 
 
 def _stranger(path: str, created: bool, swept: bool) -> Finding:
-    """created: by an earlier deploy. swept: it lies where a deploy leaves nothing that is not its own."""
+    """created: by an earlier deploy. swept: the next deploy removes it."""
     problem = f"{path} is of an earlier deploy, and nothing asks for it now" if created else f"{path} is not ours"
     return Finding(problem, f"{DEPLOY}, which removes it" if swept else LEFT if created else FOREIGN)
 

@@ -214,7 +214,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         id="drift.settings-changed",
         does="the settings are not those that were deployed",
-        breaks=with_json(RECORD, "d['rendering'] = '0123456789abcdef'")
+        breaks=with_json(RECORD, "d['rendering'] = dict.fromkeys(d['rendering'], '0123456789abcdef')")
         + edited(ENV, """sed -i 's/^LOG_MAX_FILE=.*/LOG_MAX_FILE="9"/' "$FILE" """),
         undoes=given_back(ENV) + given_back(RECORD),
         expects=(FILES,),

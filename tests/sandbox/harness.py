@@ -40,6 +40,12 @@ def changes(output: str) -> list[str]:
     return re.findall(r"^  \+ (.+?)  \(", output, re.M)
 
 
+def told(output: str) -> str:
+    """What a command's output ends with, and before it the checks that did not pass: those may lie far above."""
+    wrong = re.findall(r"^(?:failed|warned|skipped) .*(?:\n {3,}\S.*)*", output, re.M)
+    return "\n".join([*wrong, "...", output[-3000:]])
+
+
 @dataclass(frozen=True)
 class Sandbox:
     """A sandbox, and the checkout whose commands are aimed at it."""
@@ -92,7 +98,7 @@ class Sandbox:
             finally:
                 process.kill()
         print(output)
-        assert process.returncode == expect, output[-4000:]
+        assert process.returncode == expect, told(output)
         assert "Traceback" not in output
         return output
 

@@ -210,6 +210,25 @@ def test_manifest_keeps_what_earlier_deploys_created() -> None:
     assert decide.updated_manifest(second, {"containers": ["b"]}, [], "1") == second
 
 
+def test_files_of_a_service_that_nothing_asks_for_any_more_are_left_over_and_nothing_else_is() -> None:
+    now = deployment()
+    roots = "/opt/atelier/services/gateway/config/acme-roots.crt"
+    others = ["/opt/atelier/services/elsewhere/compose.yaml", "/opt/atelier/services/gateway.bak", "/etc/apt/former"]
+    manifest = decide.updated_manifest("", {"files": [roots, *others]}, [], "1")
+    manifest = decide.updated_manifest(manifest, decide.declared(now), [], "1")
+    assert decide.left_over(manifest, now) == (roots,)
+    assert decide.left_over(manifest, replace(now, only="forge")) == (roots,)
+    forge = "/opt/atelier/services/forge-turbo/former.json"
+    both = decide.updated_manifest(manifest, {"files": [forge]}, [], "1")
+    assert decide.left_over(both, replace(now, only="comfyui")) == (roots,)
+    without = decide.manifest_without(both, decide.left_over(both, now), "1")
+    assert decide.left_over(without, now) == ()
+    assert {*json.loads(both)["created"]["files"]} - {*json.loads(without)["created"]["files"]} == {roots, forge}
+    assert decide.left_over("", now) == ()
+    with pytest.raises(AtelierError, match="damaged"):
+        decide.left_over("{", now)
+
+
 @pytest.mark.parametrize(
     "os_id,codename,packages,expected",
     [

@@ -22,14 +22,14 @@ from atelier.target import Target
 
 PLAIN = deployment()
 COMPOSE = "/opt/atelier/services/gateway/compose.yaml"
+ROOTS = "/opt/atelier/services/gateway/config/acme-roots.crt"
 SECRET = "/opt/atelier/secrets/comfyui-qwen/PASSWORD"
 STATE = "/srv/atelier/state"
 JOB = "/opt/atelier/weights.json"
-RECORD = json.loads(
-    decide.deployed_record(
-        PLAIN, "1.0", {tag: f"sha256:{tag}" for tag in PLAIN.image_tags().values()}, {"aria2": "1.37"}
-    )
+BEFORE = decide.deployed_record(
+    PLAIN, "1.0", {tag: f"sha256:{tag}" for tag in PLAIN.image_tags().values()}, {"aria2": "1.37"}
 )
+RECORD = json.loads(BEFORE)
 
 
 def content(path: str) -> bytes:
@@ -146,6 +146,11 @@ FILES: dict[str, tuple[Callable[[Tree], Tree], str, str]] = {
         f"{COMPOSE}.atelier-part is not ours",
         FOREIGN,
     ),
+    "a file of a service that an earlier deploy wrote": (
+        left(ROOTS),
+        f"{ROOTS} is of an earlier deploy, and nothing asks for it now",
+        f"{drift.DEPLOY}, which removes it",
+    ),
     "a unit of an earlier deploy": (
         left("/etc/systemd/system/atelier-gpu-containers.service"),
         "/etc/systemd/system/atelier-gpu-containers.service is of an earlier deploy, and nothing asks for it now",
@@ -231,9 +236,9 @@ def test_who_is_to_blame_decides_what_to_do() -> None:
     changed = but(COMPOSE, digest="00")(there())
     (finding,) = judged(changed)
     assert finding.remedy == EDITED
-    (finding,) = judged(changed, record={**RECORD, "rendering": "0123456789abcdef"})
+    (finding,) = judged(changed, record={**RECORD, "rendering": {**RECORD["rendering"], "gateway": "0123456789abcdef"}})
     assert finding.remedy == CHANGED and "make deploy" in CHANGED
-    for record in ({**RECORD, "rendering": ""}, {}):
+    for record in ({**RECORD, "rendering": "0123456789abcdef"}, {**RECORD, "rendering": {}}, {}):
         (finding,) = judged(changed, record=record)
         assert finding.remedy == UNKNOWN
 
@@ -554,19 +559,36 @@ def test_a_configuration_that_was_not_deployed_or_does_not_run() -> None:
 
 def test_a_record_of_before_tells_no_versions_and_no_rendering() -> None:
     old = {key: value for key, value in RECORD.items() if key not in ("packages", "rendering")}
-    assert drift.remedy(PLAIN, old) == UNKNOWN
+    assert set(drift.remedies(PLAIN, old).values()) == {UNKNOWN}
     assert drift.files(PLAIN, there(), {}, old) == [] and drift.images(PLAIN, old, THERE, LABELS) == []
 
 
-def test_a_deploy_of_one_service_leaves_open_what_the_rest_is() -> None:
-    document = json.loads(decide.deployed_record(replace(PLAIN, only="forge"), "1.0", {}, {"b": "2", "a": "1"}))
-    assert document["rendering"] == "" and list(document["packages"]) == ["a", "b"]
+def test_a_deploy_of_one_service_leaves_the_others_as_they_were_rendered() -> None:
+    other = replace(PLAIN, credentials=CREDENTIALS.model_copy(update={"comfyui_cookie_key": "x" * 44}))
+    document = json.loads(decide.deployed_record(replace(other, only="forge"), "1.0", {}, {"b": "2", "a": "1"}, BEFORE))
+    assert list(document["packages"]) == ["a", "b"]
+    assert document["rendering"] == {**other.rendering(), "comfyui": PLAIN.rendering()["comfyui"]}
+    assert drift.remedies(other, document) == {
+        "comfyui": CHANGED,
+        "forge": EDITED,
+        "gateway": EDITED,
+        "host": EDITED,
+    }
+    same = decide.deployed_record(replace(PLAIN, only="forge"), "1.0", {}, {}, BEFORE)
+    assert json.loads(same)["rendering"] == PLAIN.rendering()
+
+
+@pytest.mark.parametrize("before", ["", "{", "[]", '{"rendering": "5f2c"}', '{"schema": 1}'])
+def test_one_service_deployed_on_a_record_that_tells_nothing_tells_of_that_service_alone(before: str) -> None:
+    document = json.loads(decide.deployed_record(replace(PLAIN, only="forge"), "1.0", {}, {}, before))
+    assert set(document["rendering"]) == {"host", "forge", "gateway"}
 
 
 def test_the_rendering_is_another_for_any_change_and_the_same_for_none() -> None:
     assert PLAIN.rendering() == deployment().rendering() == RECORD["rendering"]
     other = CREDENTIALS.model_copy(update={"comfyui_cookie_key": "x" * 44})
-    assert replace(PLAIN, credentials=other).rendering() != PLAIN.rendering()
+    changed = replace(PLAIN, credentials=other).rendering()
+    assert {part for part, mark in changed.items() if mark != PLAIN.rendering()[part]} == {"comfyui", "host"}
 
 
 class Answers:
