@@ -11,6 +11,8 @@ from atelier.errors import Finding
 from atelier.settings import Settings
 
 MARK = "::storage::"
+SECONDS = 30
+"""What answers later than this does not answer."""
 REDEPLOY = "run `make deploy`; if it stays so, `make restart`"
 
 
@@ -30,6 +32,7 @@ class Told:
 
     inside: by container, the directories at its mount points. writable: by container, where it can write.
     strangers: paths in the services' directories that belong to somebody else.
+    late: what did not answer in time: containers, and `strangers`.
     """
 
     places: Mapping[str, Place]
@@ -37,6 +40,7 @@ class Told:
     inside: Mapping[str, Mapping[str, Place]] = field(default_factory=dict)
     writable: Mapping[str, frozenset[str]] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
+    late: frozenset[str] = frozenset()
 
 
 def declared(settings: Settings) -> dict[str, dict[str, bool]]:
@@ -68,11 +72,12 @@ def script(settings: Settings) -> str:
     kept = " ".join(map(shlex.quote, _kept(settings)))
     return f"""
 s() {{ printf '\\n%s%s\\n' "{MARK}" "$1"; }}
+limited() {{ what=$1; shift; timeout {SECONDS} "$@" || {{ [ $? != 124 ] || s "late $what"; }}; }}
 s places; stat -c '%d:%i|%u:%g|%a|%F|%n' {paths} 2>/dev/null
-s strangers; timeout 30 find {kept} -xdev ! -uid {settings.service_uid} -print 2>/dev/null | head -n 5
+s strangers; limited strangers sh -c 'find "$@" 2>/dev/null | head -n 5' find {kept} -xdev ! -uid {settings.service_uid} -print
 for c in {" ".join(wanted)}; do
   s "mounts $c"; docker inspect --type container --format '{{{{json .Mounts}}}}' "$c"
-  s "inside $c"; timeout 30 docker exec "$c" sh -c {shlex.quote(inside)} probe \\
+  s "inside $c"; limited "$c" docker exec "$c" sh -c {shlex.quote(inside)} probe \\
     $(docker inspect --format '{{{{range .Mounts}}}}{{{{println .Destination}}}}{{{{end}}}}' "$c")
 done
 :
@@ -99,6 +104,7 @@ def parse(output: str) -> Told:
         {name: {path: Place(what) for what, path in pairs if what != "writable"} for name, pairs in inside.items()},
         {name: frozenset(path for what, path in pairs if what == "writable") for name, pairs in inside.items()},
         tuple(sections["strangers"]),
+        frozenset(by_container("late")),
     )
 
 
@@ -118,6 +124,9 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
         if int(place.mode, 8) & forbidden:
             what = "read" if private else "change"
             found.append(Finding(f"{path} has mode {place.mode}: others can {what} what is in it", "run `make deploy`"))
+    if "strangers" in told.late:
+        problem = f"time-out: the owners of the files were not all asked within {SECONDS} s"
+        found.append(Finding(problem, f"see the load of the host, and whether `ls {settings.data_root}/outputs` hangs"))
     for path in sorted(set(told.strangers) - _covered(told)):
         remedy = f"on the host: chown -h {uid}:{uid} {path}"
         found.append(
@@ -129,10 +138,19 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
             (mount["Destination"] for mount in mounts if mount["Source"] == f"{settings.data_root}/outputs/{name}"),
             None,
         )
-        if target and target not in told.writable.get(service.container, ()):
+        if service.container in told.late:
+            found.append(_late(service.container))
+        elif target and target not in told.writable.get(service.container, ()):
             problem = f"{service.container} cannot write to its outputs ({target})"
             found.append(Finding(problem, f"the disk is full, or its file system read-only: see `mount`; {REDEPLOY}"))
     return found
+
+
+def _late(container: str) -> Finding:
+    return Finding(
+        f"time-out: {container} did not show its directories within {SECONDS} s",
+        "see the load of the host, and whether a directory of data hangs: `docker exec` into it by hand",
+    )
 
 
 def _covered(told: Told) -> set[str]:
@@ -158,8 +176,12 @@ def mounts(told: Told, settings: Settings) -> list[Finding]:
             elif mount["RW"] is not writable:
                 how = "can write to" if mount["RW"] else "cannot write to"
                 found.append(Finding(f"{container} {how} {path}", REDEPLOY))
-            elif difference := _difference(told, container, path, str(mount["Destination"])):
+            elif container not in told.late and (
+                difference := _difference(told, container, path, str(mount["Destination"]))
+            ):
                 found.append(Finding(difference, f"bring what lies in the other one over, then {REDEPLOY}"))
+        if container in told.late:
+            found.append(_late(container))
         further = [mount for mount in told.mounts.get(container, ()) if mount["Source"] not in wanted]
         found += [
             Finding(f"{container} has {mount['Source'] or mount['Type']} as {mount['Destination']}", REDEPLOY)

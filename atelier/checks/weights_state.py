@@ -11,6 +11,8 @@ from atelier.settings import Settings
 from weights.store import INCOMING
 
 MARK = "::weights::"
+SECONDS = 30
+"""An application that answers later than this does not answer."""
 TARGET = "/models"
 """Where both applications have the store."""
 
@@ -41,6 +43,7 @@ class Told:
     """What the host told. Stats by name, records (JSON) by sha256; mounts: the options of each application's store.
 
     unit: state of what fetches. incoming: files that are being put together. aside: what wrongly had a weight's name.
+    late: applications that did not answer in time.
     """
 
     files: Mapping[str, Stat]
@@ -51,6 +54,7 @@ class Told:
     untold: bool
     seen: Mapping[str, Mapping[str, Stat]]
     mounts: Mapping[str, str]
+    late: frozenset[str]
 
 
 _STAT = "stat -c '%s|%.9Y|%i|%a|%U:%G|%F|%n'"
@@ -72,7 +76,7 @@ s incoming; ls {store}/{INCOMING} 2>/dev/null
 s aside; cd {store} && find . -maxdepth 2 -name '*.wrong-*' | cut -c3-
 s untold; {weights_unit.changed_script(settings)}
 for c in {applications}; do
-  s "in $c"; timeout 30 docker exec "$c" sh -c {shlex.quote(inside)} 2>&1
+  s "in $c"; timeout {SECONDS} docker exec "$c" sh -c {shlex.quote(inside)} 2>&1 || {{ [ $? != 124 ] || s "late $c"; }}
 done
 :
 """
@@ -102,6 +106,7 @@ def parse(output: str) -> Told:
         untold=bool(sections["untold"]),
         seen={name: _stats(lines) for name, lines in inside.items()},
         mounts=mounts,
+        late=frozenset(name.removeprefix("late ") for name in sections if name.startswith("late ")),
     )
 
 
@@ -175,6 +180,9 @@ def left_over(told: Told) -> list[Finding]:
 def seen(weights: Sequence[Wanted], told: Told, container: str) -> list[Finding]:
     """In what an application's weights are not those of the host, or not read-only."""
     redeploy = "run `make deploy`; if it stays so, `make restart`"
+    if container in told.late:
+        problem = f"time-out: {container} did not show its weights within {SECONDS} s"
+        return [Finding(problem, "see the load of the host, and whether the disk of the weights hangs")]
     options = told.mounts.get(container, "")
     if not options:
         return [Finding(f"{container} has no store at {TARGET}", redeploy)]

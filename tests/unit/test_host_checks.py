@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -207,6 +209,18 @@ def test_what_only_warns_of_a_host():
 )
 def test_the_newest_kernel_of_a_flavour(running, installed, newest):
     assert host_state.newest_kernel(running, installed) == newest
+
+
+@pytest.fixture
+def late(tmp_path):
+    """Runs a script where whatever has a limit exceeds it, and no container is there."""
+    for name, body in {"timeout": "exit 124", "docker": "exit 1", "systemctl": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    return lambda script: (
+        subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=True).stdout
+    )
 
 
 LISTENING = """
@@ -760,3 +774,16 @@ writable|/outputs
     assert told.places[OUTPUTS] == storage_state.Place("2049:7", "10001:10001", "755", "directory")
     assert told.inside["a"] == {"/outputs": storage_state.Place("2049:7")} and told.writable["a"] == {"/outputs"}
     assert told.mounts["b"] == [] and told.strangers == (f"{OUTPUTS}/a b.png",)
+
+
+def test_a_time_out_is_named_as_one(late, tmp_path):
+    settings = SETTINGS.model_copy(update={"data_root": str(tmp_path)})
+    told = storage_state.parse(late(storage_state.script(settings)))
+    assert told.late == {"strangers", "comfyui-qwen", "forge-turbo", "gateway"}
+    late_alone = storage_state.Told(**{**vars(stored()), "late": told.late, "inside": {}, "writable": {}})
+    found = problems(storage_state.outputs(late_alone, SETTINGS)).split("; ")
+    assert len(found) == 3 and all("time-out: " in problem for problem in found)
+    found = problems(storage_state.mounts(late_alone, SETTINGS)).split("; ")
+    assert found == [f"time-out: {name} did not show its directories within 30 s" for name in NAMES]
+    told = weights_state.parse(late(weights_state.script(settings, WANTED)))
+    assert problems(weights_state.seen(WANTED, told, "comfyui-qwen")).startswith("time-out: comfyui-qwen did not show")
