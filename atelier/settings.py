@@ -282,7 +282,16 @@ class Settings(_Model):
         description="`gpu`, `cpu` for a machine without one, or `gpu-simulated` (sandbox only): stand-ins for card and driver.",
     )
     config_root: HostPath = Field("/opt/atelier", description="Directory on the host for everything rendered.")
-    data_root: HostPath = Field("/srv/atelier", description="Directory on the host for weights, outputs and state.")
+    data_root: HostPath = Field(
+        "/srv/atelier", description="Directory on the host for state, users' files, weights and outputs."
+    )
+    models_dir: HostPath | None = Field(
+        None,
+        description="Directory on the host for weights, such as one on another disk. Unset: `models` in data_root.",
+    )
+    outputs_dir: HostPath | None = Field(
+        None, description="Directory on the host for generated images. Unset: `outputs` in data_root."
+    )
     service_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")] = Field(
         "atelier", description="System user without login that the containers run as."
     )
@@ -342,9 +351,7 @@ class Settings(_Model):
         names = {f"services.{name}.container": service.container for name, service in enabled.items()}
         _distinct(ports, "port")
         _distinct(names | {"gateway_container": self.gateway_container}, "container name")
-        nested = [PurePosixPath(self.config_root), PurePosixPath(self.data_root)]
-        if nested[0] == nested[1] or nested[0] in nested[1].parents or nested[1] in nested[0].parents:
-            raise ValueError("config_root, data_root: one lies inside the other; use two separate directories")
+        self._require_separate_directories()
         _tls_possible(self.tls)
         _monitoring_possible(self.monitoring)
         if self.tls.mode == "acme":
@@ -378,14 +385,47 @@ class Settings(_Model):
         ports = {service.port for service in self.enabled().values()}
         return ports | set(ACME_PORTS) if self.tls.mode == "acme" else ports
 
+    def _require_separate_directories(self) -> None:
+        data, models, outputs = (
+            ("data_root", self.data_root),
+            ("models_dir", self.models_path()),
+            ("outputs_dir", self.outputs_path()),
+        )
+        # Weights and outputs may lie in the data, beside what else is there.
+        own = [("data_root", self.state_dir()), ("data_root", self.users_path())]
+        pairs = [(("config_root", self.config_root), other) for other in (data, models, outputs)]
+        pairs += [*((mine, other) for other in (models, outputs) for mine in own), (models, outputs)]
+        for (key, one), (other_key, other) in pairs:
+            if _nested(one, other):
+                raise ValueError(
+                    f"{key}, {other_key}: one lies inside the other ({one}, {other}); use two separate directories"
+                )
+
     def state_dir(self) -> str:
         """Where the host records what it carries."""
         return f"{self.data_root}/state"
+
+    def models_path(self) -> str:
+        """Where the weights lie on the host."""
+        return self.models_dir or f"{self.data_root}/models"
+
+    def outputs_path(self, service: str = "") -> str:
+        """Where a service's images lie on the host; those of all services without one."""
+        return "/".join([self.outputs_dir or f"{self.data_root}/outputs", *filter(None, [service])])
+
+    def users_path(self, service: str = "") -> str:
+        """Where the files of a service's users lie on the host; those of all services without one."""
+        return "/".join([f"{self.data_root}/users", *filter(None, [service])])
 
     def enabled(self) -> dict[str, ServiceSettings]:
         """The services deployed on this host, by name (`comfyui`, `forge`)."""
         everything: dict[str, ServiceSettings] = {"comfyui": self.services.comfyui, "forge": self.services.forge}
         return {name: service for name, service in everything.items() if service.enabled}
+
+
+def _nested(one: str, other: str) -> bool:
+    first, second = PurePosixPath(one), PurePosixPath(other)
+    return first == second or first in second.parents or second in first.parents
 
 
 def _tls_possible(tls: TlsSettings) -> None:

@@ -26,7 +26,28 @@ BAD = {
     "below a system directory": ({"data_root": "/etc/atelier"}, ["data_root", "system"]),
     "a home": ({"data_root": "/home/alice"}, ["data_root", "system"]),
     "docker's own": ({"data_root": "/var/lib/docker/x"}, ["data_root", "system"]),
-    "nested roots": ({"data_root": "/opt/atelier/data"}, ["inside the other"]),
+    "nested roots": ({"data_root": "/opt/atelier/data"}, ["config_root, data_root", "inside the other"]),
+    "config in data": ({"config_root": "/srv/atelier/config"}, ["config_root, data_root", "inside the other"]),
+    "models in a system directory": ({"models_dir": "/usr/share/models"}, ["models_dir", "system"]),
+    "models in outputs": (
+        {"models_dir": "/srv/atelier/outputs/models"},
+        ["models_dir, outputs_dir", "inside the other"],
+    ),
+    "models are outputs": (
+        {"models_dir": "/a/b", "outputs_dir": "/a/b"},
+        ["models_dir, outputs_dir", "inside the other"],
+    ),
+    "models in the state": ({"models_dir": "/srv/atelier/state/m"}, ["data_root, models_dir", "/srv/atelier/state"]),
+    "outputs are the users' files": (
+        {"outputs_dir": "/srv/atelier/users"},
+        ["data_root, outputs_dir", "/srv/atelier/users"],
+    ),
+    "data in outputs": (
+        {"outputs_dir": "/srv/a", "data_root": "/srv/a/b"},
+        ["data_root, outputs_dir", "inside the other"],
+    ),
+    "models are the data": ({"models_dir": "/srv/atelier"}, ["data_root, models_dir", "inside the other"]),
+    "outputs in config": ({"outputs_dir": "/opt/atelier/out"}, ["config_root, outputs_dir", "inside the other"]),
     "plaintext on a public address": ({"bind_address": "0.0.0.0"}, ["bind_address", "tls.mode", "make tunnel"]),
     "not an address": ({"bind_address": "localhost"}, ["bind_address", "IP address"]),
     "unknown profile": ({"profile": "tpu"}, ["profile", "'gpu', 'cpu' or 'gpu-simulated'"]),
@@ -84,6 +105,30 @@ def test_bad_settings_name_origin_key_and_remedy(values: dict, expected: list[st
     assert "nothing was touched" in message
     for part in expected:
         assert part in message
+
+
+PLACES = {
+    "by themselves": ({}, "/srv/atelier/models", "/srv/atelier/outputs/forge"),
+    "with the data": ({"data_root": "/data/a"}, "/data/a/models", "/data/a/outputs/forge"),
+    "the models elsewhere": ({"models_dir": "/big/models/"}, "/big/models", "/srv/atelier/outputs/forge"),
+    "the outputs elsewhere": ({"outputs_dir": "/nas/out"}, "/srv/atelier/models", "/nas/out/forge"),
+    "under other names within the data": (
+        {"models_dir": "/srv/atelier/weights", "outputs_dir": "/srv/atelier/images"},
+        "/srv/atelier/weights",
+        "/srv/atelier/images/forge",
+    ),
+    "both beside each other": ({"models_dir": "/d/m", "outputs_dir": "/d/m2"}, "/d/m", "/d/m2/forge"),
+}
+
+
+@pytest.mark.parametrize("values,models,outputs", PLACES.values(), ids=PLACES.keys())
+def test_weights_and_outputs_lie_with_the_data_or_where_the_settings_say(
+    values: dict, models: str, outputs: str
+) -> None:
+    settings = build_settings([("test", values)])
+    assert (settings.models_path(), settings.outputs_path("forge")) == (models, outputs)
+    assert settings.outputs_path("forge") == f"{settings.outputs_path()}/forge"
+    assert settings.users_path("forge") == f"{settings.data_root}/users/forge" == f"{settings.users_path()}/forge"
 
 
 def test_the_origin_is_the_layer_that_holds_the_key() -> None:
