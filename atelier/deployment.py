@@ -190,12 +190,13 @@ class Deployment:
             Directory(path)
             for path in (config, f"{config}/services", f"{config}/secrets", data, self.settings.state_dir())
         ]
-        weights = [Directory(f"{data}/models")] + [Directory(f"{data}/models/{name}") for name in DIRECTORIES]
-        shared = [Directory(f"{data}/outputs"), Directory(f"{data}/users")]
+        models = settings.models_path()
+        weights = [Directory(models)] + [Directory(f"{models}/{name}") for name in DIRECTORIES]
+        shared = [Directory(settings.outputs_path()), Directory(settings.users_path())]
         owned = [
-            Directory(f"{data}/{kind}/{name}", mode, owner)
+            Directory(path, mode, owner)
             for name in settings.enabled()
-            for kind, mode in (("outputs", 0o755), ("users", 0o700))
+            for path, mode in ((settings.outputs_path(name), 0o755), (settings.users_path(name), 0o700))
         ]
         return (*roots, *weights, *shared, *owned)
 

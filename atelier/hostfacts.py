@@ -87,7 +87,7 @@ s architecture; dpkg --print-architecture
 s memory; awk '/^MemTotal/ {{print $2 * 1024}}' /proc/meminfo
 s clock; date +%s
 d=$(sed -n 's/.*"data-root"[^"]*"\\([^"]*\\)".*/\\1/p' {root}/etc/docker/daemon.json 2>/dev/null)
-s disk; for p in {shlex.quote(settings.data_root)} /var/lib/docker /var/lib/containerd $d; do
+s disk; for p in {shlex.join(settings.data_directories())} /var/lib/docker /var/lib/containerd $d; do
   printf '%s\\t%s\\n' "$p" "$(nearest "$p")"; done
 s controllers; cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null
 s addresses; ip -o address 2>/dev/null | awk '{{ sub("/.*", "", $4); print $4 }}'

@@ -66,7 +66,7 @@ def configuration(
             ["-t", "raw", "-C", *render.LOOPBACK_RULE.split()],
             ["-t", "mangle", "-C", *render.DIRECT_RULE.split()],
         ],
-        "disks": sorted({"/", settings.data_root, *disks}),
+        "disks": sorted({"/", *settings.data_directories(), *disks}),
         "least_free": round(monitoring.minimum_free_gb * 1e9),
         "weights_unit": weights_unit.UNIT,
         "gpu": has_gpu,

@@ -207,7 +207,7 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
     state = settings.state_dir()
     script = (
         "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}' 2>/dev/null; echo ::; "
-        f"df -h --output=avail,size,target {shlex.quote(settings.data_root)} 2>/dev/null | tail -n 1; echo ::; "
+        f"df -h --output=avail,size,target {shlex.join(settings.data_directories())} 2>/dev/null | tail -n +2 | sort -u; echo ::; "
         f"tail -n 1 {state}/audit.log 2>/dev/null; echo ::; cat {state}/deployed.json 2>/dev/null; echo ::; "
         f"date +%s; cat {monitoring.state_file(settings)} 2>/dev/null; echo ::; {transfer.SCRIPT}"
     )
@@ -226,7 +226,9 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
     if record:
         narrator.say(f"  release          {record['release']}, sources: {record['sources']}")
     _say_transfer(target, narrator, transfer.parse(told))
-    narrator.say(f"  disk             {' '.join(disk.split()) or 'unknown'} (free, size, mount)")
+    narrator.say(
+        f"  disk             {'; '.join(' '.join(line.split()) for line in disk.splitlines()) or 'unknown'} (free, size, mount)"
+    )
     if settings.monitoring.enabled:
         now, _, state_file = seen.partition("\n")
         text, verdict = monitoring.in_short(state_file, float(now), settings.monitoring.interval)
@@ -261,7 +263,7 @@ def _say_transfer(target: Target, narrator: Narrator, found: transfer.Transfer) 
     narrator.say(f"  weights          {found.text()}", style="red" if found.failed else "yellow")
     fetch = target.command("models-fetch")
     if found.waiting:
-        remedy = f"make room on the disk of {target.settings.data_root}; it goes on by itself"
+        remedy = f"make room on the disk of {target.settings.models_path()}; it goes on by itself"
     elif found.failed:
         remedy = f"mend that, then: {fetch}"
     elif found.stopped:
@@ -350,7 +352,7 @@ def fetch_outputs(target: Target, narrator: Narrator) -> int:
     require_up(target, narrator)
     destination = paths.outputs_dir(target.name)
     destination.mkdir(parents=True, exist_ok=True)
-    root = f"{target.settings.data_root}/outputs"
+    root = target.settings.outputs_path()
     listing = target.ssh().run(f"cd {root} && find . -type f -printf '%s %P\\n'", check=True).stdout.splitlines()
     remote = {path: int(size) for size, _, path in (line.partition(" ") for line in listing)}
     missing = [path for path, size in remote.items() if not _same_size(destination / path, size)]

@@ -160,7 +160,8 @@ Need = tuple[str, str, int]
 def _weights_needs(deployment: Deployment) -> list[Need]:
     settings, fetched = deployment.settings, deployment.bytes_to_fetch()
     reserve = round(settings.models.reserve_gb * GB) if fetched else 0
-    return [(settings.data_root, "weights", fetched), (settings.data_root, "models.reserve_gb", reserve)]
+    disk = settings.models_dir or settings.data_root
+    return [(disk, "weights", fetched), (disk, "models.reserve_gb", reserve)]
 
 
 def _deploy_needs(deployment: Deployment) -> list[Need]:
@@ -187,7 +188,7 @@ def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Findin
                 if facts.instance and "weights" in parts
                 else ""
             )
-            + ", or point data_root (Docker: data-root in /etc/docker/daemon.json) at a larger disk",
+            + ", or point data_root or models_dir (Docker: data-root in /etc/docker/daemon.json) at a larger disk",
         )
         for mount, parts in wanted.items()
         if not facts.deployed or set(parts) != {"a reserve"}
@@ -198,7 +199,7 @@ def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Findin
 def _least_space(facts: HostFacts, settings: Settings) -> list[Finding]:
     """The lower bound of the settings, before a first deploy."""
     directories = [
-        name for name in (settings.data_root, image_directory(facts), DOCKER_ROOT) if name in facts.disk_free
+        name for name in (*settings.data_directories(), image_directory(facts), DOCKER_ROOT) if name in facts.disk_free
     ]
     free = {facts.mounts.get(name, name): facts.disk_free[name] for name in directories}
     if facts.deployed or sum(free.values()) >= settings.minimum_disk_gb * GB:

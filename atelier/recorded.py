@@ -77,6 +77,9 @@ class Recorded:
     found: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """What of `created` was there before we first declared it, by kind; `packages` are all that were installed before the
     first deploy, each `name=version`. A kind that is missing was not recorded: the host is of schema 1."""
+    wrote: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By path of a file of ours the sha256 of what we wrote there last, and of what we wrote before that: a killed deploy may
+    have left either. A file that is missing here is the host's own work (a unit's link, a log), or was recorded by schema 1."""
     deployed: Mapping[str, Any] = field(default_factory=dict)
     """state/deployed.json as a whole; empty before the first deploy has ended."""
     damaged: tuple[str, ...] = ()

@@ -214,9 +214,9 @@ def _application(
     }
     variables = _common_variables(settings, service.container, image) | {
         "SHM_SIZE": service.shm_size,
-        "MODELS_DIR": f"{settings.data_root}/models",
-        "OUTPUTS_DIR": f"{settings.data_root}/outputs/{name}",
-        "USERS_DIR": f"{settings.data_root}/users/{name}",
+        "MODELS_DIR": settings.models_path(),
+        "OUTPUTS_DIR": settings.outputs_path(name),
+        "USERS_DIR": settings.users_path(name),
         **({"MEMORY_LIMIT": limits["memory"]} if limits["memory"] else {}),
         **({"CPU_LIMIT": limits["cpu"]} if limits["cpu"] else {}),
         **({"GPU_DEVICE": gpu} if gpu else {}),

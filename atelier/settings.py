@@ -401,6 +401,10 @@ class Settings(_Model):
                     f"{key}, {other_key}: one lies inside the other ({one}, {other}); use two separate directories"
                 )
 
+    def data_directories(self) -> list[str]:
+        """The directories of data that may lie on disks of their own."""
+        return [self.data_root, *filter(None, [self.models_dir, self.outputs_dir])]
+
     def state_dir(self) -> str:
         """Where the host records what it carries."""
         return f"{self.data_root}/state"

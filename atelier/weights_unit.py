@@ -49,7 +49,7 @@ def token_path(settings: Settings) -> str:
 
 def store(settings: Settings) -> str:
     """Where the weights lie on the host."""
-    return f"{settings.data_root}/models"
+    return settings.models_path()
 
 
 def state(settings: Settings) -> str:

@@ -48,7 +48,7 @@ def playbook(deployment: Deployment) -> list[dict[str, Any]]:
     tasks += [_command(f"docker network inspect {network.name}") for network in render.networks(settings)]
     tags = deployment.image_tags()
     tasks += [_command(f"docker image inspect {tags[project.service]}") for project in deployment.projects()]
-    tasks += [_command(f"stat {settings.data_root}/models/{weight.store_path}") for weight in deployment.weights]
+    tasks += [_command(f"stat {settings.models_path()}/{weight.store_path}") for weight in deployment.weights]
     tasks += [
         _command(f"docker compose -f {project.directory}/compose.yaml up -d") for project in deployment.projects()
     ]

@@ -30,7 +30,7 @@ TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 
 def script(settings: Settings) -> str:
     """A POSIX shell script that prints the sections; it changes nothing. Each command that could hang has a limit."""
-    places = " ".join(map(shlex.quote, ("/", "/var/log", settings.config_root, settings.data_root)))
+    places = " ".join(map(shlex.quote, ("/", "/var/log", settings.config_root, *settings.data_directories())))
     return f"""
 export LC_ALL=C
 s() {{ printf '\\n%s\\n' "{MARK}$1"; }}

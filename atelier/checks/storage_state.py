@@ -45,12 +45,12 @@ class Told:
 
 def declared(settings: Settings) -> dict[str, dict[str, bool]]:
     """By container, the directories of the host that it has, and whether it may write there."""
-    data, mounts = settings.data_root, {}
+    mounts = {}
     for name, service in settings.enabled().items():
         mounts[service.container] = {
-            f"{data}/outputs/{name}": True,
-            f"{data}/users/{name}": True,
-            f"{data}/models": False,
+            settings.outputs_path(name): True,
+            settings.users_path(name): True,
+            settings.models_path(): False,
             render.secrets_path(settings, service.container): False,
         }
     gateway = settings.gateway_container
@@ -61,7 +61,7 @@ def declared(settings: Settings) -> dict[str, dict[str, bool]]:
 
 def _kept(settings: Settings) -> list[str]:
     """The directories of what users make."""
-    return [f"{settings.data_root}/{kind}/{name}" for name in settings.enabled() for kind in ("outputs", "users")]
+    return [path for name in settings.enabled() for path in (settings.outputs_path(name), settings.users_path(name))]
 
 
 def script(settings: Settings) -> str:
@@ -117,7 +117,7 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
             problem = f"{path} is {f'a {place.kind}' if place else 'missing'}"
             found.append(Finding(problem, f"bring it back if it was moved; {REDEPLOY}"))
             continue
-        private = path.startswith(f"{settings.data_root}/users/")
+        private = path.startswith(f"{settings.users_path()}/")
         forbidden = 0o077 if private else 0o022
         if place.owner != f"{uid}:{uid}":
             found.append(Finding(f"{path} belongs to {place.owner}, not to {uid}:{uid}", "run `make deploy`"))
@@ -126,7 +126,7 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
             found.append(Finding(f"{path} has mode {place.mode}: others can {what} what is in it", "run `make deploy`"))
     if "strangers" in told.late:
         problem = f"time-out: the owners of the files were not all asked within {SECONDS} s"
-        found.append(Finding(problem, f"see the load of the host, and whether `ls {settings.data_root}/outputs` hangs"))
+        found.append(Finding(problem, f"see the load of the host, and whether `ls {settings.outputs_path()}` hangs"))
     for path in sorted(set(told.strangers) - _covered(told)):
         remedy = f"on the host: chown -h {uid}:{uid} {path}"
         found.append(
@@ -135,7 +135,7 @@ def outputs(told: Told, settings: Settings) -> list[Finding]:
     for name, service in settings.enabled().items():
         mounts = told.mounts.get(service.container, ())
         target = next(
-            (mount["Destination"] for mount in mounts if mount["Source"] == f"{settings.data_root}/outputs/{name}"),
+            (mount["Destination"] for mount in mounts if mount["Source"] == settings.outputs_path(name)),
             None,
         )
         if service.container in told.late:

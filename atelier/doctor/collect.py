@@ -63,7 +63,7 @@ def queries(settings: Settings) -> tuple[Query, ...]:
     """Everything that is asked of a host with these settings."""
     applications = [service.container for service in settings.enabled().values()]
     containers = [*applications, settings.gateway_container]
-    state, data = shlex.quote(settings.state_dir()), shlex.quote(settings.data_root)
+    state, data = shlex.quote(settings.state_dir()), settings.data_directories()
     boot = "since the last boot"
     kernel_noise = r"UFW (BLOCK|AUDIT)|apparmor=.(ALLOWED|STATUS)|audit: |veth[0-9a-f]{7}|br-[0-9a-f]{12}"
     return (
@@ -180,8 +180,13 @@ def queries(settings: Settings) -> tuple[Query, ...]:
             "places",
             "state",
             "now",
-            f"ls -ldn {data} {data}/* {data}/outputs/* {data}/users/* {shlex.quote(settings.config_root)} "
-            f"{shlex.quote(settings.config_root)}/*",
+            "ls -ldn "
+            + " ".join(
+                f"{place} {place}/*"
+                for place in map(
+                    shlex.quote, (*data, settings.outputs_path(), settings.users_path(), settings.config_root)
+                )
+            ),
             quiet_failure=True,
         ),
         *((Query("boot", "state", "now", _boot(), quiet_failure=True),) if settings.profile != "cpu" else ()),

@@ -120,7 +120,7 @@ def _say_finding(number: int, found: Recognised, target: Target, redact: Redacto
     said: Lines = [(f"  {number}. {signature.title}  [{signature.id}]", "bold red"), (f"     {signature.why}", "")]
     for step in signature.steps:
         where = "on the host:" if step.where == "host" else "here:"
-        said.append((f"     -> {where:<12} {step.typed(target.argument, target.settings.data_root)}", ""))
+        said.append((f"     -> {where:<12} {step.typed(target.argument, target.settings)}", ""))
     said += [(f"     seen: {_quote(evidence, redact)}", "dim") for evidence in found.evidence[:QUOTED]]
     more = [evidence.source for evidence in found.evidence[QUOTED:]]
     return said + ([(f"     also in: {', '.join(more)}", "dim")] if more else [])

@@ -2,6 +2,7 @@
 
 from atelier.doctor.signatures import TABLE, Signature
 from atelier.paths import PROJECT
+from atelier.settings import Settings
 
 PAGE = PROJECT / "docs" / "troubleshooting.md"
 HEAD = """# Troubleshooting
@@ -40,7 +41,7 @@ def render() -> str:
 def _row(signature: Signature) -> str:
     step = signature.steps[0]
     where = "on the host: " if step.where == "host" else ""
-    command = step.typed("", "/srv/atelier").replace("   # ", "`, ", 1) + ("" if "   # " in step.command else "`")
+    command = step.typed("", Settings()).replace("   # ", "`, ", 1) + ("" if "   # " in step.command else "`")
     cells = (f"`{signature.id}`", signature.title, signature.why, f"{where}`{command}")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 

@@ -5,10 +5,12 @@ text was read: a document, an upstream thread or source, or our own programs.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 from atelier.doctor.collect import Kind, Source
+from atelier.settings import Settings
 from weights.decide import WAITS_FOR_SPACE
 
 
@@ -19,10 +21,13 @@ class Step:
     where: Literal["host", "here"]
     command: str
 
-    def typed(self, argument: str, data_root: str) -> str:
+    def typed(self, argument: str, settings: Settings) -> str:
         """The command for one target: `make` gets what names the target, and paths are the host's own."""
-        command = self.command.replace("{data_root}", data_root)
-        return aimed(command, argument) if self.where == "here" else command
+        if self.where == "here":
+            return aimed(self.command, argument)
+        places = {"{data}": shlex.join(settings.data_directories()), "{models}": settings.models_path()}
+        places |= {"{outputs}": settings.outputs_path(), "{users}": settings.users_path()}
+        return re.sub(r"\{[a-z]+\}", lambda found: places.get(found[0], found[0]), self.command)
 
 
 MAKE = re.compile(
@@ -718,7 +723,7 @@ WEIGHTS = (
         "The weights do not fit on the disk",
         "A transfer in the middle waits and goes on by itself when there is room; one that had not begun has to be told again.",
         (
-            host("df -h {data_root}; sudo du -xh -d2 {data_root} | sort -h | tail -n 20"),
+            host("df -h {data}; sudo du -xh -d2 {data} | sort -h | tail -n 20"),
             here("make models-prune   # weights that no set needs; YES=1 removes them"),
             FETCH,
         ),
@@ -850,7 +855,7 @@ SERVICES = (
         "SDXL previews of kind `Approx NN` need vaeapprox-sdxl.pt, and the container has no way out on purpose.",
         (
             here("make deploy   # writes the default: previews of kind `Approx cheap`"),
-            host("grep show_progress_type {data_root}/users/forge/config.json   # must say Approx cheap"),
+            host("grep show_progress_type {users}/forge/config.json   # must say Approx cheap"),
             here("make restart SERVICE=forge"),
         ),
         ("service",),
@@ -862,7 +867,7 @@ SERVICES = (
         "A workflow asks for a weight that is not there",
         "The list of known files lacks the name: not downloaded, in another folder, or misspelt in the workflow.",
         (
-            host("ls {data_root}/models/*"),
+            host("ls {models}/*"),
             here("make deploy   # fetches what models.sets names"),
         ),
         ("service",),
@@ -891,7 +896,7 @@ SERVICES = (
         "database",
         "ComfyUI cannot use its database",
         "The file or its folder is not writable for the service user, is locked by another process, or is damaged.",
-        (host("ls -ln {data_root}/users/comfyui"), DEPLOY, here("make restart SERVICE=comfyui")),
+        (host("ls -ln {users}/comfyui"), DEPLOY, here("make restart SERVICE=comfyui")),
         ("service",),
         (
             r"(sqlite3\.|\()(Operational|Database)Error\)?:? .*(readonly|unable to open|locked|malformed|not a database)",
@@ -903,7 +908,7 @@ SERVICES = (
         "permission",
         "A service may not write or read one of its files",
         "The folders below the data root belong to the service user (uid 10001); something changed their owner or mode.",
-        (host("ls -ln {data_root} {data_root}/outputs {data_root}/users"), DEPLOY),
+        (host("ls -ln {data} {outputs} {users}"), DEPLOY),
         ("service",),
         (r"PermissionError: \[Errno 13?\]", r"\[Errno 30\] Read-only file system", r"getpwuid\(\): uid not found"),
         "failures.md 25; Python",

@@ -86,10 +86,15 @@ def test_commands_of_make_exist_and_carry_the_target() -> None:
     steps = [step for signature in signatures.TABLE for step in signature.steps]
     assert {step.command.split()[1] for step in steps if step.where == "here"} <= known
     assert {step.command.split()[0] for step in steps if step.where == "here"} == {"make"}
-    typed = signatures.here("make start   # then wait").typed("HOST=me@box", "/srv/atelier")
+    typed = signatures.here("make start   # then wait").typed("HOST=me@box", Settings())
     assert typed == "make start HOST=me@box   # then wait"
-    assert signatures.host("ls {data_root}/models").typed("HOST=me@box", "/data/a") == "ls /data/a/models"
-    typed = signatures.here("make verify GROUP=storage   # or set a port and make deploy").typed("LIMIT=studio", "")
+    elsewhere = Settings(data_root="/data/a", outputs_dir="/images")
+    command = "df {data}; ls {models} {outputs} {users}; find -exec ls {}"
+    shown = "df /data/a /images; ls /data/a/models /images /data/a/users; find -exec ls {}"
+    assert signatures.host(command).typed("HOST=me@box", elsewhere) == shown
+    typed = signatures.here("make verify GROUP=storage   # or set a port and make deploy").typed(
+        "LIMIT=studio", Settings()
+    )
     assert typed == "make verify GROUP=storage LIMIT=studio   # or set a port and make deploy LIMIT=studio"
     remedy = "if that does not help, `make doctor` looks for the cause; make sure of it"
     assert signatures.aimed(remedy, "LIMIT=studio") == remedy.replace("make doctor", "make doctor LIMIT=studio")

@@ -46,7 +46,7 @@ def said(monkeypatch: pytest.MonkeyPatch, command: object, *arguments: object, o
             "the disk is full",
             [
                 "  weights          on the way: 0 of 1 files, 0.00 of 0.00 GB; loras/b: waiting for space",
-                "                   -> make room on the disk of /srv/atelier; it goes on by itself",
+                "                   -> make room on the disk of /srv/atelier/models; it goes on by itself",
             ],
         ),
         (

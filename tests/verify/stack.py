@@ -202,7 +202,7 @@ class Stack:
 
     def outputs(self, service: str) -> str:
         """The declared directory of a service's images on the host."""
-        return f"{self.settings.data_root}/outputs/{service}"
+        return self.settings.outputs_path(service)
 
     def clock(self) -> float:
         """The host's own time: its files are compared with nothing else."""

@@ -245,7 +245,7 @@ def test_editing_a_reference_image_in_fp8(stack, check, keep, note, measure):
     size = workflows.MEGAPIXEL_OF_3_TO_2 if as_a_whole else (96, 64)
     if not as_a_whole:
         workflow = workflows.small(workflow)
-    files = " ".join(f"{stack.settings.data_root}/models/{file}" for file in workflows.fp8_files(workflow))
+    files = " ".join(f"{stack.settings.models_path()}/{file}" for file in workflows.fp8_files(workflow))
     read = stack.ssh.run(f"python3 - {files}", stdin=safetensors.READ.encode(), timeout=30, check=True).stdout
     hint = "another file lies in its place: `make verify DEEP=1` says which; then `make deploy`"
     wrong = safetensors.not_fp8(json.loads(read))
@@ -271,7 +271,7 @@ def test_editing_a_reference_image_in_fp8(stack, check, keep, note, measure):
         with gpu_watched(stack, "comfyui", measure):
             depends_on_the_seed(check, make)
     finally:
-        stack.output(f"rm -f {stack.settings.data_root}/users/comfyui/input/{name}")
+        stack.output(f"rm -f {stack.settings.users_path('comfyui')}/input/{name}")
     keep("comfyui-edit-reference", reference, "the reference image, drawn for this run")
     lines = log_during(stack, check, made[0].generation, before)
     loaded = comfyui.weight_types(lines)

@@ -92,8 +92,8 @@ def test_secrets_appear_nowhere_else(stack, check):
         "CANARY": canary,
         "CONTAINERS": " ".join(stack.containers.values()),
         "ROOT": settings.config_root,
-        "STATE": f"{settings.data_root}/state",
-        "USERS": f"{settings.data_root}/users",
+        "STATE": settings.state_dir(),
+        "USERS": settings.users_path(),
     }
     script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in names.items()) + LEAKS
     patterns = {form for secret in stack.secret_strings for form in forms(secret)}
