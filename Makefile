@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK FULL GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
-	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT ONLY
+	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT ONLY PURGE
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -19,7 +19,7 @@ store = $(call option,--dest,DEST) $(call option,--set,SET)
 by_name = $(if $(call given,HOST)$(call given,LIMIT),$(error $@ takes NAME=, not HOST= or LIMIT=))
 atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
-.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials rotate outputs \
+.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials rotate outputs uninstall \
 	models-fetch models-verify models-prune models-serve models-adopt models-lock \
 	test bench lint lock docs sandbox-up sandbox-down sabotage
 
@@ -59,6 +59,8 @@ rotate: ## new credentials in, old ones out, and the proof of both [SERVICE=comf
 	$(atelier) rotate $(target) $(call option,--service,SERVICE) $(call flag,--yes,YES)
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
+uninstall: ## the host as it was found; weights, outputs and users' files stay unless PURGE=1 [YES=1]
+	$(atelier) uninstall $(target) $(call flag,--yes,YES) $(call flag,--purge,PURGE)
 models-fetch: ## the weights alone: on a host, or with DEST=DIR into a store here [SET=] [MIRROR=]
 	$(atelier) models fetch $(target) $(store) $(call option,--mirror,MIRROR) $(call option,--sources,SOURCES)
 models-verify: ## are all weights there and right? On a host, or in the store DEST=DIR [DEEP=1]

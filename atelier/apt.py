@@ -87,6 +87,21 @@ apt-get remove -q -y {quoted}
 """
 
 
+def purge_script(names: Sequence[str]) -> str:
+    """Remove exactly these packages with their settings; of those that are gone already, what is left of them."""
+    quoted = " ".join(shlex.quote(name) for name in names)
+    return f"""{WAIT}
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+[ -z "$(ls -A /var/lib/dpkg/updates)" ] || dpkg --configure -a --force-confold
+apt-get purge -q -y --allow-change-held-packages {quoted}
+"""
+
+
+def unhold_script(names: Sequence[str]) -> str:
+    """Let apt replace packages again."""
+    return f"{WAIT}\napt-mark -q unhold {' '.join(shlex.quote(name) for name in names)}"
+
+
 def hold_script(names: Sequence[str]) -> str:
     """Let apt leave packages as they are, whatever is newer."""
     return f"{WAIT}\napt-mark -q hold {' '.join(shlex.quote(name) for name in names)}"

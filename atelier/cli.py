@@ -334,6 +334,25 @@ def rotate(
 
 
 @app.command()
+def uninstall(
+    host: Host = "",
+    limit: Limit = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Weights, outputs and users' files go too.")] = False,
+) -> None:
+    """Remove everything of ours, so that the host is as found; data stays unless --purge. Finishes one that was interrupted."""
+    from atelier import takedown
+
+    def action(target: Target, narrator: Narrator) -> int:
+        operate.require_up(target, narrator)
+        ssh = target.ssh()
+        ssh.connect()
+        return takedown.run(target, ssh, narrator, purge=purge, yes=yes)
+
+    for_each(host, limit, action)
+
+
+@app.command()
 def sabotage(
     host: Host = "",
     limit: Limit = "",

@@ -5,6 +5,9 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+PART = ".atelier-part"
+"""How the name ends of a file that is being written."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -21,7 +24,7 @@ class File:
 
     def install_script(self) -> str:
         """Shell that reads the content from standard input: written 0600 beside its place, then renamed into it."""
-        path, part = shlex.quote(self.path), shlex.quote(f"{self.path}.atelier-part")
+        path, part = shlex.quote(self.path), shlex.quote(f"{self.path}{PART}")
         return (
             f"umask 077 && cat >{part} && chown {self.owner}:{self.owner} {part} && chmod {self.mode:o} {part} "
             f"&& sync {part} && mv -fT {part} {path}"

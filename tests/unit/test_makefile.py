@@ -128,6 +128,8 @@ def test_every_listed_command_is_one_of_the_command_line() -> None:
             ["rotate", "--host", "me@box", "--service", "forge", "--yes"],
         ),
         (["rotate", "YES=0"], ["rotate"]),
+        (["uninstall", "LIMIT=box", "YES=1", "PURGE=1"], ["uninstall", "--limit", "box", "--yes", "--purge"]),
+        (["uninstall", "PURGE=0"], ["uninstall"]),
         (["deploy", "IMPORT=/an old/stack's"], ["deploy", "--import", "/an old/stack's"]),
         (
             ["models-adopt", "DEST=store", "SEARCH=/old", "COPY=1"],

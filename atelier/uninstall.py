@@ -1,0 +1,727 @@
+"""What is removed from a host so that it is as it was before its first deploy, in which order, and what stays and why.
+
+Pure: it rests on what the host has recorded of itself and on what lies there. `atelier/takedown.py` carries it out.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from atelier import SCHEMA, apt, monitoring, weights_unit
+from atelier.deployment import DAEMON_JSON, DOCKER_CE, DOCKER_CONFLICTS, DOCKER_DEBIAN, DOCKER_KEYRING, DOCKER_SOURCES
+from atelier.errors import Finding
+from atelier.gpu import routes, toolkit, upkeep
+from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, Recorded, Roots
+from atelier.remains import BEFORE, DOCKER_ROOTS, RULES, Container, Docker, Remains, data_directories
+from atelier.tree import PART, File
+from weights.progress import NOTE
+from weights.store import INCOMING
+
+UNITS = "/etc/systemd/system/"
+PURGING = "purging"
+"""The kind of the manifest that names every package that apt was told to remove, those that ours brought among them."""
+UNFINISHED = f"{ANCHOR_DIRECTORY}/reprovision.json"
+ALWAYS_KEPT = ("weights", "manifest.json", "schema", "audit.log")
+"""Of the state what stays with the data: with it the next deploy adopts the weights without reading them."""
+SHOWN = 6
+"""Names of one kind that are told one by one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do on the host; done again after a kill, it does what is left."""
+
+    stage: str
+    name: str
+    script: str
+    stdin: bytes = b""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What apt would do. removed: by name whether it only became needless. before: what is needless now already."""
+
+    removed: Mapping[str, bool] = field(default_factory=dict)
+    before: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Packages:
+    """purge: all packages that go. brought: those of them that nobody asked for. kept: why others of ours stay."""
+
+    purge: tuple[str, ...] = ()
+    brought: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it. removes, puts_back: for people, by kind. steps: in their order."""
+
+    steps: tuple[Step, ...] = ()
+    removes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    puts_back: tuple[str, ...] = ()
+    keeps: tuple[Kept, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What a person reads before saying yes."""
+        lines = ["Removes"] + [f"  {kind:<12} {_told(names)}" for kind, names in self.removes.items() if names]
+        if self.puts_back:
+            lines += ["Puts back", *(f"  {what}" for what in self.puts_back)]
+        return [*lines, *kept_lines(self.keeps)]
+
+    def counts(self) -> str:
+        """What was removed, in short."""
+        return ", ".join(f"{len(names)} {kind}" for kind, names in self.removes.items() if names) or "nothing"
+
+
+def kept_lines(keeps: Iterable[Kept]) -> list[str]:
+    """What stays and why, as lines."""
+    lines = [f"  {kept.what}: {kept.why}" for kept in keeps]
+    return ["Keeps", *lines] if lines else []
+
+
+def is_done(plan: Plan, remains: Remains) -> bool:
+    """Whether nothing is left to do, as after an uninstall that kept the data."""
+    return not plan.steps and ANCHOR not in remains.kinds
+
+
+def left(rest: Plan) -> str:
+    """What of a plan that was carried out is still there; rest: the plan made anew. Empty where all is gone."""
+    found = [f"{kind} {_told(rest.removes[kind])}" for kind in GONE_AFTERWARDS if rest.removes.get(kind)]
+    return "; ".join(found)
+
+
+GONE_AFTERWARDS = ("containers", "networks", "images", "rules", "holds", "packages", "files", "users", "data")
+"""The kinds of which nothing may be left; a directory may hold what is somebody else's, an edited unit's file stays."""
+
+
+def obstacle(recorded: Recorded, remains: Remains, target: str, reprovision: str) -> Finding | None:
+    """Why nothing can be removed now. reprovision: the command that finishes a reorganisation."""
+    if refusal := recorded.refusal():
+        return refusal
+    if UNFINISHED in remains.kinds:
+        return Finding(f"a reorganisation of {target} is not finished", f"finish it first: {reprovision}")
+    held = [kind for kind in ("containers", "networks", "images") if recorded.created.get(kind)]
+    if held and PURGING not in recorded.created and remains.has_engine() and not remains.docker.answers:
+        return Finding(
+            f"Docker on {target} does not answer, so its {', '.join(held)} can neither be listed nor removed",
+            "start it (on the host: systemctl start docker), or see `make doctor`, then run the same command again",
+        )
+    return None
+
+
+def is_gpu_package(name: str) -> bool:
+    """Whether a package is of the driver or of the container toolkit."""
+    return bool(routes.DRIVER_PACKAGE.match(name)) or name.startswith(routes.COMPANIONS) or name in toolkit.PACKAGES
+
+
+DOCKER_PACKAGES = frozenset({*DOCKER_CE, *DOCKER_DEBIAN})
+
+
+def docker_stays(recorded: Recorded, remains: Remains) -> str:
+    """Why Docker is not removed; empty where it is."""
+    if not remains.installed(DOCKER_PACKAGES) or DOCKER_PACKAGES & recorded.created.get(PURGING, frozenset()):
+        return ""
+    if not DOCKER_PACKAGES & _our_packages(recorded):
+        return "it was here before the first deploy"
+    docker = remains.docker
+    others = {
+        "containers": _foreign_containers(docker),
+        "volumes": sorted(docker.volumes),
+        "networks": sorted(name for name, ours in docker.networks.items() if not ours),
+        "images": sorted(docker.images - recorded.created.get("images", frozenset())),
+    }
+    told = [f"{kind} {_told(names)}" for kind, names in others.items() if names]
+    return f"it holds what is somebody else's: {'; '.join(told)}" if told else ""
+
+
+def gpu_stays(remains: Remains) -> str:
+    """Why driver and toolkit of ours are not removed; empty where they are."""
+    others = _foreign_containers(remains.docker)
+    return f"somebody else's containers may use it: {_told(others)}" if others else ""
+
+
+def _foreign_containers(docker: Docker) -> list[str]:
+    return sorted(container.name for container in docker.containers if not container.ours)
+
+
+def _our_packages(recorded: Recorded) -> frozenset[str]:
+    found = _found_packages(recorded)
+    return frozenset(map(apt.name_of, recorded.created.get("packages", ()))) - found
+
+
+def _found_packages(recorded: Recorded) -> frozenset[str]:
+    return frozenset(map(apt.name_of, recorded.found.get("packages", ())))
+
+
+def candidates(recorded: Recorded, remains: Remains) -> Packages:
+    """The packages of ours that may go, before apt was asked what hangs on them."""
+    if PURGING in recorded.created:
+        return Packages(tuple(sorted(remains.installed(recorded.created[PURGING]))))
+    ours = sorted(remains.installed(_our_packages(recorded)))
+    docker, gpu = docker_stays(recorded, remains), gpu_stays(remains)
+    kept = {}
+    if docker:
+        kept[docker] = [name for name in ours if name in DOCKER_PACKAGES]
+    if gpu:
+        kept[gpu] = [name for name in ours if is_gpu_package(name)]
+    stays = {name for names in kept.values() for name in names}
+    told = tuple(Kept(f"the packages {' '.join(names)}", why) for why, names in kept.items() if names)
+    return Packages(tuple(name for name in ours if name not in stays), (), told)
+
+
+def settle(
+    wanted: Packages, recorded: Recorded, remains: Remains, simulate: Callable[[Sequence[str]], Simulation]
+) -> Packages:
+    """The packages that go: without any that somebody else's need, and with what ours alone had brought.
+
+    simulate: asks apt what removing packages would remove besides.
+    """
+    if PURGING in recorded.created:
+        return wanted
+    found, names, kept = _found_packages(recorded), list(wanted.purge), list(wanted.kept)
+    told = simulate(names) if names else Simulation()
+    if _dragged(names, told, found, remains):
+        for name in list(names):
+            if others := _dragged(names, simulate([name]), found, remains):
+                names.remove(name)
+                kept.append(Kept(f"the package {name}", f"somebody else's need it: {_told(others)}"))
+        told = simulate(names) if names else Simulation()
+        if others := _dragged(names, told, found, remains):
+            return Packages(
+                (), (), (*kept, Kept(f"the packages {' '.join(names)}", f"others need them: {_told(others)}"))
+            )
+    brought = sorted(
+        name for name in told.removed if name not in names and name not in found and name not in told.before
+    )
+    return Packages((*names, *brought), tuple(brought), tuple(kept))
+
+
+def _dragged(names: Collection[str], told: Simulation, found: Collection[str], remains: Remains) -> list[str]:
+    """What would go because it needs one of ours, and is somebody else's."""
+    return sorted(
+        name
+        for name, needless in told.removed.items()
+        if not needless and name not in names and (name in remains.manual or name in found)
+    )
+
+
+def simulate_script(names: Sequence[str]) -> str:
+    """Shell that prints what apt would remove: `needless` before, `removed` with these, `all` with what they brought."""
+    quoted = shlex.join(names)
+    return f"""
+export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+ask() {{
+  told=$(apt-get -s -o Debug::NoLocking=true --allow-change-held-packages "$@" 2>&1) || {{ echo "$told" >&2; exit 1; }}
+  echo "$told" | sed -n 's/^\\(Purg\\|Remv\\) \\([^ ]*\\).*/\\2/p'
+}}
+echo ::needless; ask autoremove
+echo ::removed; ask purge {quoted}
+echo ::all; ask purge --autoremove {quoted}
+"""
+
+
+def parse_simulation(output: str) -> Simulation:
+    """What `simulate_script` printed."""
+    sections = {name: set(text.split()) for name, _, text in (part.partition("\n") for part in output.split("::")[1:])}
+    removed = sections["removed"]
+    return Simulation({name: name not in removed for name in sections["all"]}, frozenset(sections["needless"]))
+
+
+def decide(recorded: Recorded, roots: Roots, remains: Remains, packages: Packages, purge: bool) -> Plan:
+    """Everything, in its order. purge: the data goes too. packages: as `settle` has them."""
+    parts = [
+        _watchers(recorded, remains),
+        _containers(recorded, remains),
+        _networks(remains),
+        _images(recorded, remains),
+        _units(recorded, remains),
+        _docker_settings(recorded, remains),
+        _holds(recorded, remains),
+        _packages(recorded, roots, remains, packages),
+        _files(recorded, roots, remains),
+        _user(recorded, remains),
+        _data(recorded, roots, remains, purge),
+    ]
+    removes: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        removes |= part.removes
+    return Plan(
+        tuple(step for part in parts for step in part.steps),
+        removes,
+        tuple(what for part in parts for what in part.puts_back),
+        tuple(kept for part in parts for kept in part.keeps),
+    )
+
+
+def _watchers(recorded: Recorded, remains: Remains) -> Plan:
+    """First what would tell somebody that the services are gone, or fetch what is about to be removed."""
+    steps = []
+    if f"{UNITS}{monitoring.TIMER}" in remains.kinds:
+        script = (
+            f"systemctl disable -q --now {monitoring.TIMER}; "
+            f"systemctl stop {monitoring.SERVICE} {shlex.quote(monitoring.NOTICE.replace('@', '@*'))}"
+        )
+        steps.append(Step("Units", "Stop the host's look at itself", script))
+    if f"{UNITS}{weights_unit.UNIT}" in remains.kinds:
+        steps.append(Step("Units", "Stop what fetches weights", f"systemctl disable -q --now {weights_unit.UNIT}"))
+    return Plan(tuple(steps))
+
+
+def _containers(recorded: Recorded, remains: Remains) -> Plan:
+    gateway = recorded.services["gateway"].container if "gateway" in recorded.services else "gateway"
+    ours = [container for container in remains.docker.containers if container.ours]
+    ours.sort(key=lambda container: (container.name != gateway, container.name))
+    names = tuple(container.name for container in ours)
+    strangers = [
+        Kept(f"the container {container.name}", "no deploy made it")
+        for container in remains.docker.containers
+        if not container.ours and container.name in recorded.created.get("containers", ())
+    ]
+    steps = tuple(Step("Containers", f"Remove {name}", _container_script(name)) for name in names)
+    return Plan(steps, {"containers": names}, keeps=tuple(strangers))
+
+
+def _container_script(name: str) -> str:
+    quoted = shlex.quote(name)
+    return f"docker stop -t 30 {quoted} >/dev/null; docker rm -f -v {quoted} >/dev/null"
+
+
+def _networks(remains: Remains) -> Plan:
+    ours = sorted(name for name, is_ours in remains.docker.networks.items() if is_ours)
+    used = {
+        name: others
+        for name in ours
+        if (others := [each.name for each in remains.docker.containers if not each.ours and name in each.networks])
+    }
+    names = tuple(name for name in ours if name not in used)
+    steps = (
+        [Step("Networks", "Remove our networks", f"docker network rm {shlex.join(names)} >/dev/null")] if names else []
+    )
+    keeps = tuple(
+        Kept(f"the network {name}", f"somebody else's containers are on it: {_told(each)}")
+        for name, each in used.items()
+    )
+    return Plan(tuple(steps), {"networks": names}, keeps=keeps)
+
+
+def _images(recorded: Recorded, remains: Remains) -> Plan:
+    present = sorted(remains.docker.images & recorded.created.get("images", frozenset()))
+    used = _users_of_images(remains.docker.containers)
+    names = tuple(tag for tag in present if tag not in used)
+    keeps = [
+        Kept(f"the image {tag}", f"somebody else's container {used[tag]} uses it") for tag in present if tag in used
+    ]
+    steps = []
+    if names:
+        steps.append(Step("Images", f"Remove {len(names)} images", f"docker image rm {shlex.join(names)} >/dev/null"))
+    if names and docker_stays(recorded, remains):
+        others = remains.docker.images - recorded.created.get("images", frozenset())
+        if others:
+            why = f"it cannot be told apart from that of {_told(sorted(others))}; `docker builder prune` empties it"
+            keeps.append(Kept("Docker's build cache", why))
+        else:
+            steps.insert(0, Step("Images", "Empty the build cache", "docker builder prune -a -f >/dev/null"))
+    return Plan(tuple(steps), {"images": names}, keeps=tuple(keeps))
+
+
+def _users_of_images(containers: Iterable[Container]) -> dict[str, str]:
+    return {container.image: container.name for container in containers if not container.ours}
+
+
+def _units(recorded: Recorded, remains: Remains) -> Plan:
+    units = tuple(unit for unit in sorted(recorded.ours("units")) if f"{UNITS}{unit}" in remains.kinds)
+    steps = [Step("Units", f"Stop {unit}", f"systemctl disable -q --now {shlex.quote(unit)}") for unit in units]
+    if units or remains.rules:
+        # Once more by hand: the unit may have been edited, or not be running.
+        deletions = "\n".join(
+            f"while iptables -w -t {table} -D {rest} 2>/dev/null; do :; done"
+            for table, _, rest in (rule.partition(" ") for rule in sorted(RULES))
+        )
+        steps.append(Step("Units", "Take the guard's rules out of iptables", f"{deletions}\n:"))
+    return Plan(tuple(steps), {"units": units, "rules": tuple(sorted(remains.rules))})
+
+
+def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
+    restored = restored_daemon_json(remains.daemon_json, _daemon_json_before(recorded, remains))
+    unchanged = restored is not None and restored == remains.daemon_json
+    if not remains.daemon_json.strip() or (unchanged and remains.before is None):
+        return Plan()
+    if restored is None:
+        script, content, told = f"rm -f {DAEMON_JSON} {BEFORE}", b"", f"{DAEMON_JSON}: removed, as there was none"
+    else:
+        part = f"{DAEMON_JSON}{PART}"
+        script = (
+            f"cat >{part} && chown --reference={DAEMON_JSON} {part} && chmod --reference={DAEMON_JSON} {part} "
+            f"&& sync {part} && mv -fT {part} {DAEMON_JSON} && rm -f {BEFORE}"
+        )
+        content, told = restored.encode(), f"{DAEMON_JSON}: without what we had merged into it"
+    # It takes its settings anew without a restart, which could end somebody else's containers.
+    reload = "\n! systemctl is-active -q docker || systemctl reload docker" if docker_stays(recorded, remains) else ""
+    return Plan(
+        (Step("Docker", "Put Docker's settings back", f"{{ {script}; }} || exit 1{reload}", content),), {}, (told,)
+    )
+
+
+def _daemon_json_before(recorded: Recorded, remains: Remains) -> str:
+    """Docker's settings before the first deploy: as recorded, else the copy made before they were merged last."""
+    known = recorded.found.get("daemon_json")
+    return "".join(known) if known is not None else remains.before or ""
+
+
+def restored_daemon_json(current: str, before: str) -> str | None:
+    """Docker's settings with our keys as they were before; all others as they are now. None where nothing is left.
+
+    One that is no JSON object is nobody's to mend here: it stays.
+    """
+    now, then = _object(current), _object(before)
+    if now is None:
+        return current
+    then = then or {}
+    for key, ours in {"features": ("cdi",), "log-opts": ("max-size", "max-file")}.items():
+        if isinstance(now.get(key), dict):
+            former = then[key] if isinstance(then.get(key), dict) else {}
+            now[key] = _as_before(now[key], former, ours)
+            if not now[key] and key not in then:
+                del now[key]
+    now = _as_before(now, then, ("live-restore", *(("log-driver",) if now.get("log-driver") == "json-file" else ())))
+    if now == then and before.strip():
+        return before
+    return json.dumps(now, indent=2, sort_keys=True) + "\n" if now else None
+
+
+def _as_before(now: Mapping[str, Any], then: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    kept = {key: value for key, value in now.items() if key not in keys}
+    return kept | {key: then[key] for key in keys if key in then}
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        document = json.loads(text) if text.strip() else {}
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _holds(recorded: Recorded, remains: Remains) -> Plan:
+    ours = sorted(recorded.ours("holds") & remains.holds)
+    stays = gpu_stays(remains)
+    names = tuple(name for name in ours if not (stays and is_gpu_package(name)))
+    steps = (Step("Packages", "Let apt replace what it held for us", apt.unhold_script(names)),) if names else ()
+    return Plan(steps, {"holds": names})
+
+
+def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Packages) -> Plan:
+    names = packages.purge
+    steps = []
+    if names and PURGING not in recorded.created:
+        manifest = purging_manifest(recorded, names)
+        steps.append(
+            Step("Packages", "Write down what apt is to remove", _write(manifest_path(roots)), manifest.encode())
+        )
+    goes = docker_goes(recorded, remains)
+    if goes and (names or remains.bridge):
+        steps.append(Step("Docker", "Stop Docker and take its rules out", _stop_docker_script(recorded)))
+    if names:
+        steps.append(Step("Packages", f"Remove {len(names)} packages", apt.purge_script(names)))
+    told = {"packages": tuple(name for name in names if name not in packages.brought), "with them": packages.brought}
+    left = _docker_leftovers(recorded, remains) if goes else Plan()
+    keeps = (*packages.kept, *left.keeps, *_not_put_back(recorded, remains))
+    return Plan((*steps, *left.steps), {**told, **left.removes}, (), keeps)
+
+
+def docker_goes(recorded: Recorded, remains: Remains) -> bool:
+    """Whether Docker is removed with all that it holds, or its removal was begun."""
+    ours = recorded.created.get(PURGING, _our_packages(recorded))
+    return bool(DOCKER_PACKAGES & ours) and not docker_stays(recorded, remains)
+
+
+def _stop_docker_script(recorded: Recorded) -> str:
+    """What Docker leaves in the kernel when it stops, and what it set there once it had started."""
+    found = [entry.rpartition(" ")[::2] for entry in sorted(recorded.found.get("kernel", ()))]
+    back = [
+        f"echo {value} >{place}"
+        if place.startswith("/")
+        else f"! command -v {place} >/dev/null || {place} -w -P FORWARD {value}"
+        for place, value in found
+    ]
+    return STOP_DOCKER + "\n".join([*back, ":"])
+
+
+STOP_DOCKER = f"""
+systemctl stop docker.socket docker containerd
+for x in iptables ip6tables; do
+  command -v $x >/dev/null || continue
+  for t in filter nat raw mangle; do
+    $x -w -t $t -S | grep -E -- '^-A .*(-j DOCKER|docker0)' | sed 's/^-A /-D /' | xargs -r -L 1 $x -w -t $t
+    chains=$($x -w -t $t -S | sed -n 's/^-N \\(DOCKER.*\\)/\\1/p')
+    # Others may have rules of their own in this one.
+    for c in $chains; do if [ $c = DOCKER-USER ]; then $x -w -t $t -D $c -j RETURN; else $x -w -t $t -F $c; fi; done
+    for c in $chains; do $x -w -t $t -X $c || echo "{NOTE}the chain $c of $x stays: it holds rules that are not Docker's"; done
+  done
+done
+[ ! -e /sys/class/net/docker0 ] || ip link delete docker0
+"""
+
+
+def _docker_leftovers(recorded: Recorded, remains: Remains) -> Plan:
+    places = tuple(path for path in dict.fromkeys((remains.docker.root, *DOCKER_ROOTS)) if path in remains.kinds)
+    members = remains.groups.get("docker")
+    group = "docker" in remains.groups and "docker" not in recorded.found.get("groups", ())
+    script = [f"{_emptied(path)}; rmdir {shlex.quote(path)}" for path in places]
+    if places:
+        script.append(
+            "rm -rf /run/docker /run/containerd; rmdir --ignore-fail-on-non-empty /etc/docker /opt/containerd/* /opt/containerd"
+        )
+    if group and not members:
+        script.append("groupdel docker")
+    steps = (Step("Docker", "Remove what Docker leaves", "\n".join(script)),) if script else ()
+    keeps = (Kept("the group docker", f"it has members: {members}"),) if group and members else ()
+    return Plan(steps, {"with Docker": places}, (), keeps)
+
+
+def _emptied(directory: str) -> str:
+    """Shell that removes everything in a directory; what is mounted there stays."""
+    return f"find {shlex.quote(directory)} -xdev -mindepth 1 -delete"
+
+
+def _not_put_back(recorded: Recorded, remains: Remains) -> list[Kept]:
+    """The packages that a deploy took away, as far as they can be told from those that somebody else did."""
+    gone = sorted(name for name in _found_packages(recorded) if not remains.installed([name]))
+    replaced = [name for name in gone if name in DOCKER_CONFLICTS or is_gpu_package(name)]
+    return [Kept(_told(replaced), "removed since the first deploy; not installed again")] if replaced else []
+
+
+def _files(recorded: Recorded, roots: Roots, remains: Remains) -> Plan:
+    """Files of ours as we wrote them, the state apart; an edited one stays, and so does what somebody else put there."""
+    files = recorded.created.get("files", frozenset()) | recorded.created.get("metrics", frozenset())
+    present = [path for path in sorted(files) if path in remains.kinds and not _is_state(path, roots)]
+    whys = {path: _why_kept(path, recorded, remains) for path in present}
+    names = [path for path in present if not whys[path]]
+    parts = [f"{path}{PART}" for path in files if f"{path}{PART}" in remains.kinds]
+    build = f"{roots.config_root}/build"
+    ours = {*files, *_directories(recorded), *parts, *(path for path in remains.kinds if _is_below(path, (build,)))}
+    foreign = _foreign(roots.config_root, ours, remains)
+    keeps = [Kept(path, why) for path, why in whys.items() if why]
+    keeps += [Kept(path, "no deploy made it") for path in foreign]
+    data = (*data_directories(roots), roots.data_root, roots.state(), ANCHOR_DIRECTORY)
+    directories = [
+        path
+        for path in _directories(recorded) - recorded.found.get("directories", frozenset())
+        if path in remains.kinds and not _is_below(path, data)
+    ]
+    script = "xargs -0r rm -f --"
+    if build in remains.kinds:
+        script += f"; rm -rf {shlex.quote(build)}"
+    steps = []
+    if names or parts or build in remains.kinds:
+        steps.append(Step("Files", f"Remove {len(names)} files", script, _list([*names, *parts])))
+    if directories:
+        steps.append(Step("Files", "Remove directories that are empty now", _RMDIR, _deepest_first(directories)))
+    if any(path.startswith(UNITS) for path in names):
+        reload = "systemctl daemon-reload; systemctl reset-failed 'atelier-*'"
+        steps.append(Step("Units", "Let systemd know", reload))
+    stamp = upkeep.initramfs_stamp(roots.state())
+    if stamp in remains.kinds and not gpu_stays(remains):
+        script = f"! command -v update-initramfs >/dev/null || update-initramfs -u -k all || exit 1; rm -f {shlex.quote(stamp)}"
+        steps.append(Step("Files", "Bring the initramfs up to date", script))
+    below = [path for path in names if _is_below(path, (roots.config_root,))]
+    told = (f"{len(below)} below {roots.config_root}",) if below else ()
+    elsewhere = tuple(path for path in names if path not in below)
+    return Plan(
+        tuple(steps), {"files": (*told, *elsewhere), "directories": tuple(sorted(directories))}, (), tuple(keeps)
+    )
+
+
+_RMDIR = "xargs -0r rmdir --ignore-fail-on-non-empty --"
+
+
+def _why_kept(path: str, recorded: Recorded, remains: Remains) -> str:
+    """Why a file that a deploy wrote stays; empty where it goes."""
+    if path in recorded.found.get("files", ()):
+        return "it was here before the first deploy"
+    if path in (DOCKER_SOURCES, DOCKER_KEYRING) and not docker_goes(recorded, remains):
+        return f"Docker stays: {docker_stays(recorded, remains)}" if remains.installed(DOCKER_PACKAGES) else ""
+    if _is_of_gpu(path) and (why := gpu_stays(remains)):
+        return why
+    if remains.kinds[path] not in "fl":
+        return "a deploy wrote a file there, and it is none now"
+    written = recorded.wrote.get(path)
+    if written and remains.digests.get(path) not in written:
+        return "somebody edited it since a deploy wrote it"
+    return ""
+
+
+def _is_of_gpu(path: str) -> bool:
+    """Whether a file is a setting of the driver's or the toolkit's, or the repository they come from."""
+    sources = path.startswith(("/etc/apt/sources.list.d/atelier-", "/etc/apt/keyrings/atelier-"))
+    return sources or path in (routes.NOUVEAU_BLACKLIST.path, routes.UPGRADE_BLACKLIST.path)
+
+
+def _directories(recorded: Recorded) -> frozenset[str]:
+    return recorded.created.get("directories", frozenset())
+
+
+def _is_state(path: str, roots: Roots) -> bool:
+    return _is_below(path, (roots.state(), ANCHOR_DIRECTORY))
+
+
+def _is_below(path: str, directories: Iterable[str]) -> bool:
+    """Whether a path is one of the directories, or lies in one."""
+    return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
+
+
+def _foreign(root: str, known: Collection[str], remains: Remains) -> list[str]:
+    """What lies below a directory of ours and is not ours: the topmost of it."""
+    strange = {path for path in remains.kinds if path.startswith(f"{root}/") and path not in known}
+    return sorted(path for path in strange if str(PurePosixPath(path).parent) not in strange)
+
+
+def _user(recorded: Recorded, remains: Remains) -> Plan:
+    names = tuple(sorted(recorded.ours("users") & remains.users))
+    script = "\n".join(
+        f"userdel {name} || exit 1; ! getent group {name} >/dev/null || groupdel {name}" for name in names
+    )
+    return Plan((Step("Host", f"Remove the user {' '.join(names)}", script),) if names else (), {"users": names})
+
+
+def _data(recorded: Recorded, roots: Roots, remains: Remains, purge: bool) -> Plan:
+    """Weights, outputs and users' files: kept, or removed as far as they are ours."""
+    uid = recorded.service_uid or recorded.deployed.get("layout", {}).get("service_uid")
+    there = [path for path in data_directories(roots) if path in remains.kinds]
+    sizes = {path: f"{remains.sizes.get(path, 0) / 1e9:.1f} GB" for path in there}
+    if not purge:
+        owner = f", of uid {uid}, which is nobody's then" if uid else ""
+        owners = {roots.models_dir: ""}
+        keeps = [Kept(path, f"{sizes[path]}{owners.get(path, owner)}; PURGE=1 removes it") for path in there]
+        return Plan(keeps=tuple(keeps))
+    weights = [f"{roots.models_dir}/{name}" for name in sorted(recorded.created.get("weights", ()))]
+    weights = [path for path in weights if path in remains.kinds]
+    work = [path for path in (f"{roots.models_dir}/{name}" for name in STORE_FILES) if path in remains.kinds]
+    folders = [
+        path
+        for path in sorted(recorded.ours("directories"))
+        if str(PurePosixPath(path).parent) in (roots.outputs_dir, roots.users()) and path in remains.kinds
+    ]
+    steps = []
+    if weights or work:
+        steps.append(Step("Data", f"Remove {len(weights)} weights", "xargs -0r rm -rf --", _list([*weights, *work])))
+    for folder in folders:
+        steps.append(Step("Data", f"Remove {folder}", f"{_emptied(folder)}; rmdir {shlex.quote(folder)}"))
+    known = {*recorded.created.get("directories", ()), *weights, *work}
+    keeps = [
+        Kept(path, "no deploy made it")
+        for root in data_directories(roots)
+        for path in _foreign(root, known, remains)
+        if not _is_below(path, folders) and not _is_below(path, work)
+    ]
+    keeps += [Kept(path, "it is mounted there") for path in sorted(remains.mounts)]
+    told = [roots.models_dir] if weights or work else []
+    told += [
+        path for path in (roots.outputs_dir, roots.users()) if any(_is_below(folder, (path,)) for folder in folders)
+    ]
+    return Plan(tuple(steps), {"data": tuple(f"{sizes[path]} in {path}" for path in told)}, (), tuple(keeps))
+
+
+STORE_FILES = (INCOMING, ".lock")
+"""What the program that fetches weights has beside them."""
+
+
+def last_steps(recorded: Recorded, roots: Roots, remains: Remains, purge: bool, audit: str) -> tuple[Step, ...]:
+    """What must outlive all else: by it an interrupted removal is known and finished.
+
+    audit: the line of the audit log.
+    """
+    state, steps = roots.state(), []
+    if state in remains.kinds or f"{state}/manifest.json" in remains.kinds:
+        if purge:
+            script = f"{_emptied(state)}; rmdir {shlex.quote(state)}"
+            steps.append(Step("State", "Remove what the host remembers", script))
+        else:
+            keep = " ".join(f"! -path {shlex.quote(f'{state}/{name}')}" for name in ALWAYS_KEPT)
+            rest = f"find {shlex.quote(state)} -xdev -mindepth 1 {keep} ! -path {shlex.quote(f'{state}/weights/*')} -delete"
+            steps += [
+                Step(
+                    "State",
+                    "Say so in the audit log",
+                    f"cat >>{shlex.quote(f'{state}/audit.log')}",
+                    f"{audit}\n".encode(),
+                ),
+                Step(
+                    "State",
+                    "Remember what stays",
+                    _write(manifest_path(roots)),
+                    kept_manifest(recorded, roots).encode(),
+                ),
+                Step("State", "Forget everything else", rest),
+            ]
+    directories = [
+        path for path in recorded.ours("directories") if _is_below(path, (*data_directories(roots), roots.data_root))
+    ]
+    if purge and directories:
+        steps.append(Step("State", "Remove directories that are empty now", _RMDIR, _deepest_first(directories)))
+    anchor = f"rm -f {ANCHOR}; ! [ -d {ANCHOR_DIRECTORY} ] || rmdir --ignore-fail-on-non-empty {ANCHOR_DIRECTORY}"
+    runtime = shlex.join(["/run/atelier-monitor", weights_unit.RUN, "/run/atelier-relocation"])
+    return (*steps, Step("State", "Forget that this host was deployed", f"rm -rf {runtime}; {anchor}"))
+
+
+def manifest_path(roots: Roots) -> str:
+    """Where the manifest lies."""
+    return f"{roots.state()}/manifest.json"
+
+
+def purging_manifest(recorded: Recorded, packages: Iterable[str]) -> str:
+    """The manifest once the containers are gone, and apt is about to remove these packages."""
+    return _manifest({**recorded.created, PURGING: frozenset(packages)}, recorded)
+
+
+def kept_manifest(recorded: Recorded, roots: Roots) -> str:
+    """The manifest of a host that has data of ours and nothing else."""
+    directories = [
+        path
+        for path in recorded.ours("directories")
+        if _is_below(path, (*data_directories(roots), f"{roots.state()}/weights"))
+        or path in (roots.data_root, roots.state())
+    ]
+    kept = {"weights": recorded.created.get("weights", ()), "directories": directories}
+    files = {path for path in recorded.created.get("files", ()) if _is_below(path, (f"{roots.state()}/weights",))}
+    return _manifest({**kept, "files": files}, replace(recorded, found={}, wrote={}), roots)
+
+
+def _manifest(created: Mapping[str, Iterable[str]], recorded: Recorded, roots: Roots | None = None) -> str:
+    def lists(names: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+        return {kind: sorted(each) for kind, each in names.items()}
+
+    document = {"schema": SCHEMA, "release": recorded.release, "created": lists(created)}
+    document |= {"found": lists(recorded.found), "wrote": lists(recorded.wrote)}
+    return json.dumps(document | ({"layout": asdict(roots)} if roots else {}), indent=1) + "\n"
+
+
+def _write(path: str) -> str:
+    """Shell that writes its standard input into a file, whole or not at all."""
+    return File(path, b"").install_script()
+
+
+def _list(paths: Iterable[str]) -> bytes:
+    return "".join(f"{path}\0" for path in paths).encode()
+
+
+def _deepest_first(directories: Iterable[str]) -> bytes:
+    return _list(sorted(directories, key=lambda path: (-path.count("/"), path)))
+
+
+def _told(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,438 @@
+"""What is removed from a host, in which order, what stays and why: decided from what is recorded and what lies there."""
+
+import itertools
+import json
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from test_deployment import settings
+
+from atelier import deployment, remains, uninstall
+from atelier.recorded import Recorded, Roots, Service
+from atelier.remains import Container, Docker, Remains
+from atelier.uninstall import Packages, Plan, Simulation
+
+ROOTS = Roots("/opt/atelier", "/srv/atelier", "/srv/atelier/models", "/srv/atelier/outputs")
+STATE = ROOTS.state()
+FILES = {
+    "/opt/atelier/weights.json": "1",
+    "/opt/atelier/services/web/.env": "2",
+    "/etc/apt/apt.conf.d/90atelier": "3",
+    "/etc/systemd/system/atelier-loopback-guard.service": "4",
+}
+STATE_FILES = [f"{STATE}/manifest.json", f"{STATE}/instance", f"{STATE}/weights/ab.json"]
+DIRECTORIES = [
+    "/opt/atelier",
+    "/opt/atelier/services",
+    "/opt/atelier/services/web",
+    "/srv/atelier",
+    STATE,
+    f"{STATE}/weights",
+    "/srv/atelier/models",
+    "/srv/atelier/models/vae",
+    "/srv/atelier/outputs",
+    "/srv/atelier/outputs/comfyui",
+    "/srv/atelier/users",
+    "/srv/atelier/users/comfyui",
+]
+CREATED = {
+    "files": [*FILES, *STATE_FILES],
+    "directories": DIRECTORIES,
+    "containers": ["gateway", "web", "art"],
+    "networks": ["atelier-web"],
+    "images": ["atelier/web:1", "atelier/gateway:1"],
+    "units": ["atelier-loopback-guard.service"],
+    "weights": ["vae/a.safetensors"],
+    "users": ["atelier"],
+    "holds": ["nvidia-open"],
+    "packages": ["docker.io", "aria2"],
+}
+
+
+def record(found: Mapping[str, Collection[str]] | None = None, **created: Sequence[str]) -> Recorded:
+    kinds = {**CREATED, **created}
+    found = {"packages": ["bash=5", "python3=3"], "files": [], "directories": [], **(found or {})}
+    return Recorded(
+        schema=2,
+        release="1",
+        roots=ROOTS,
+        place=STATE,
+        service_uid=10001,
+        services={"gateway": Service("gateway", "x"), "comfyui": Service("web", "y")},
+        created={kind: frozenset(names) for kind, names in kinds.items()},
+        found={kind: frozenset(names) for kind, names in found.items()},
+        wrote={path: frozenset({digest, "of before"}) for path, digest in FILES.items()},
+    )
+
+
+def ours(name: str, image: str = "atelier/web:1", networks: Collection[str] = ("atelier-web",)) -> Container:
+    return Container(name, True, image, frozenset(networks))
+
+
+def theirs(name: str, image: str = "redis:7", networks: Collection[str] = ("bridge",)) -> Container:
+    return Container(name, False, image, frozenset(networks))
+
+
+DOCKER = Docker(
+    answers=True,
+    containers=(ours("art"), ours("gateway", "atelier/gateway:1"), ours("web")),
+    networks={"atelier-web": True},
+    images=frozenset({"atelier/web:1", "atelier/gateway:1"}),
+)
+KINDS = {
+    **dict.fromkeys([*FILES, *STATE_FILES, "/srv/atelier/models/vae/a.safetensors"], "f"),
+    **dict.fromkeys([*DIRECTORIES, "/var/lib/docker"], "d"),
+}
+THERE = Remains(
+    packages=dict.fromkeys(["bash", "python3", "docker.io", "aria2", "containerd", "their-tool"], "installed"),
+    manual=frozenset({"docker.io", "aria2", "their-tool"}),
+    holds=frozenset({"nvidia-open", "linux-image"}),
+    kinds=KINDS,
+    digests=FILES,
+    sizes={"/srv/atelier/models": 37_100_000_000},
+    docker=DOCKER,
+    users=frozenset({"atelier"}),
+    groups={"docker": "", "sudo": "me"},
+    rules=frozenset(remains.RULES),
+)
+ALL = Packages(("docker.io", "aria2", "containerd"), ("containerd",))
+
+
+def decide(known: Recorded, there: Remains, packages: Packages = ALL, purge: bool = False) -> Plan:
+    return uninstall.decide(known, ROOTS, there, packages, purge)
+
+
+def why(plan: Plan) -> dict[str, str]:
+    return {kept.what: kept.why for kept in plan.keeps}
+
+
+def also(there: Remains, **paths: str) -> Remains:
+    return replace(there, kinds={**there.kinds, **paths})
+
+
+def test_a_whole_deploy_goes_in_an_order_in_which_nothing_is_missed() -> None:
+    plan = decide(record(), THERE)
+    names = [step.name for step in plan.steps]
+    order = [
+        "Remove gateway",
+        "Remove art",
+        "Remove web",
+        "Remove our networks",
+        "Remove 2 images",
+        "Stop atelier-loopback-guard.service",
+        "Take the guard's rules out of iptables",
+        "Write down what apt is to remove",
+        "Stop Docker and take its rules out",
+        "Remove 3 packages",
+        "Remove what Docker leaves",
+        "Remove 4 files",
+        "Remove the user atelier",
+    ]
+    assert [name for name in names if name in order] == order
+    assert plan.removes["packages"] == ("docker.io", "aria2") and plan.removes["with them"] == ("containerd",)
+    assert plan.removes["holds"] == ("nvidia-open",)
+    assert why(plan) == {
+        "/srv/atelier/models": "37.1 GB; PURGE=1 removes it",
+        "/srv/atelier/outputs": "0.0 GB, of uid 10001, which is nobody's then; PURGE=1 removes it",
+        "/srv/atelier/users": "0.0 GB, of uid 10001, which is nobody's then; PURGE=1 removes it",
+    }
+
+
+def test_the_host_looks_no_more_at_itself_before_anything_is_gone() -> None:
+    timer = "/etc/systemd/system/atelier-monitor.timer"
+    first = decide(record(files=[*CREATED["files"], timer]), also(THERE, **{timer: "f"})).steps[0]
+    assert first.name == "Stop the host's look at itself"
+
+
+STAYS = {
+    "ours alone": (record(), THERE, ""),
+    "here before": (record(packages=["aria2"]), THERE, "it was here before the first deploy"),
+    "somebody's container": (
+        record(),
+        replace(THERE, docker=replace(DOCKER, containers=(*DOCKER.containers, theirs("cache")))),
+        "it holds what is somebody else's: containers cache",
+    ),
+    "somebody's volume and image": (
+        record(),
+        replace(THERE, docker=replace(DOCKER, volumes=frozenset({"v"}), images=DOCKER.images | {"redis:7"})),
+        "it holds what is somebody else's: volumes v; images redis:7",
+    ),
+    "somebody's network": (
+        record(),
+        replace(THERE, docker=replace(DOCKER, networks={"atelier-web": True, "shop": False})),
+        "it holds what is somebody else's: networks shop",
+    ),
+    "gone already": (record(), replace(THERE, packages={"bash": "installed"}, docker=Docker()), ""),
+    "its removal was begun": (
+        record(purging=["docker.io"]),
+        replace(THERE, docker=replace(DOCKER, volumes=frozenset({"v"}))),
+        "",
+    ),
+    "it was decided before that it stays": (
+        record(purging=["aria2"]),
+        replace(THERE, docker=replace(DOCKER, volumes=frozenset({"v"}))),
+        "it holds what is somebody else's: volumes v",
+    ),
+}
+
+
+@pytest.mark.parametrize("known,there,expected", STAYS.values(), ids=STAYS.keys())
+def test_docker_stays_while_it_is_somebody_elses_too(known: Recorded, there: Remains, expected: str) -> None:
+    assert uninstall.docker_stays(known, there) == expected
+
+
+def test_where_docker_stays_nothing_of_it_is_touched_but_ours() -> None:
+    sources = {deployment.DOCKER_SOURCES: "f", deployment.DOCKER_KEYRING: "f"}
+    there = replace(
+        also(THERE, **sources),
+        docker=replace(
+            DOCKER,
+            containers=(*DOCKER.containers, theirs("cache", "atelier/web:1", ("atelier-web",))),
+            images=DOCKER.images | {"redis:7"},
+        ),
+        daemon_json=deployment.merged_daemon_json("", settings()),
+    )
+    known = record(files=[*CREATED["files"], *sources])
+    packages = uninstall.candidates(known, there)
+    assert packages.purge == ("aria2",)
+    plan = decide(known, there, packages)
+    names = [step.name for step in plan.steps]
+    assert "Stop Docker and take its rules out" not in names and "Remove what Docker leaves" not in names
+    assert not set(sources) & set(plan.removes["files"])
+    told = why(plan)
+    assert set(sources) < set(told)
+    assert told["the network atelier-web"] == "somebody else's containers are on it: cache"
+    assert told["the image atelier/web:1"] == "somebody else's container cache uses it"
+    assert "docker builder prune" in told["Docker's build cache"]
+    put_back = next(step for step in plan.steps if step.name == "Put Docker's settings back")
+    assert "systemctl reload docker" in put_back.script and "restart" not in put_back.script
+
+
+def test_a_driver_stays_under_somebody_elses_containers() -> None:
+    blacklist = uninstall.routes.NOUVEAU_BLACKLIST.path
+    known = record(
+        packages=["nvidia-open", "nvidia-container-toolkit", "docker.io"], files=[*CREATED["files"], blacklist]
+    )
+    there = replace(
+        also(THERE, **{blacklist: "f"}),
+        packages={**THERE.packages, "nvidia-open": "installed", "nvidia-container-toolkit": "installed"},
+        docker=replace(DOCKER, containers=(theirs("train"),)),
+    )
+    packages = uninstall.candidates(known, there)
+    assert packages.purge == () and len(packages.kept) == 2
+    plan = decide(known, there, packages)
+    assert plan.removes["holds"] == () and blacklist in why(plan)
+
+
+def test_a_container_under_one_of_our_names_that_no_deploy_made_stays() -> None:
+    plan = decide(record(), replace(THERE, docker=replace(DOCKER, containers=(theirs("web"), ours("old-name")))))
+    assert plan.removes["containers"] == ("old-name",)
+    assert why(plan)["the container web"] == "no deploy made it"
+
+
+EDITED = "/opt/atelier/services/web/.env"
+FILES_CASES = {
+    "as written": (record(), THERE, None),
+    "as written by the deploy before, which a kill may leave": (
+        record(),
+        replace(THERE, digests={**FILES, EDITED: "of before"}),
+        None,
+    ),
+    "edited": (record(), replace(THERE, digests={**FILES, EDITED: "9"}), "somebody edited it since a deploy wrote it"),
+    "unknown bytes": (replace(record(), wrote={}), replace(THERE, digests={}), None),
+    "a directory now": (
+        record(),
+        also(THERE, **{EDITED: "d"}),
+        "a deploy wrote a file there, and it is none now",
+    ),
+    "there before": (record({"files": [EDITED]}), THERE, "it was here before the first deploy"),
+}
+
+
+@pytest.mark.parametrize("known,there,expected", FILES_CASES.values(), ids=FILES_CASES.keys())
+def test_a_file_goes_only_as_we_wrote_it(known: Recorded, there: Remains, expected: str | None) -> None:
+    plan = decide(known, there)
+    removed = next(step for step in plan.steps if "files" in step.name).stdin.decode().split("\0")
+    assert why(plan).get(EDITED) == expected
+    assert (EDITED in removed) == (expected is None)
+
+
+def test_what_others_put_into_our_directories_is_named_once_and_stays() -> None:
+    there = also(
+        THERE,
+        **{
+            "/opt/atelier/notes": "d",
+            "/opt/atelier/notes/a": "f",
+            "/opt/atelier/services/web/x.yaml": "f",
+            "/opt/atelier/build": "d",
+            "/opt/atelier/build/web": "d",
+            "/opt/atelier/weights.json.atelier-part": "f",
+        },
+    )
+    plan = decide(record(), there)
+    assert {path for path in why(plan) if path.startswith("/opt")} == {
+        "/opt/atelier/notes",
+        "/opt/atelier/services/web/x.yaml",
+    }
+    step = next(step for step in plan.steps if "files" in step.name)
+    assert b"/opt/atelier/weights.json.atelier-part\0" in step.stdin and "rm -rf /opt/atelier/build" in step.script
+
+
+def test_directories_that_were_there_before_stay() -> None:
+    known = record({"directories": ["/opt/atelier"]})
+    directories = next(step for step in decide(known, THERE).steps if "directories" in step.name)
+    assert directories.stdin.decode().split("\0") == ["/opt/atelier/services/web", "/opt/atelier/services", ""]
+
+
+def test_purge_takes_the_data_and_names_what_is_not_ours() -> None:
+    there = also(THERE, **{"/srv/atelier/models/loras": "d", "/srv/atelier/models/vae/mine.safetensors": "f"})
+    plan = decide(record(), there, purge=True)
+    data = [step for step in plan.steps if step.stage == "Data"]
+    assert data[0].stdin == b"/srv/atelier/models/vae/a.safetensors\0"
+    assert [step.name for step in data[1:]] == [
+        "Remove /srv/atelier/outputs/comfyui",
+        "Remove /srv/atelier/users/comfyui",
+    ]
+    assert why(plan) == {
+        "/srv/atelier/models/loras": "no deploy made it",
+        "/srv/atelier/models/vae/mine.safetensors": "no deploy made it",
+    }
+
+
+def test_purge_leaves_outputs_that_were_there_before_us() -> None:
+    plan = decide(record({"directories": ["/srv/atelier/outputs/comfyui"]}), THERE, purge=True)
+    assert "Remove /srv/atelier/outputs/comfyui" not in [step.name for step in plan.steps]
+
+
+def apt(depends: Mapping[str, str], before: Collection[str] = ()):
+    """What apt would do, where each package that is a key needs the one that is its value."""
+
+    def simulate(names: Sequence[str]) -> Simulation:
+        removed = {*names}
+        while more := {name for name, needed in depends.items() if needed in removed} - removed:
+            removed |= more
+        needless = {"containerd", "libnl"} if "docker.io" in removed else set()
+        return Simulation(dict.fromkeys(removed, False) | dict.fromkeys(needless, True), frozenset(before))
+
+    return simulate
+
+
+PACKAGES = {
+    "what ours brought goes with them": (apt({}), record(), (["aria2", "docker.io", "containerd", "libnl"], [])),
+    "what was there before stays": (
+        apt({}),
+        record({"packages": ["libnl=3"]}),
+        (["aria2", "docker.io", "containerd"], []),
+    ),
+    "what was needless before is not ours to tell": (
+        apt({}, ["libnl"]),
+        record(),
+        (["aria2", "docker.io", "containerd"], []),
+    ),
+    "what somebody else's need stays": (
+        apt({"their-tool": "docker.io"}),
+        record(),
+        (["aria2"], ["the package docker.io: somebody else's need it: their-tool"]),
+    ),
+    "what needs ours and nobody asked for goes along": (
+        apt({"docker-helper": "aria2"}),
+        record(packages=["aria2"]),
+        (["aria2", "docker-helper"], []),
+    ),
+}
+
+
+@pytest.mark.parametrize("simulate,known,expected", PACKAGES.values(), ids=PACKAGES.keys())
+def test_packages(simulate: object, known: Recorded, expected: tuple[list[str], list[str]]) -> None:
+    settled = uninstall.settle(uninstall.candidates(known, THERE), known, THERE, simulate)
+    assert list(settled.purge) == expected[0]
+    assert [f"{kept.what}: {kept.why}" for kept in settled.kept] == expected[1]
+
+
+def test_an_interrupted_removal_goes_on_with_what_was_written_down() -> None:
+    text = uninstall.purging_manifest(record(), ["docker.io", "aria2", "containerd"])
+    written = {kind: frozenset(names) for kind, names in json.loads(text)["created"].items()}
+    known = replace(record(), created=written)
+    there = replace(THERE, packages={"bash": "installed", "containerd": "config-files", "aria2": "installed"})
+    packages = uninstall.settle(
+        uninstall.candidates(known, there), known, there, lambda _: pytest.fail("not asked again")
+    )
+    assert packages.purge == ("aria2", "containerd")
+    names = [step.name for step in decide(known, replace(there, docker=Docker()), packages).steps]
+    assert "Write down what apt is to remove" not in names and "Remove what Docker leaves" in names
+
+
+OBSTACLES = {
+    "none": (record(), THERE, None),
+    "Docker is dead": (record(), replace(THERE, docker=Docker()), "does not answer"),
+    "Docker was stopped by an interrupted removal": (
+        record(purging=["docker.io"]),
+        replace(THERE, docker=Docker()),
+        None,
+    ),
+    "Docker is gone": (record(), replace(THERE, docker=Docker(), packages={"docker.io": "half-configured"}), None),
+    "nothing in Docker was ours": (
+        record(containers=[], networks=[], images=[]),
+        replace(THERE, docker=Docker()),
+        None,
+    ),
+    "a later release": (replace(record(), schema=99, release="9.1"), THERE, "9.1"),
+    "a reorganisation": (record(), also(THERE, **{uninstall.UNFINISHED: "f"}), "reorganisation"),
+}
+
+
+@pytest.mark.parametrize("known,there,expected", OBSTACLES.values(), ids=OBSTACLES.keys())
+def test_what_stands_in_the_way(known: Recorded, there: Remains, expected: str | None) -> None:
+    finding = uninstall.obstacle(known, there, "box", "make reprovision")
+    assert (finding is None) == (expected is None)
+    assert finding is None or expected in finding.problem
+
+
+DAEMON = {
+    "none": "",
+    "empty": "{}",
+    "others' keys": '{"registry-mirrors": ["https://m"]}\n',
+    "their own log driver": '{"log-driver": "journald", "log-opts": {"tag": "x"}}',
+    "the same log driver": '{"log-driver": "json-file"}',
+    "limits of theirs": '{ "log-opts": {"max-size": "1m", "compress": "true"} }',
+    "their features": '{"features": {"cdi": false, "x": true}, "live-restore": false}',
+    "no features": '{"features": {}, "log-opts": {}}',
+}
+
+
+@pytest.mark.parametrize("before", DAEMON.values(), ids=DAEMON.keys())
+def test_dockers_settings_are_put_back_byte_for_byte(before: str) -> None:
+    merged = deployment.merged_daemon_json(before, settings())
+    assert uninstall.restored_daemon_json(merged, before) == (before or None)
+
+
+@pytest.mark.parametrize("before", DAEMON.values(), ids=DAEMON.keys())
+def test_of_settings_that_somebody_edited_only_our_keys_go(before: str) -> None:
+    merged = json.loads(deployment.merged_daemon_json(before, settings()))
+    edited = json.dumps({**merged, "debug": True, "features": {**merged["features"], "theirs": True}})
+    restored = json.loads(uninstall.restored_daemon_json(edited, before))
+    then = json.loads(before or "{}")
+    assert restored.pop("debug") is True and restored["features"].pop("theirs") is True
+    if not restored["features"] and "features" not in then:
+        del restored["features"]
+    assert restored == then
+
+
+def test_settings_that_are_no_json_stay() -> None:
+    assert uninstall.restored_daemon_json("{broken", "") == "{broken"
+
+
+def test_every_script_is_shell() -> None:
+    driver = {f"{STATE}/initramfs": "f", "/etc/systemd/system/atelier-monitor.timer": "f"}
+    there = replace(also(THERE, **driver), daemon_json=deployment.merged_daemon_json("", settings()))
+    known = record({"kernel": ["/proc/sys/net/ipv4/ip_forward 0", "iptables ACCEPT"]})
+    steps = []
+    for purge, packages in itertools.product((False, True), (ALL, Packages())):
+        steps += uninstall.decide(known, ROOTS, there, packages, purge).steps
+        steps += uninstall.last_steps(known, ROOTS, there, purge, "{}")
+    for script in [*(step.script for step in steps), uninstall.simulate_script(["a"]), remains.script(known, ROOTS)]:
+        done = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
+        assert done.returncode == 0, f"{script}\n{done.stderr}"
+    assert len(steps) > 60
