@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from atelier import SCHEMA, apt, monitoring, render, weights_unit
+from atelier import SCHEMA, apt, manifest, monitoring, recorded, render, weights_unit
 from atelier.certificates import Certificate, Internal
 from atelier.credentials import Credentials, fingerprint
 from atelier.errors import AtelierError
@@ -26,6 +26,7 @@ DOCKER_DEBIAN = ("docker.io", "docker-cli", "docker-compose", "docker-buildx")
 DOCKER_SOURCES = "/etc/apt/sources.list.d/docker.sources"
 DOCKER_KEYRING = "/etc/apt/keyrings/docker.asc"
 DAEMON_JSON = "/etc/docker/daemon.json"
+TIME_PACKAGE = "systemd-timesyncd"
 DOCKER_CONFLICTS = (
     "docker.io",
     "docker-doc",
@@ -201,9 +202,10 @@ class Deployment:
         return (*roots, *weights, *shared, *owned)
 
     def identity(self) -> tuple[Entry, ...]:
-        """The files that tie the host to its operator's store and to this release's layout."""
+        """What ties the host to its operator's store and to this release's layout, and says where its data lies."""
         state = self.settings.state_dir()
         return (
+            *recorded.anchor(self.settings, self.credentials.instance),
             File(f"{state}/instance", f"{self.credentials.instance}\n".encode()),
             File(f"{state}/credentials", f"{fingerprint(self.credentials)}\n".encode()),
             File(f"{state}/schema", f"{SCHEMA}\n".encode()),
@@ -298,10 +300,17 @@ def merged_daemon_json(current: str, settings: Settings) -> str:
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
+def changed_daemon_json(current: str, settings: Settings) -> str:
+    """daemon.json as it must be written; empty where all that we need is in it. Raises AtelierError as above."""
+    merged = merged_daemon_json(current, settings)
+    return "" if current.strip() and json.loads(merged) == json.loads(current) else merged
+
+
 def declared(deployment: Deployment) -> dict[str, list[str]]:
     """Everything that a deploy creates on the host, by kind: what the manifest records before it is created.
 
-    `merged` are files of the host's own that hold keys of ours, `metrics` the places of a file that is in one of them.
+    `merged` are files of the host's own that hold keys of ours, `metrics` the places of a file that is in one of them,
+    `rules` those of the loopback guard, by table. The packages are told by `installing`.
     """
     settings, state = deployment.settings, deployment.settings.state_dir()
     entries = deployment.entries()
@@ -317,9 +326,9 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         files.add(upkeep.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):
         files |= {DOCKER_SOURCES, DOCKER_KEYRING}
-    driver_repository = deployment.gpu.driver.repository if deployment.gpu.driver else None
-    for repository in (driver_repository, deployment.gpu.toolkit_repository):
-        files |= {repository.source.path, repository.keyring} if repository else set()
+    for repository in _gpu_repositories(deployment):
+        files |= {repository.source.path, repository.keyring}
+    facts, user = deployment.facts, settings.service_user
     return {
         "files": sorted(files),
         "directories": sorted(entry.path for entry in entries if isinstance(entry, Directory)),
@@ -330,38 +339,38 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         "networks": sorted(network.name for network in render.networks(settings)),
         "images": sorted(deployment.image_tags().values()),
         "weights": sorted(weight.store_path for weight in deployment.weights),
-        "users": [] if deployment.facts.service_user_uid else [settings.service_user],
+        "users": [] if facts.service_user_uid else [user],
+        "groups": [] if facts.service_user_uid or facts.gid_owner == user else [user],
+        "rules": list(render.GUARD_RULES),
         "holds": list(held_packages(deployment)),
     }
 
 
-def updated_manifest(current: str, declared_now: Mapping[str, list[str]], installing: list[str], release: str) -> str:
-    """The manifest as it must be before anything is created: what earlier deploys created stays in it until it is removed.
-
-    installing: packages that are not on the host yet, and so are ours. Raises AtelierError for a damaged manifest.
-    """
-    created = _created(current)
-    for kind, names in {**declared_now, "packages": installing}.items():
-        created[kind] = sorted({*created.get(kind, []), *names})
-    return _manifest(created, release)
+def _gpu_repositories(deployment: Deployment) -> list[apt.Repository]:
+    gpu = deployment.gpu
+    return [each for each in (gpu.driver.repository if gpu.driver else None, gpu.toolkit_repository) if each]
 
 
-def _created(manifest: str) -> dict[str, list[str]]:
-    try:
-        created: dict[str, list[str]] = json.loads(manifest)["created"] if manifest.strip() else {}
-    except (ValueError, KeyError, TypeError):
-        raise AtelierError(
-            "state/manifest.json on the host is damaged", "move it away; the deploy writes it anew"
-        ) from None
-    return created
+def installing(deployment: Deployment, before: manifest.Before) -> list[str]:
+    """The packages that the host lacks, and that so are ours once they are there."""
+    time = (TIME_PACKAGE,) if deployment.settings.profile == "gpu" and not before.active & {*TIME_SERVICES} else ()
+    return apt.missing((*all_packages(deployment), *time), before.packages)
 
 
-def _manifest(created: Mapping[str, list[str]], release: str) -> str:
-    return json.dumps({"schema": SCHEMA, "release": release, "created": created}, indent=1) + "\n"
+def written(deployment: Deployment, before: manifest.Before) -> dict[str, str]:
+    """sha256 by path of what a deploy writes whole. A keyring is not in it: what is in one is known once it is fetched."""
+    sources = [repository.source for repository in _gpu_repositories(deployment)]
+    if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
+        sources.append(docker_repository(deployment.facts, "").source)
+    files = [entry for entry in (*deployment.entries(), *sources) if isinstance(entry, File)]
+    with suppress(AtelierError):  # told by who merges, and not everybody who writes this down does
+        if merged := changed_daemon_json(before.daemon_json, deployment.settings):
+            files.append(File(DAEMON_JSON, merged.encode()))
+    return {file.path: hashlib.sha256(file.content).hexdigest() for file in files}
 
 
-def left_over(manifest: str, deployment: Deployment) -> tuple[str, ...]:
-    """The files among those of a service that an earlier deploy wrote and this one does not.
+def left_over(current: str, deployment: Deployment) -> tuple[str, ...]:
+    """The files among those of a service that an earlier deploy wrote and this one does not. current: the manifest.
 
     Of a service that this deploy does not act on nothing is left over. Raises AtelierError for a damaged manifest.
     """
@@ -370,15 +379,10 @@ def left_over(manifest: str, deployment: Deployment) -> tuple[str, ...]:
     )
     asked_for = deployment.parts()
     return tuple(
-        path for path in _created(manifest).get("files", []) if path.startswith(folders) and path not in asked_for
+        path
+        for path in manifest.created(current).get("files", [])
+        if path.startswith(folders) and path not in asked_for
     )
-
-
-def manifest_without(manifest: str, files: Collection[str], release: str) -> str:
-    """The manifest after some files were removed. Raises AtelierError for a damaged manifest."""
-    created = _created(manifest)
-    created["files"] = [path for path in created.get("files", []) if path not in files]
-    return _manifest(created, release)
 
 
 def deployed_record(
@@ -386,11 +390,22 @@ def deployed_record(
 ) -> str:
     """state/deployed.json: what runs on the host according to the last deploy, for status and verify.
 
-    packages: versions by name. before: the record of the last deploy; a deploy of one service leaves the others' files
-    as that one rendered them.
+    packages: versions by name. before: the record of the last deploy; a deploy of one service leaves the others as that
+    one brought them about.
     """
     rendered = {
         part: mark for part, mark in deployment.rendering().items() if part == "host" or deployment.concerns(part)
+    }
+    settings = deployment.settings
+    ports = {name: service.port for name, service in settings.enabled().items()}
+    services = {
+        project.service: {
+            "container": project.container,
+            "config": project.config,
+            "port": ports.get(project.service),
+        }
+        for project in deployment.projects()
+        if deployment.concerns(project.service)
     }
     document = {
         "schema": SCHEMA,
@@ -400,18 +415,21 @@ def deployed_record(
         "images": {build.name: {"tag": build.tag, "id": image_ids.get(build.tag, "")} for build in deployment.builds},
         "profile": deployment.settings.profile,
         "gpus": deployment.gpu.gpus or deployment.facts.deployed_gpus,
-        "services": {
-            project.service: {"container": project.container, "config": project.config}
-            for project in deployment.projects()
+        "layout": {
+            **asdict(recorded.roots_of(settings)),
+            "service_user": settings.service_user,
+            "service_uid": settings.service_uid,
+            "bind_address": settings.bind_address,
         },
+        "services": {**(_recorded(before, "services") if deployment.only else {}), **services},
         "packages": dict(sorted(packages.items())),
-        "rendering": {**(recorded_rendering(before) if deployment.only else {}), **rendered},
+        "rendering": {**(_recorded(before, "rendering") if deployment.only else {}), **rendered},
     }
     return json.dumps(document, indent=1) + "\n"
 
 
-def recorded_rendering(record: str) -> dict[str, str]:
-    """The fingerprints in the text of a state/deployed.json; none in one that has none."""
+def _recorded(record: str, part: str) -> dict[str, Any]:
+    """A part of the text of a state/deployed.json; nothing of one that lacks it."""
     with suppress(ValueError, KeyError, TypeError):
-        return dict(json.loads(record)["rendering"])
+        return dict(json.loads(record)[part])
     return {}

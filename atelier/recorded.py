@@ -153,8 +153,8 @@ WHAT = {
 
 def _goes_along(name: str, there: Roots, here: Roots) -> bool:
     """Whether a directory keeps its place below data that moves."""
-    below = [getattr(roots, name).removeprefix(f"{roots.data_root}/") for roots in (there, here)]
-    return below[0] == below[1]
+    below = {str(getattr(roots, name)).removeprefix(f"{roots.data_root}/") for roots in (there, here)}
+    return len(below) == 1
 
 
 def anchor(settings: Settings, instance: str) -> tuple[Entry, ...]:
@@ -271,10 +271,10 @@ def _json(texts: Documents, name: str) -> dict[str, Any]:
     return {}
 
 
-SHAPES: Mapping[str, Callable[[dict[str, Any]], object]] = {
+SHAPES: Mapping[str, Callable[[Any], object]] = {
     "anchor": lambda it: it["data_root"],
     "deployed": lambda it: [each["container"] for each in it["services"].values()],
-    "manifest": lambda it: it["created"].items() if it["schema"] <= SCHEMA else None,
+    "manifest": lambda it: it["schema"] > SCHEMA or it["created"].items(),
 }
 """What fails where a document is not what it must be."""
 
@@ -282,8 +282,8 @@ SHAPES: Mapping[str, Callable[[dict[str, Any]], object]] = {
 def _schemas(texts: Documents) -> list[int]:
     """The schemas that the documents were written in; a deploy that was killed may have left several. Empty: no documents."""
     there = [name for name in ("anchor", "instance", "deployed", "manifest", "schema") if name in texts]
-    told = [texts.get("schema", ""), *(_json(texts, name).get("schema") for name in ("anchor", "deployed", "manifest"))]
-    return [int(each) for each in told if str(each).isdigit()] or [1 for _ in there[:1]]
+    told = [texts.get("schema"), *(_json(texts, name).get("schema") for name in ("anchor", "deployed", "manifest"))]
+    return [int(each) for each in map(str, told) if each.isdigit()] or [1 for _ in there[:1]]
 
 
 def _release(texts: Documents) -> str:
@@ -312,14 +312,15 @@ def migrate(texts: Documents) -> dict[str, str]:
 
 
 def _to_2(texts: Documents) -> dict[str, str]:
-    """Schema 2 has an anchor, and in deployed.json the layout and the ports."""
+    """Schema 2 has an anchor, in deployed.json the layout and the ports, and in the manifest the group, which came with the user."""
     deployed, manifest = _json(texts, "deployed"), _json(texts, "manifest")
     roots, instance = _roots(texts), texts.get("instance", "")
     migrated = {**texts, "schema": "2"}
     if not _json(texts, "anchor"):
         migrated["anchor"] = json.dumps({"schema": 2, "instance": instance, **asdict(roots)}, indent=1) + "\n"
     if manifest:
-        migrated["manifest"] = json.dumps({**manifest, "schema": 2}, indent=1) + "\n"
+        created = {"groups": manifest["created"].get("users", []), **manifest["created"]}
+        migrated["manifest"] = json.dumps({**manifest, "schema": 2, "created": created}, indent=1) + "\n"
     if deployed and "layout" not in deployed:
         rows = (line.partition("=") for line in texts.get("env", "").splitlines())
         values = {name: value.strip('"[]') for name, _, value in rows}

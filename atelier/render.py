@@ -31,6 +31,10 @@ DIRECT_RULE = f"FORWARD ! -i {DOOR} -o {DOOR} -m conntrack ! --ctstate RELATED,E
 """Drops what is forwarded to the gateway's container and was not sent to a published port."""
 
 
+GUARD_RULES = (f"raw {LOOPBACK_RULE}", f"mangle {DIRECT_RULE}")
+"""Table and rule of everything that the loopback guard drops."""
+
+
 def env_value(value: object) -> str:
     """A value for a compose `.env` file that arrives byte for byte: double quotes, with `\\`, `"` and `$` escaped.
 
@@ -318,5 +322,5 @@ def loopback_guard() -> File:
     unit = environment().get_template("units/atelier-loopback-guard.service.j2")
     return File(
         "/etc/systemd/system/atelier-loopback-guard.service",
-        unit.render(iptables="/usr/sbin/iptables", rules=(f"raw {LOOPBACK_RULE}", f"mangle {DIRECT_RULE}")).encode(),
+        unit.render(iptables="/usr/sbin/iptables", rules=GUARD_RULES).encode(),
     )

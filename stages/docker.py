@@ -1,6 +1,5 @@
 """Docker: the engine, compose and buildx, the daemon's settings, the loopback guard, the networks."""
 
-import json
 from collections.abc import Iterator
 
 from pyinfra import host
@@ -33,8 +32,7 @@ exit 1
 @operation()
 def _daemon_json(settings: Settings) -> Iterator[StringCommand]:
     current = "\n".join(host.get_fact(Lines, script=whole(DAEMON_JSON)))
-    merged = decide.merged_daemon_json(current, settings)
-    if not current.strip() or json.loads(merged) != json.loads(current):
+    if merged := decide.changed_daemon_json(current, settings):
         yield StringCommand(
             f"mkdir -p /etc/docker; rm -f {BEFORE}; [ ! -e {DAEMON_JSON} ] || cp -a {DAEMON_JSON} {BEFORE}"
         )

@@ -19,8 +19,8 @@ def base(deployment: Deployment) -> None:
         unless(
             name="Keep the time in sync",
             probe=f"systemctl is-active {' '.join(TIME_SERVICES)} | grep -x active",
-            script="DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends systemd-timesyncd "
-            "&& systemctl enable -q --now systemd-timesyncd",
+            script=f"DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends {decide.TIME_PACKAGE} "
+            f"&& systemctl enable -q --now {decide.TIME_PACKAGE}",
         )
     unless(
         name=f"Create the system user {user}",

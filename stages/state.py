@@ -8,9 +8,11 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from atelier import deployment as decide
-from atelier.deployment import Deployment
+from atelier import manifest
+from atelier.deployment import DAEMON_JSON, Deployment
+from atelier.hostfacts import TIME_SERVICES
 from atelier.tree import File
-from stages.operations import Lines, entries, installed_packages, missing_packages, whole
+from stages.operations import Lines, entries, installed_packages, whole
 
 
 def _manifest_path(deployment: Deployment) -> str:
@@ -21,26 +23,33 @@ def _current_manifest(deployment: Deployment) -> str:
     return "\n".join(host.get_fact(Lines, script=whole(_manifest_path(deployment))))
 
 
-def _installed(path: str, text: str) -> StringCommand:
-    return StringCommand(File(path, text.encode()).install_script(), _stdin=text.encode())
+def _installed(path: str, text: str, mode: int = 0o644) -> StringCommand:
+    return StringCommand(File(path, text.encode(), mode).install_script(), _stdin=text.encode())
+
+
+def _manifest_installed(deployment: Deployment, text: str) -> StringCommand:
+    # Sums of files that hold a secret of few bits beside known ones: nobody else is to try.
+    return _installed(_manifest_path(deployment), text, 0o600)
 
 
 @operation()
 def _manifest(deployment: Deployment) -> Iterator[StringCommand]:
-    current = _current_manifest(deployment)
-    installing = missing_packages(decide.all_packages(deployment))
-    manifest = decide.updated_manifest(current, decide.declared(deployment), installing, version("atelier"))
-    if manifest != current + "\n":
+    declared = decide.declared(deployment)
+    script = manifest.before_script(_manifest_path(deployment), declared, TIME_SERVICES, DAEMON_JSON)
+    current, before = manifest.parse_before(host.get_fact(Lines, script=script))
+    declared["packages"] = decide.installing(deployment, before)
+    wanted = manifest.updated(current, declared, before, decide.written(deployment, before), version("atelier"))
+    if wanted != current + "\n":
         yield StringCommand(f"mkdir -p {deployment.settings.state_dir()}")
-        yield _installed(_manifest_path(deployment), manifest)
+        yield _manifest_installed(deployment, wanted)
 
 
 @operation()
 def _left_over(deployment: Deployment) -> Iterator[StringCommand]:
-    manifest = _current_manifest(deployment)
-    if files := decide.left_over(manifest, deployment):
+    current = _current_manifest(deployment)
+    if files := decide.left_over(current, deployment):
         yield StringCommand("rm -f -- " + " ".join(shlex.quote(path) for path in files))
-        yield _installed(_manifest_path(deployment), decide.manifest_without(manifest, files, version("atelier")))
+        yield _manifest_installed(deployment, manifest.without(current, files, version("atelier")))
 
 
 @operation()

@@ -12,12 +12,14 @@ import yaml
 
 from atelier import credentials as store
 from atelier import deployment as decide
-from atelier import hostfacts, lifecycle, paths, render, tree
+from atelier import hostfacts, lifecycle, paths, recorded, render, tree
+from atelier import manifest as manifests
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.gpu import devices
 from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
+from atelier.manifest import Before
 from atelier.models import read_lock
 from atelier.settings import Settings, build_settings
 from atelier.ssh import Destination, Ssh, connection_error
@@ -203,25 +205,18 @@ def test_a_key_of_daemon_json_may_be_null() -> None:
     assert merged["features"] == {"cdi": True} and merged["log-opts"]["max-file"] == "3"
 
 
-def test_manifest_keeps_what_earlier_deploys_created() -> None:
-    first = decide.updated_manifest("", {"containers": ["a"]}, ["curl"], "1")
-    second = decide.updated_manifest(first, {"containers": ["b"]}, [], "1")
-    assert json.loads(second)["created"] == {"containers": ["a", "b"], "packages": ["curl"]}
-    assert decide.updated_manifest(second, {"containers": ["b"]}, [], "1") == second
-
-
 def test_files_of_a_service_that_nothing_asks_for_any_more_are_left_over_and_nothing_else_is() -> None:
     now = deployment()
     roots = "/opt/atelier/services/gateway/config/acme-roots.crt"
     others = ["/opt/atelier/services/elsewhere/compose.yaml", "/opt/atelier/services/gateway.bak", "/etc/apt/former"]
-    manifest = decide.updated_manifest("", {"files": [roots, *others]}, [], "1")
-    manifest = decide.updated_manifest(manifest, decide.declared(now), [], "1")
+    manifest = manifests.updated("", {"files": [roots, *others]}, Before(), {}, "1")
+    manifest = manifests.updated(manifest, decide.declared(now), Before(), {}, "1")
     assert decide.left_over(manifest, now) == (roots,)
     assert decide.left_over(manifest, replace(now, only="forge")) == (roots,)
     forge = "/opt/atelier/services/forge-turbo/former.json"
-    both = decide.updated_manifest(manifest, {"files": [forge]}, [], "1")
+    both = manifests.updated(manifest, {"files": [forge]}, Before(), {}, "1")
     assert decide.left_over(both, replace(now, only="comfyui")) == (roots,)
-    without = decide.manifest_without(both, decide.left_over(both, now), "1")
+    without = manifests.without(both, decide.left_over(both, now), "1")
     assert decide.left_over(without, now) == ()
     assert {*json.loads(both)["created"]["files"]} - {*json.loads(without)["created"]["files"]} == {roots, forge}
     assert decide.left_over("", now) == ()
@@ -486,6 +481,86 @@ def test_the_manifest_declares_every_file_that_a_stage_writes() -> None:
     bookworm = replace(deployment(), facts=replace(FACTS, os_codename="bookworm", service_user_uid="10001"))
     assert decide.DOCKER_SOURCES in decide.declared(bookworm)["files"]
     assert decide.declared(bookworm)["users"] == [], "a user that was there before is not ours"
+
+
+GROUPS = {
+    "neither user nor group": ({}, ["atelier"], ["atelier"]),
+    "the group was there": ({"gid_owner": "atelier"}, ["atelier"], []),
+    "the user was there": ({"service_user_uid": "10001"}, [], []),
+    "both were there": ({"service_user_uid": "10001", "gid_owner": "atelier"}, [], []),
+}
+
+
+@pytest.mark.parametrize("facts,users,groups", GROUPS.values(), ids=GROUPS.keys())
+def test_user_and_group_are_ours_where_we_make_them(facts: dict, users: list[str], groups: list[str]) -> None:
+    declared = decide.declared(replace(deployment(), facts=replace(FACTS, **facts)))
+    assert (declared["users"], declared["groups"]) == (users, groups)
+
+
+def test_what_the_manifest_declares_has_the_anchor_and_the_rules_of_the_guard() -> None:
+    declared = decide.declared(deployment())
+    assert recorded.ANCHOR in declared["files"] and recorded.ANCHOR_DIRECTORY in declared["directories"]
+    assert declared["rules"] == list(render.GUARD_RULES)
+    unit = render.loopback_guard().content.decode()
+    assert all(
+        f"-t {table} -I {rule}'" in unit for table, _, rule in (each.partition(" ") for each in declared["rules"])
+    )
+
+
+TIME = {
+    "none keeps it": ("gpu", {}, True),
+    "one is active": ("gpu", {"active": frozenset({"chrony"})}, False),
+    "the package is there": ("gpu", {"packages": {decide.TIME_PACKAGE: "1"}}, False),
+    "a sandbox": ("cpu", {}, False),
+}
+
+
+@pytest.mark.parametrize("profile,before,expected", TIME.values(), ids=TIME.keys())
+def test_the_package_that_keeps_the_time_is_ours_where_the_host_has_none(
+    profile: str, before: dict, expected: bool
+) -> None:
+    ours = decide.installing(replace(deployment(), settings=settings(profile=profile)), Before(**before))
+    assert (decide.TIME_PACKAGE in ours) == expected and "aria2" in ours
+    assert "aria2" not in decide.installing(deployment(), Before(packages={"aria2": "1"}))
+
+
+def test_the_sums_of_what_a_deploy_writes_are_those_of_its_files() -> None:
+    docker = decide.merged_daemon_json("", deployment().settings)
+    sums = decide.written(deployment(), Before())
+    expected = {entry.path: entry.signature()[-64:] for entry in deployment().entries() if isinstance(entry, tree.File)}
+    assert sums == {**expected, decide.DAEMON_JSON: tree.File("", docker.encode()).signature()[-64:]}
+    assert decide.DAEMON_JSON not in decide.written(deployment(), Before(daemon_json=docker)), "nothing is written"
+    assert decide.DAEMON_JSON not in decide.written(deployment(), Before(daemon_json="{")), "nor where it cannot be"
+    bookworm = replace(deployment(), facts=replace(FACTS, os_codename="bookworm"))
+    assert decide.DOCKER_SOURCES in decide.written(bookworm, Before())
+    there = replace(bookworm, facts=replace(bookworm.facts, packages={"docker-ce": "29"}))
+    assert decide.DOCKER_SOURCES not in decide.written(there, Before())
+
+
+def test_the_record_says_how_the_host_is_laid_out() -> None:
+    chosen = settings(models_dir="/big", bind_address="127.0.0.2", services={"forge": {"port": 9000}})
+    of = replace(deployment(), settings=chosen)
+    record = decide.deployed_record(of, "1.0", {}, {})
+    state = {"instance": "i", "schema": "2", "place": "/srv/atelier/state", "deployed": record}
+    read = recorded.parse(state)
+    assert read.roots == recorded.roots_of(chosen) and read.roots.models_dir == "/big"
+    assert (read.service_user, read.service_uid, read.bind_address) == ("atelier", 10001, "127.0.0.2")
+    assert {name: (each.container, each.port) for name, each in read.services.items()} == {
+        "comfyui": ("comfyui-qwen", 8188),
+        "forge": ("forge-turbo", 9000),
+        "gateway": ("gateway", None),
+    }
+    assert {name: each.config for name, each in read.services.items()} == {
+        project.service: project.config for project in of.projects()
+    }
+
+
+def test_the_anchor_names_the_directories_of_the_settings() -> None:
+    of = replace(deployment(), settings=settings(data_root="/data/a", outputs_dir="/images"))
+    (anchor,) = (entry for entry in of.identity() if entry.path == recorded.ANCHOR)
+    assert isinstance(anchor, tree.File)
+    assert json.loads(anchor.content)["outputs_dir"] == "/images"
+    assert [entry.path for entry in of.identity()][-1] == "/data/a/state/schema", "the last that is written"
 
 
 def test_addresses_of_ipv6_stand_in_brackets() -> None:

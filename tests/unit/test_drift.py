@@ -12,10 +12,12 @@ from test_deployment import CREDENTIALS, HASH, deployment
 from atelier import credentials as store
 from atelier import deployment as decide
 from atelier import drift, lifecycle, paths, sources, tree
+from atelier import manifest as manifests
 from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.drift import CHANGED, EDITED, FOREIGN, UNKNOWN, Seen, Tree
 from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan
+from atelier.manifest import Before
 from atelier.settings import build_settings
 from atelier.ssh import Completed, Destination
 from atelier.target import Target
@@ -54,7 +56,7 @@ def there(of: Deployment = PLAIN) -> Tree:
         {path: each.kind for path, each in seen.items() if path.startswith(root)},
         frozenset(kept),
         decide.merged_daemon_json("", of.settings),
-        decide.updated_manifest("", decide.declared(of), [], "1.0"),
+        manifests.updated("", decide.declared(of), Before(), {}, "1.0"),
         "atelier:x:10001:10001:Atelier services:/nonexistent:/usr/sbin/nologin",
     )
 
@@ -568,6 +570,10 @@ def test_a_deploy_of_one_service_leaves_the_others_as_they_were_rendered() -> No
     document = json.loads(decide.deployed_record(replace(other, only="forge"), "1.0", {}, {"b": "2", "a": "1"}, BEFORE))
     assert list(document["packages"]) == ["a", "b"]
     assert document["rendering"] == {**other.rendering(), "comfyui": PLAIN.rendering()["comfyui"]}
+    assert document["services"]["comfyui"] == RECORD["services"]["comfyui"]
+    assert (
+        document["services"]["comfyui"]["config"] != {each.service: each.config for each in other.projects()}["comfyui"]
+    )
     assert drift.remedies(other, document) == {
         "comfyui": CHANGED,
         "forge": EDITED,

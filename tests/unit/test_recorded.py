@@ -28,7 +28,11 @@ DEPLOYED = {
     "gpus": {},
 }
 LAYOUT = {"service_user": "house", "service_uid": 12000, "bind_address": "10.0.0.1"}
-MANIFEST = {"schema": 1, "release": "0.1.0", "created": {"packages": ["aria2"], "files": ["/a", "/b"]}}
+MANIFEST = {
+    "schema": 1,
+    "release": "0.1.0",
+    "created": {"packages": ["aria2"], "files": ["/a", "/b"], "users": ["house"]},
+}
 ENV = 'IMAGE="x"\nSERVICE_UID="10001"\nBIND_ADDRESS="127.0.0.1"\nCOMFYUI_PORT="8188"\nFORGE_PORT="7860"\n'
 
 
@@ -106,7 +110,7 @@ def test_a_host_of_this_schema_is_found_by_its_anchor(tmp_path: Path) -> None:
         "forge": Service("forge-turbo", "f1", 9002),
         "gateway": Service("gateway", "g1"),
     }
-    assert found.ours("files") == {"/a"} and found.ours("packages") == {"aria2"} and not found.ours("users")
+    assert found.ours("files") == {"/a"} and found.ours("packages") == {"aria2"} and not found.ours("units")
     assert found.found["packages"] == {"bash=5"} and found.wrote == {"/a": {"1", "2"}}
     assert found.deployed["packages"] == {"aria2": "1.36"} and not found.damaged and not found.refusal()
 
@@ -126,6 +130,7 @@ def test_a_host_of_schema_1_is_found_by_its_unit_and_migrated(tmp_path: Path, ro
         "gateway": None,
     }
     assert found.created["files"] == {"/a", "/b"} and found.found == {} and found.wrote == {}
+    assert found.ours("groups") == found.ours("users") == {"house"}
 
 
 def test_migrated_documents_are_those_of_this_schema(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""The manifest: what is ours, what of it was there before, and which bytes we wrote."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atelier import SCHEMA, manifest, recorded
+from atelier.errors import AtelierError
+from atelier.manifest import Before
+
+BARE = Before(packages={"bash": "5.2", "curl": "8"}, holds=frozenset({"linux-image"}))
+DECLARED = {"files": ["/etc/a/x", "/etc/b"], "directories": ["/data/a"], "holds": ["curl"], "containers": ["web"]}
+
+
+def created(text: str) -> dict[str, list[str]]:
+    return dict(json.loads(text)["created"])
+
+
+def found(text: str) -> dict[str, list[str]]:
+    return dict(json.loads(text)["found"])
+
+
+def test_what_earlier_deploys_created_stays_ours() -> None:
+    first = manifest.updated("", {"containers": ["a"], "packages": ["curl"]}, Before(), {}, "1")
+    second = manifest.updated(first, {"containers": ["b"], "packages": []}, Before(), {}, "1")
+    assert created(second) == {"containers": ["a", "b"], "packages": ["curl"]}
+    assert manifest.updated(second, {"containers": ["b"]}, Before(), {}, "1") == second
+    assert (json.loads(second)["schema"], json.loads(second)["release"]) == (SCHEMA, "1")
+
+
+THERE = {
+    "nothing": (Before(), {"packages": []}),
+    "a file of somebody else's": (Before(there=frozenset({"/etc/b", "/etc"})), {"files": ["/etc/b"], "packages": []}),
+    "a directory": (Before(there=frozenset({"/data/a", "/data"})), {"directories": ["/data/a"], "packages": []}),
+    "a hold": (Before(holds=frozenset({"curl", "bash"})), {"holds": ["curl"], "packages": []}),
+    "packages": (Before(packages={"curl": "8", "bash": "5"}), {"packages": ["bash=5", "curl=8"]}),
+}
+
+
+@pytest.mark.parametrize("before,expected", THERE.values(), ids=THERE.keys())
+def test_what_was_there_before_us_is_told_once(before: Before, expected: dict[str, list[str]]) -> None:
+    first = manifest.updated("", DECLARED, before, {}, "1")
+    assert {kind: names for kind, names in found(first).items() if names} == {
+        kind: names for kind, names in expected.items() if names
+    }
+    assert "packages" in found(first)
+    everything = Before(
+        {"curl": "9"}, frozenset({"curl"}), frozenset({"/etc/b", "/etc/a/x", "/data/a", "/etc/a", "/data"})
+    )
+    assert manifest.updated(first, DECLARED, everything, {}, "1") == first, "what is there by now is ours"
+
+
+def test_something_that_is_declared_later_is_looked_at_then() -> None:
+    first = manifest.updated("", {"files": ["/etc/b"]}, Before(), {}, "1")
+    second = manifest.updated(first, DECLARED, Before(there=frozenset({"/etc/a/x", "/etc/b", "/etc/a"})), {}, "1")
+    assert found(second)["files"] == ["/etc/a/x"]
+
+
+def test_directories_that_come_into_being_on_the_way_are_ours() -> None:
+    declared = {"files": ["/etc/new/x"], "directories": ["/data/deep/a"], "merged": ["/etc/docker/daemon.json"]}
+    text = manifest.updated("", declared, Before(there=frozenset({"/etc", "/data"})), {}, "1")
+    assert created(text)["directories"] == ["/data/deep", "/data/deep/a", "/etc/docker", "/etc/new"]
+    assert "directories" not in found(text)
+
+
+def test_of_a_host_of_schema_1_nobody_knows_what_was_there() -> None:
+    former = json.dumps({"schema": 1, "release": "0", "created": {"files": ["/etc/a/x"], "packages": ["curl"]}})
+    text = manifest.updated(former, DECLARED, replace(BARE, there=frozenset({"/etc/a/x", "/etc/b", "/etc/a"})), {}, "1")
+    assert found(text) == {"files": ["/etc/b"]}
+
+
+def test_what_we_wrote_last_and_before_that_is_known_by_its_sum() -> None:
+    text = ""
+    for number in ("1", "1", "2", "3", "3"):
+        text = manifest.updated(text, DECLARED, Before(), {"/etc/b": number}, "1")
+    assert json.loads(text)["wrote"] == {"/etc/b": ["3", "2"]}
+    text = manifest.updated(text, DECLARED, Before(), {"/etc/a/x": "9"}, "1")
+    assert json.loads(text)["wrote"] == {"/etc/a/x": ["9"], "/etc/b": ["3", "2"]}
+    without = json.loads(manifest.without(text, ["/etc/b"], "2"))
+    assert (without["created"]["files"], without["wrote"], without["release"]) == (
+        ["/etc/a/x"],
+        {"/etc/a/x": ["9"]},
+        "2",
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"created": 1}', "unreadable"])
+def test_a_damaged_manifest_is_named(text: str) -> None:
+    with pytest.raises(AtelierError, match="manifest"):
+        manifest.updated(text, {}, Before(), {}, "1")
+
+
+def test_a_manifest_is_read_back_as_it_was_written() -> None:
+    text = manifest.updated("", DECLARED, replace(BARE, there=frozenset({"/etc/b"})), {"/etc/a/x": "1"}, "1")
+    read = recorded.parse({"manifest": text, "instance": "i", "schema": "2", "place": "/srv/atelier/state"})
+    assert read.ours("files") == {"/etc/a/x"} and read.wrote == {"/etc/a/x": {"1"}}
+    assert read.found["packages"] == {"bash=5.2", "curl=8"}
+
+
+def test_the_host_tells_all_that_a_manifest_needs_in_one_answer(tmp_path: Path) -> None:
+    status = "Package: {}\nStatus: {} ok {}\nVersion: {}\nArchitecture: all\nMaintainer: x\nDescription: x\n\n"
+    rows = [
+        ("bash", "install", "installed", "5"),
+        ("curl", "hold", "installed", "8"),
+        ("gone", "deinstall", "config-files", "1"),
+    ]
+    (tmp_path / "status").write_text("".join(status.format(*row) for row in rows))
+    place, text = tmp_path / "manifest.json", '{\n "created": {}\n}'
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "daemon.json").write_text("{}")
+    declared = {
+        "files": [str(tmp_path / "link"), str(tmp_path / "new/file")],
+        "merged": [str(tmp_path / "daemon.json")],
+    }
+    units = ("no-such-unit",)
+    script = manifest.before_script(
+        str(place), declared, units, str(tmp_path / "daemon.json"), f"--admindir={tmp_path}"
+    )
+
+    def answer() -> tuple[str, Before]:
+        done = subprocess.run(["sh", "-u", "-c", f"{{ {script}; }} || true"], capture_output=True, text=True)
+        assert not done.stderr, done.stderr
+        return manifest.parse_before(done.stdout.splitlines())
+
+    assert answer()[0] == ""
+    place.write_text(text)
+    current, before = answer()
+    assert current == text
+    assert before.packages == {"bash": "5", "curl": "8"} and before.holds == {"curl"} and before.daemon_json == "{}"
+    assert str(tmp_path / "link") in before.there and str(tmp_path) in before.there
+    assert not {path for path in before.there if "new" in path} and not before.active
