@@ -39,7 +39,7 @@ def generate(target: Target, prompt: str, image: Path | None, service: str, say:
         )
     ssh = target.ssh()
     ssh.connect()
-    if read_deployed(ssh, target.settings.data_root)["sources"] == "double":
+    if read_deployed(ssh, target.settings)["sources"] == "double":
         say("Doubles stand in for ComfyUI and Forge: the image is a test pattern, no model made it.")
     elif target.kind == "sandbox":
         say("The weights are random numbers: the image will show nothing.")

@@ -1,22 +1,21 @@
 """Facts about the host, gathered by one shell script in one round trip before anything is changed."""
 
-import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from atelier import apt, weights_unit
+from atelier import apt, recorded, weights_unit
 from atelier.gpu import facts as gpu_facts
 from atelier.gpu.facts import STRICT, GpuFacts
 from atelier.models import Weight
+from atelier.recorded import SECTION, Roots
 from atelier.settings import Settings
 from atelier.tree import Entry
 from weights.aria2 import is_near
 from weights.store import INCOMING
 
-SECTION = "::atelier::"
 TIME_SERVICES = ("systemd-timesyncd", "chrony", "chronyd", "ntp", "ntpsec", "openntpd")
 """Units any of which keeps a host's time in sync."""
 
@@ -66,6 +65,12 @@ class HostFacts:
     fingerprint: str = ""
     """Of the credentials that it was given last."""
     schema: str = ""
+    release: str = ""
+    """That wrote the state."""
+    roots: Roots | None = None
+    """The directories that the host has recorded; none before a first deploy."""
+    state_place: str = ""
+    """Where the state was found; empty where it is not there."""
     deployed: bool = False
     deployed_gpus: dict[str, str] = field(default_factory=dict)
     """UUID by service, as the last deploy gave them."""
@@ -77,7 +82,6 @@ def script(settings: Settings, root: str = "") -> str:
 
     root: where /etc, /snap, /sys and dpkg's database lie, for tests.
     """
-    state = settings.state_dir()
     return f"""
 s() {{ printf '\\n%s\\n' "{SECTION}$1"; }}
 nearest() {{ p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; df -B1 --output=avail,target "$p" | tail -n 1; }}
@@ -103,10 +107,7 @@ s unrepairable; dpkg-query -W -f '${{db:Status-Eflag}}\\n' 2>/dev/null | grep -q
   | grep 'needs to be reinstalled'
 s gid; getent group {settings.service_uid} | cut -d: -f1
 s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
-s instance; cat {shlex.quote(state)}/instance 2>/dev/null
-s fingerprint; cat {shlex.quote(state)}/credentials 2>/dev/null
-s schema; cat {shlex.quote(state)}/schema 2>/dev/null
-s deployed; cat {shlex.quote(state)}/deployed.json 2>/dev/null
+{recorded.script(settings, root, whole=False)}
 {gpu_facts.script(root)}
 :
 """
@@ -237,6 +238,8 @@ def parse(output: str) -> HostFacts:
     release = {key: value.strip('"') for key, _, value in (line.partition("=") for line in sections.get("os", []))}
     packages = [line.split("\t") for line in sections.get("packages", [])]
     disks = {path: where for path, where in pairs("disk").items() if len(where.split()) > 1}
+    documents = recorded.documents(output)
+    known = recorded.parse(documents)
     return HostFacts(
         os_id=release.get("ID", ""),
         os_codename=release.get("VERSION_CODENAME", ""),
@@ -259,11 +262,14 @@ def parse(output: str) -> HostFacts:
         uid_owner=one("uid"),
         gid_owner=one("gid"),
         service_user_uid=one("user"),
-        instance=one("instance"),
-        fingerprint=one("fingerprint"),
-        schema=one("schema"),
-        deployed=bool(one("deployed")),
-        deployed_gpus=_deployed_gpus("\n".join(sections.get("deployed", []))),
+        instance=known.instance,
+        fingerprint=known.fingerprint,
+        schema=str(known.schema or ""),
+        release=known.release,
+        roots=known.roots,
+        state_place=known.place,
+        deployed="deployed" in documents,
+        deployed_gpus=known.gpus(),
         gpu=gpu_facts.parse(sections),
     )
 
@@ -273,10 +279,3 @@ def _listener(line: str) -> Listener:
     address, _, port = fields[3].rpartition(":")
     process = fields[5].split('"')[1] if len(fields) > 5 and '"' in fields[5] else ""
     return Listener(address.partition("%")[0].strip("[]"), int(port), process)
-
-
-def _deployed_gpus(record: str) -> dict[str, str]:
-    try:
-        return dict(json.loads(record)["gpus"])
-    except (ValueError, KeyError, TypeError):  # a damaged record is nothing that a deploy cannot write anew
-        return {}

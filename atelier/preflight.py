@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from atelier import SCHEMA
+from atelier import recorded
 from atelier.apt import Repository
 from atelier.deployment import Deployment, docker_conflicts, merged_daemon_json, uses_docker_ce
 from atelier.errors import AtelierError, Finding
@@ -45,6 +45,7 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
     facts, settings = deployment.facts, deployment.settings
     return [
         *_system(facts, now),
+        *_record(facts, settings),
         *_packages(facts),
         *_users(facts, settings),
         *(_space(facts, "this deploy", _deploy_needs(deployment)) or _least_space(facts, settings)),
@@ -60,6 +61,7 @@ def weights_findings(deployment: Deployment, now: float, unreachable: Mapping[st
     """All reasons why bringing the weights alone would fail; the parameters are those of findings()."""
     return [
         *_system(deployment.facts, now),
+        *_record(deployment.facts, deployment.settings),
         *_packages(deployment.facts),
         *_users(deployment.facts, deployment.settings),
         *_space(deployment.facts, "this fetch", _weights_needs(deployment)),
@@ -94,14 +96,14 @@ def _system(facts: HostFacts, now: float) -> list[Finding]:
                 "set it: timedatectl set-ntp true; or set this computer's",
             )
         )
-    if facts.schema.isdigit() and int(facts.schema) > SCHEMA:
-        found.append(
-            Finding(
-                f"the host was deployed by a later release (state schema {facts.schema}; this one knows {SCHEMA})",
-                "use that release",
-            )
-        )
     return found
+
+
+def _record(facts: HostFacts, settings: Settings) -> list[Finding]:
+    """What the host has recorded and this deploy would contradict: a later release, or data in other directories."""
+    if refusal := recorded.later(int(facts.schema or 0), facts.release):
+        return [refusal]
+    return recorded.elsewhere(facts.roots, facts.state_place, settings)
 
 
 def _packages(facts: HostFacts) -> list[Finding]:

@@ -101,15 +101,25 @@ class Recorded:
         """What of a kind is ours and was not there before."""
         return self.created.get(kind, frozenset()) - self.found.get(kind, frozenset())
 
+    def gpus(self) -> dict[str, str]:
+        """UUID by service, as the last deploy gave them."""
+        gpus = self.deployed.get("gpus")
+        return dict(gpus) if isinstance(gpus, dict) else {}
+
     def refusal(self) -> Finding | None:
         """Why this release must not touch the host: a later one wrote its state."""
-        if self.schema <= SCHEMA:
-            return None
-        return Finding(
-            f"the host was deployed by a later release ({self.release or 'unknown'}, whose state has schema {self.schema}; "
-            f"this one knows {SCHEMA})",
-            "use that release or a later one: state is carried forward, never back",
-        )
+        return later(self.schema, self.release)
+
+
+def later(schema: int, release: str) -> Finding | None:
+    """Why this release must not touch a host whose state has that schema, written by that release; None where it may."""
+    if schema <= SCHEMA:
+        return None
+    by = f", of release {release}" if release else ""
+    return Finding(
+        f"the host was deployed by a later release (state schema {schema}{by}; this one knows {SCHEMA})",
+        "use that release or a later one: state is carried forward, never back",
+    )
 
 
 def roots_of(settings: Settings) -> Roots:
@@ -273,7 +283,7 @@ def _json(texts: Documents, name: str) -> dict[str, Any]:
 
 SHAPES: Mapping[str, Callable[[Any], object]] = {
     "anchor": lambda it: it["data_root"],
-    "deployed": lambda it: [each["container"] for each in it["services"].values()],
+    "deployed": lambda it: it["schema"] > SCHEMA or [each["container"] for each in it["services"].values()],
     "manifest": lambda it: it["schema"] > SCHEMA or it["created"].items(),
 }
 """What fails where a document is not what it must be."""
@@ -293,8 +303,11 @@ def _release(texts: Documents) -> str:
 
 
 def _roots(texts: Documents) -> Roots:
-    """From the anchor, else as of the last deploy, else from the unit that names store and state, else where the state lies."""
-    for document in (_json(texts, "anchor"), _json(texts, "deployed").get("layout")):
+    """From the anchor, else as of the last deploy, else as an uninstall that kept the data left it, else from the unit that
+    names store and state, else where the state lies.
+    """
+    places = (_json(texts, "anchor"), _json(texts, "deployed").get("layout"), _json(texts, "manifest").get("layout"))
+    for document in places:
         with suppress(KeyError, TypeError):
             return Roots(*(str(document[name]) for name in WHAT))  # type: ignore[index]
     unit = re.search(r"^RequiresMountsFor=(\S+) (/\S*)/state/weights$", texts.get("unit", ""), re.M)

@@ -365,7 +365,7 @@ class Rotation:
 
     def require_nothing_else(self) -> None:
         """Raises AtelierError when this checkout would change more on the host than credentials."""
-        record = read_deployed(self.ssh, self.target.settings.data_root)
+        record = read_deployed(self.ssh, self.target.settings)
         known: list[Sequence[Project]] = []
         if self.former.credentials:
             before = replace(self.deployment, credentials=self.former.credentials)
@@ -495,6 +495,6 @@ def wait_until_served(target: Target, visitors: Mapping[str, Visitor]) -> None:
 def _prepare(
     target: Target, ssh: Ssh, narrator: Narrator, wanted: Sequence[str], choose: Callable[[HostFacts], Credentials]
 ) -> Deployment:
-    mode = read_deployed(ssh, target.settings.data_root)["sources"]
+    mode = read_deployed(ssh, target.settings)["sources"]
     only = wanted[0] if len(wanted) == 1 else ""
     return lifecycle.prepare(target, ssh, mode, narrator, only, choose)

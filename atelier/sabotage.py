@@ -472,7 +472,7 @@ def run(
 
 def declared(target: Target, ssh: Ssh) -> list[Check]:
     """The checks of a deployed sandbox. Raises AtelierError where nothing is deployed."""
-    deployed = verify.read_deployed(ssh, target.settings.data_root)
+    deployed = verify.read_deployed(ssh, target.settings)
     wanted = models.weights_for(lifecycle.sandbox_settings(target.settings, deployed["sources"]), paths.PROJECT)
     return existing(target.settings, {weight.name for weight in wanted})
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from typing_extensions import override
 
-from atelier import credentials, paths
+from atelier import credentials, paths, recorded
 from atelier.certificates import Anchor, Certificate
 from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
@@ -49,6 +49,7 @@ from atelier.report.judgement import RANDOM, counted
 from atelier.report.model import NOT_CHOSEN, REPORT_PAGE, Step
 from atelier.report.printable import printable
 from atelier.report.publication import publish
+from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared
@@ -81,12 +82,18 @@ def secret_strings(known: Credentials, certificate: Certificate | None) -> list[
     return [*hashes, *passwords, known.comfyui_cookie_key, *lines]
 
 
-def read_deployed(ssh: Ssh, data_root: str) -> dict[str, Any]:
-    """What the host says was deployed to it. Raises AtelierError where nothing was."""
-    answer = ssh.run(f"cat {data_root}/state/deployed.json")
-    if answer.status != 0:
+def read_deployed(ssh: Ssh, settings: Settings) -> dict[str, Any]:
+    """What the host says was deployed to it. Raises AtelierError where nothing was, or other settings were."""
+    answer = ssh.run(recorded.script(settings, whole=False), check=True)
+    known = recorded.parse(recorded.documents(answer.stdout))
+    refusal = known.refusal()
+    if obstacles := [refusal] if refusal else recorded.elsewhere(known.roots, known.place, settings):
+        raise AtelierError(f"{ssh.destination.host}: {obstacles[0].problem}", obstacles[0].remedy)
+    if "deployed" in known.damaged:
+        raise AtelierError(f"{ssh.destination.host}: {known.place}/deployed.json is damaged", "run `make deploy`")
+    if not known.deployed:
         raise AtelierError(f"{ssh.destination.host}: nothing is deployed here", "run `make deploy` first")
-    return dict(json.loads(answer.stdout))
+    return dict(known.deployed)
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def verify(
         )
     ssh = target.ssh()
     ssh.connect()
-    deployed = read_deployed(ssh, target.settings.data_root)
+    deployed = read_deployed(ssh, target.settings)
     weights = _wanted_weights(target, deployed)
     declared = existing(target.settings, {weight.name for weight in weights})
     selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)

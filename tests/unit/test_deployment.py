@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from atelier import SCHEMA, hostfacts, lifecycle, paths, recorded, render, tree
 from atelier import credentials as store
 from atelier import deployment as decide
-from atelier import hostfacts, lifecycle, paths, recorded, render, tree
 from atelier import manifest as manifests
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.gpu import devices
+from atelier.gpu.plan import GpuPlan
 from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
 from atelier.manifest import Before
@@ -262,6 +263,32 @@ def test_facts_script_runs_here_and_is_parsed() -> None:
         and facts.clock > 0
         and {"/srv/atelier", "/var/lib/docker"} <= facts.disk_free.keys() == facts.mounts.keys()
     )
+
+
+def test_facts_come_from_where_the_host_has_recorded_them(tmp_path: Path) -> None:
+    deployed = replace(deployment(), settings=settings(data_root="/data/a"))
+    script = hostfacts.script(settings(), str(tmp_path))
+
+    def seen() -> HostFacts:
+        return hostfacts.parse(subprocess.run(["sh", "-c", script], capture_output=True, text=True).stdout)
+
+    for entry in deployed.identity():
+        if isinstance(entry, tree.File):
+            place = tmp_path / entry.path.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(entry.content)
+    facts = seen()
+    assert (facts.instance, facts.fingerprint, facts.schema) == ("i", store.fingerprint(CREDENTIALS), str(SCHEMA))
+    assert facts.roots == recorded.roots_of(deployed.settings) and facts.state_place == "/data/a/state"
+    assert not facts.deployed and not facts.release and facts.deployed_gpus == {}
+    record = tmp_path / "data/a/state/deployed.json"
+    record.write_text(
+        decide.deployed_record(replace(deployed, gpu=GpuPlan("adopt", "cpu", gpus={"forge": "GPU-a"})), "1.2", {}, {})
+    )
+    facts = seen()
+    assert facts.deployed and facts.release == "1.2" and facts.deployed_gpus == {"forge": "GPU-a"}
+    record.write_text("{")
+    assert seen().deployed and seen().deployed_gpus == {}
 
 
 DPKG_STATUS = """Package: podman-docker

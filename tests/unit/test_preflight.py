@@ -15,6 +15,7 @@ from atelier.gpu.plan import GpuPlan, plan_gpu
 from atelier.hostfacts import HostFacts, Listener
 from atelier.images import ImageBuild
 from atelier.models import Weight
+from atelier.recorded import Roots
 from atelier.settings import build_settings
 
 GIB, GB = 1 << 30, 10**9
@@ -34,6 +35,7 @@ def disks(*, data: int, docker: int | None = None) -> dict[str, object]:
     }
 
 
+ROOTS = Roots("/opt/atelier", "/srv/atelier", "/srv/atelier/models", "/srv/atelier/outputs")
 FACTS = HostFacts(
     os_id="debian",
     os_codename="trixie",
@@ -116,6 +118,20 @@ OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
     ),
     "docker.io without containers": ({"os_codename": "bookworm", "packages": {"docker.io": "20"}}, []),
     "snap": ({"snap_docker": True}, ["snap"]),
+    "a later release": (
+        {"schema": "99", "release": "9.1", "roots": Roots("/a", "/b", "/c", "/d"), "state_place": "/b/state"},
+        ["later release (state schema 99, of release 9.1; this one knows"],
+    ),
+    "an earlier release": ({"schema": "1", "roots": ROOTS, "state_place": "/srv/atelier/state"}, []),
+    "data elsewhere": (
+        {"roots": replace(ROOTS, data_root="/data/a", models_dir="/data/a/models"), "state_place": "/data/a/state"},
+        ["the data of this host lies in /data/a; the settings say /srv/atelier"],
+    ),
+    "weights and configuration elsewhere": (
+        {"roots": replace(ROOTS, config_root="/opt/a", models_dir="/big"), "state_place": "/srv/atelier/state"},
+        ["the configuration of this host lies in /opt/a", "the weights of this host lie in /big"],
+    ),
+    "a disk that is not mounted": ({"roots": ROOTS, "state_place": ""}, ["its state is not in /srv/atelier/state"]),
     "daemon.json": ({"daemon_json": "{ not json"}, ["/etc/docker/daemon.json on the host is not valid JSON"]),
     "lock": ({"lock_holder": "apt-get upgrade (process 77)"}, ["in use by: apt-get upgrade (process 77)"]),
     "sources": ({"sources_error": "Conflicting values set"}, ["apt cannot read its sources: Conflicting values set"]),
@@ -433,3 +449,19 @@ def test_the_ports_of_an_acme_server_have_to_be_free() -> None:
     acme = {**public, "tls": {"mode": "acme", "domain": "a.example"}}
     expect(findings(taken, acme), ["port 80 for the ACME server is in use by apache2"])
     expect(findings(taken, {**public, "tls": {"mode": "internal"}}), [])
+
+
+def test_weights_are_never_fetched_into_an_empty_place_beside_those_that_are_there() -> None:
+    moved = {"roots": replace(ROOTS, models_dir="/big"), "state_place": "/srv/atelier/state"}
+    found = preflight.weights_findings(deployment(moved), 1000, {})
+    assert [finding.problem for finding in found] == [
+        "the weights of this host lie in /big; the settings say /srv/atelier/models"
+    ]
+    assert preflight.weights_findings(deployment({"roots": ROOTS, "state_place": "/srv/atelier/state"}), 1000, {}) == []
+
+
+def test_the_space_that_weights_need_is_asked_for_where_they_will_lie() -> None:
+    disk = {"disk_free": {**FACTS.disk_free, "/big": 20 * GB}, "mounts": {**FACTS.mounts, "/big": "/big"}}
+    (found,) = findings(disk, {"models_dir": "/big"})
+    assert found.problem.startswith("/big has 20.0 GB free and this deploy needs 37.0 GB there: 37.0 GB for weights")
+    assert "models_dir" in found.remedy

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from atelier import SCHEMA, recorded
+from atelier.errors import AtelierError
 from atelier.recorded import Recorded, Roots, Service
 from atelier.settings import Settings, build_settings
+from atelier.ssh import Completed, Destination
+from atelier.verify import read_deployed
 
 SETTINGS = build_settings([])
 OURS = Roots("/opt/atelier", "/srv/atelier", "/srv/atelier/models", "/srv/atelier/outputs")
@@ -306,3 +309,37 @@ def test_roots_tell_where_they_differ() -> None:
     assert OURS.differing(Roots("/opt/atelier", "/srv/atelier", "/w", "/srv/atelier/outputs")) == {
         "models_dir": ("/srv/atelier/models", "/w")
     }
+
+
+AS_READ: dict[str, tuple[dict[str, str], str]] = {
+    "deployed": ({}, ""),
+    "nothing": (dict.fromkeys(of_schema_2(), ""), "nothing is deployed here"),
+    "a later schema": ({"/data/house/state/schema": "7"}, "later release"),
+    "damaged": ({"/data/house/state/deployed.json": "{"}, "/data/house/state/deployed.json is damaged"),
+    "elsewhere": (
+        {recorded.ANCHOR: of_schema_2(OURS)[recorded.ANCHOR]},
+        "the configuration of this host lies in /opt/atelier",
+    ),
+}
+
+
+@pytest.mark.parametrize("change,problem", AS_READ.values(), ids=AS_READ.keys())
+def test_what_was_deployed_is_read_where_it_is_recorded_or_the_reason_is_told(
+    tmp_path: Path, change: dict[str, str], problem: str
+) -> None:
+    settings = build_settings([("test", SETTINGS_OF)])
+    texts = asked(tmp_path, {**of_schema_2(), **change}, settings)
+    sections = "".join(f"{recorded.PREFIX}{name}\n{text}\n" for name, text in texts.items())
+
+    class Host:
+        destination = Destination("box", "")
+
+        def run(self, script: str, **_: object) -> Completed:
+            assert script == recorded.script(settings, whole=False)
+            return Completed(0, sections, "")
+
+    if problem:
+        with pytest.raises(AtelierError, match=problem):
+            read_deployed(Host(), settings)  # type: ignore[arg-type]
+    else:
+        assert read_deployed(Host(), settings)["release"] == "0.2.0"  # type: ignore[arg-type]

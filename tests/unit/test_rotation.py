@@ -408,7 +408,7 @@ def test_a_deploy_of_one_service_waits_for_the_rotation(target: Target) -> None:
 
 
 def recorded(record: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "read_deployed", lambda ssh, data_root: {**record, "sources": "upstream"})
+    monkeypatch.setattr(rotation, "read_deployed", lambda ssh, settings: {**record, "sources": "upstream"})
 
 
 @pytest.mark.parametrize("record", [RECORD, MIXED, record_of(AFTER)], ids=["before", "in between", "after"])
