@@ -1,7 +1,8 @@
 """The manifest, state/manifest.json: what is ours on a host, what of it was there before us, and which bytes we wrote. Pure.
 
 It is written before anything is created. `created`: names by kind. `found`: those that the host had when we first declared
-them, and as `packages` everything that was installed before the first deploy. `wrote`: sums of what we wrote, by path.
+them, and of the time before the first deploy as `packages` everything that was installed, as `groups` all groups, as
+`daemon_json` Docker's settings, as `kernel` what Docker changes there. `wrote`: sums of what we wrote, by path.
 """
 
 import json
@@ -17,6 +18,11 @@ from atelier.errors import AtelierError
 PATHS = ("files", "directories", "merged")
 """The kinds whose names are paths."""
 MARK = "::before::"
+PURGING = "purging"
+"""The kind that names every package that an uninstall told apt to remove; a deploy that comes after it ends that."""
+FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
+POLICIES = ("iptables", "ip6tables")
+"""The programs that tell the policy of their chain FORWARD."""
 
 Names = Mapping[str, Collection[str]]
 
@@ -32,6 +38,9 @@ class Before:
     """Of the paths that were asked for and the directories above them, those that exist."""
     active: frozenset[str] = frozenset()
     """Of the units that were asked for, those that are active."""
+    groups: frozenset[str] = frozenset()
+    kernel: frozenset[str] = frozenset()
+    """FORWARDING and POLICIES, each with its value."""
     daemon_json: str = ""
 
 
@@ -45,6 +54,9 @@ def before_script(path: str, declared: Names, units: Iterable[str], daemon_json:
 echo; echo {MARK}packages; dpkg-query {dpkg} -W -f '${{db:Status-Want}} ${{db:Status-Status}} ${{Package}} ${{Version}}\\n'
 echo {MARK}there; for p in {paths}; do {{ [ ! -e "$p" ] && [ ! -L "$p" ]; }} || echo "$p"; done
 echo {MARK}active; for u in {" ".join(units)}; do ! systemctl is-active -q "$u" 2>/dev/null || echo "$u"; done
+echo {MARK}groups; getent group | cut -d: -f1
+echo {MARK}kernel; for f in {" ".join(FORWARDING)}; do [ ! -e $f ] || echo "$f $(cat $f)"; done
+for x in {" ".join(POLICIES)}; do p=$($x -w -S FORWARD 2>/dev/null | head -n 1); p=${{p##* }}; echo "$x ${{p:-ACCEPT}}"; done
 echo {MARK}daemon; [ ! -e {daemon_json} ] || cat {daemon_json} || echo unreadable"""
 
 
@@ -68,6 +80,8 @@ def parse_before(lines: Iterable[str]) -> tuple[str, Before]:
         frozenset(name for want, _, name, _ in rows if want == "hold"),
         frozenset(sections.get("there", [])),
         frozenset(sections.get("active", [])),
+        frozenset(sections.get("groups", [])),
+        frozenset(sections.get("kernel", [])),
         "\n".join(sections.get("daemon", [])),
     )
 
@@ -95,8 +109,10 @@ def updated(manifest: str, declared: Names, before: Before, wrote: Mapping[str, 
             found[kind] = found.get(kind, set()) | already
     if on_the_way:
         known["directories"] = known.get("directories", set()) | on_the_way
-    if not manifest.strip():
+    if "packages" not in document["found"] and "packages" not in document["created"]:
         found["packages"] = {f"{name}={version}" for name, version in before.packages.items()}
+        found |= {"groups": {*before.groups}, "kernel": {*before.kernel}, "daemon_json": {before.daemon_json} - {""}}
+    known.pop(PURGING, None)
     sums = {path: [*document["wrote"].get(path, [])] for path in {*document["wrote"], *wrote}}
     for path, digest in wrote.items():
         sums[path] = [digest, *(each for each in sums[path] if each != digest)][:2]

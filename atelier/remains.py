@@ -116,10 +116,10 @@ lines() {{ tr '\\n' '\\0'; }}
 s packages; dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' | lines
 s manual; apt-mark showmanual | lines
 s holds; apt-mark showhold | lines
-s kinds; find {shlex.join([*paths, *(roots.data_root,)])} -maxdepth 0 -printf '%y %p\\0'
-find {own} -mindepth 1 -printf '%y %p\\0'; find {data} -maxdepth 2 -printf '%y %p\\0'
+s kinds; find {shlex.join([*paths, roots.data_root, *DOCKER_ROOTS])} -maxdepth 0 -printf '%y %p\\0'
+find {own} -mindepth 1 -printf '%y %p\\0'; find -H {data} -maxdepth 2 -printf '%y %p\\0'
 s digests; find {shlex.join(sorted(recorded.wrote) or ["/nonexistent"])} -maxdepth 0 -type f -exec sha256sum -z -- {{}} +
-s sizes; du -sx -B1 {data} | tr '\\t' ' ' | lines
+s sizes; du -sxD -B1 {data} | tr '\\t' ' ' | lines
 s mounts; while read -r _ _ _ _ where _; do case $where in {below}) printf '%s\\0' "$where";; esac; done </proc/self/mountinfo
 s docker
 if timeout 30 docker version --format '{{{{.Server.Version}}}}' >/dev/null; then

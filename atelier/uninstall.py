@@ -14,6 +14,7 @@ from atelier import SCHEMA, apt, monitoring, weights_unit
 from atelier.deployment import DAEMON_JSON, DOCKER_CE, DOCKER_CONFLICTS, DOCKER_DEBIAN, DOCKER_KEYRING, DOCKER_SOURCES
 from atelier.errors import Finding
 from atelier.gpu import routes, toolkit, upkeep
+from atelier.manifest import PURGING
 from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, Recorded, Roots
 from atelier.remains import BEFORE, DOCKER_ROOTS, RULES, Container, Docker, Remains, data_directories
 from atelier.tree import PART, File
@@ -21,8 +22,6 @@ from weights.progress import NOTE
 from weights.store import INCOMING
 
 UNITS = "/etc/systemd/system/"
-PURGING = "purging"
-"""The kind of the manifest that names every package that apt was told to remove, those that ours brought among them."""
 UNFINISHED = f"{ANCHOR_DIRECTORY}/reprovision.json"
 ALWAYS_KEPT = ("weights", "manifest.json", "schema", "audit.log")
 """Of the state what stays with the data: with it the next deploy adopts the weights without reading them."""
@@ -355,9 +354,8 @@ def _units(recorded: Recorded, remains: Remains) -> Plan:
 
 
 def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
-    restored = restored_daemon_json(remains.daemon_json, _daemon_json_before(recorded, remains))
-    unchanged = restored is not None and restored == remains.daemon_json
-    if not remains.daemon_json.strip() or (unchanged and remains.before is None):
+    restored = _daemon_json(recorded, remains)
+    if not remains.daemon_json.strip() or (restored == remains.daemon_json and remains.before is None):
         return Plan()
     if restored is None:
         script, content, told = f"rm -f {DAEMON_JSON} {BEFORE}", b"", f"{DAEMON_JSON}: removed, as there was none"
@@ -370,15 +368,19 @@ def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
         content, told = restored.encode(), f"{DAEMON_JSON}: without what we had merged into it"
     # It takes its settings anew without a restart, which could end somebody else's containers.
     reload = "\n! systemctl is-active -q docker || systemctl reload docker" if docker_stays(recorded, remains) else ""
-    return Plan(
-        (Step("Docker", "Put Docker's settings back", f"{{ {script}; }} || exit 1{reload}", content),), {}, (told,)
-    )
+    step = Step("Docker", "Put Docker's settings back", f"{{ {script}; }} || exit 1{reload}", content)
+    return Plan((step,), {}, (told,))
 
 
-def _daemon_json_before(recorded: Recorded, remains: Remains) -> str:
-    """Docker's settings before the first deploy: as recorded, else the copy made before they were merged last."""
+def _daemon_json(recorded: Recorded, remains: Remains) -> str | None:
+    """Docker's settings as they must be: as found where that is known, else as they were before they were merged last."""
     known = recorded.found.get("daemon_json")
-    return "".join(known) if known is not None else remains.before or ""
+    found = "".join(f"{text}\n" for text in known) if known is not None else remains.before or ""
+    restored = restored_daemon_json(remains.daemon_json, found)
+    # The same to the byte, where that copy is of the time before the first deploy.
+    if restored and remains.before and _object(restored) == _object(remains.before):
+        return remains.before
+    return restored
 
 
 def restored_daemon_json(current: str, before: str) -> str | None:
@@ -494,7 +496,7 @@ def _docker_leftovers(recorded: Recorded, remains: Remains) -> Plan:
 
 def _emptied(directory: str) -> str:
     """Shell that removes everything in a directory; what is mounted there stays."""
-    return f"find {shlex.quote(directory)} -xdev -mindepth 1 -delete"
+    return f"find -H {shlex.quote(directory)} -xdev -mindepth 1 -delete"
 
 
 def _not_put_back(recorded: Recorded, remains: Remains) -> list[Kept]:
@@ -545,7 +547,8 @@ def _files(recorded: Recorded, roots: Roots, remains: Remains) -> Plan:
     )
 
 
-_RMDIR = "xargs -0r rmdir --ignore-fail-on-non-empty --"
+_RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty -- "$d" || exit 1; done\' _'
+"""Shell that removes the directories that its input names, as far as they are there and empty; no link to one."""
 
 
 def _why_kept(path: str, recorded: Recorded, remains: Remains) -> str:
@@ -667,9 +670,7 @@ def last_steps(recorded: Recorded, roots: Roots, remains: Remains, purge: bool, 
                 ),
                 Step("State", "Forget everything else", rest),
             ]
-    directories = [
-        path for path in recorded.ours("directories") if _is_below(path, (*data_directories(roots), roots.data_root))
-    ]
+    directories = recorded.ours("directories")
     if purge and directories:
         steps.append(Step("State", "Remove directories that are empty now", _RMDIR, _deepest_first(directories)))
     anchor = f"rm -f {ANCHOR}; ! [ -d {ANCHOR_DIRECTORY} ] || rmdir --ignore-fail-on-non-empty {ANCHOR_DIRECTORY}"
@@ -711,7 +712,7 @@ def _manifest(created: Mapping[str, Iterable[str]], recorded: Recorded, roots: R
 
 def _write(path: str) -> str:
     """Shell that writes its standard input into a file, whole or not at all."""
-    return File(path, b"").install_script()
+    return File(path, b"", 0o600).install_script()
 
 
 def _list(paths: Iterable[str]) -> bytes:

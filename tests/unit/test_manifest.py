@@ -53,6 +53,25 @@ def test_what_was_there_before_us_is_told_once(before: Before, expected: dict[st
     assert manifest.updated(first, DECLARED, everything, {}, "1") == first, "what is there by now is ours"
 
 
+def test_what_an_uninstall_left_is_a_host_before_its_first_deploy() -> None:
+    kept = json.dumps({"schema": SCHEMA, "created": {"weights": ["vae/a"], "directories": ["/data/a"]}, "found": {}})
+    host = replace(BARE, kernel=frozenset({"iptables ACCEPT"}), groups=frozenset({"docker"}), daemon_json='{"x": 1}')
+    text = manifest.updated(
+        kept, {**DECLARED, "packages": ["aria2"]}, replace(host, there={"/data/a", "/data"}), {}, "1"
+    )
+    assert created(text)["weights"] == ["vae/a"] and "directories" not in found(text), "the data is still ours"
+    assert found(text)["packages"] == ["bash=5.2", "curl=8"]
+    assert (found(text)["groups"], found(text)["kernel"]) == (["docker"], ["iptables ACCEPT"])
+    assert found(text)["daemon_json"] == ['{"x": 1}']
+    later = manifest.updated(text, {**DECLARED, "packages": []}, Before({"aria2": "1"}, daemon_json="{}"), {}, "1")
+    assert found(later) == found(text)
+
+
+def test_a_deploy_ends_an_uninstall_that_was_begun() -> None:
+    begun = json.dumps({"schema": SCHEMA, "created": {"packages": ["aria2"], manifest.PURGING: ["aria2", "libnl"]}})
+    assert created(manifest.updated(begun, {"packages": []}, Before(), {}, "1")) == {"packages": ["aria2"]}
+
+
 def test_something_that_is_declared_later_is_looked_at_then() -> None:
     first = manifest.updated("", {"files": ["/etc/b"]}, Before(), {}, "1")
     second = manifest.updated(first, DECLARED, Before(there=frozenset({"/etc/a/x", "/etc/b", "/etc/a"})), {}, "1")
@@ -130,5 +149,7 @@ def test_the_host_tells_all_that_a_manifest_needs_in_one_answer(tmp_path: Path) 
     current, before = answer()
     assert current == text
     assert before.packages == {"bash": "5", "curl": "8"} and before.holds == {"curl"} and before.daemon_json == "{}"
+    assert "root" in before.groups
+    assert {line.split()[0] for line in before.kernel} >= {"iptables", "ip6tables"}
     assert str(tmp_path / "link") in before.there and str(tmp_path) in before.there
     assert not {path for path in before.there if "new" in path} and not before.active

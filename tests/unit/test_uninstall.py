@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from test_deployment import settings
 
-from atelier import deployment, remains, uninstall
+from atelier import deployment, recorded, remains, uninstall
 from atelier.recorded import Recorded, Roots, Service
 from atelier.remains import Container, Docker, Remains
 from atelier.uninstall import Packages, Plan, Simulation
@@ -418,6 +418,33 @@ def test_of_settings_that_somebody_edited_only_our_keys_go(before: str) -> None:
     if not restored["features"] and "features" not in then:
         del restored["features"]
     assert restored == then
+
+
+def test_what_was_found_goes_before_the_copy_of_the_last_merge() -> None:
+    merged = deployment.merged_daemon_json('{"debug": true}', settings())
+    there = replace(THERE, daemon_json=merged, before=merged)
+    step = next(
+        step for step in decide(record({"daemon_json": ['{"debug": true}']}), there).steps if "settings" in step.name
+    )
+    assert step.stdin == b'{"debug": true}\n'
+    first = replace(there, before='{"debug":true}')
+    step = next(
+        step for step in decide(record({"daemon_json": ['{"debug": true}']}), first).steps if "settings" in step.name
+    )
+    assert step.stdin == b'{"debug":true}', "the copy has the very bytes"
+    step = next(step for step in decide(record({"daemon_json": []}), there).steps if "settings" in step.name)
+    assert json.loads(step.stdin) == {"debug": True}, "somebody's by now"
+    none = replace(there, daemon_json=deployment.merged_daemon_json("", settings()))
+    step = next(step for step in decide(record({"daemon_json": []}), none).steps if "settings" in step.name)
+    assert "rm -f /etc/docker/daemon.json" in step.script
+
+
+def test_what_stays_is_found_again_wherever_it_lies() -> None:
+    roots = Roots("/opt/atelier", "/data", "/weights", "/data/outputs")
+    text = uninstall.kept_manifest(replace(record(), roots=roots), roots)
+    read = recorded.parse({"manifest": text, "schema": "2", "place": "/data/state"})
+    assert read.roots == roots and read.created["weights"] == {"vae/a.safetensors"} and not read.found
+    assert recorded.elsewhere(read.roots, read.place, settings(data_root="/data", models_dir="/weights")) == []
 
 
 def test_settings_that_are_no_json_stay() -> None:
