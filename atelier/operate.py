@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from atelier import credentials as store
-from atelier import monitoring, paths, transfer
+from atelier import monitoring, paths, recorded, transfer
 from atelier.certificates import AUTHORITY_FILE
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
@@ -204,14 +204,15 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
     """What runs, weights on the way, disk, what the host sees, last change and verify. 1 when a declared container is not healthy."""
     require_up(target, narrator)
     settings = target.settings
-    state = settings.state_dir()
+    seen_last = shlex.quote(monitoring.state_file(settings).removeprefix(f"{settings.state_dir()}/"))
     script = (
+        f"{recorded.state_shell(settings)}"
         "docker ps -a --format '{{.Names}}\\t{{.Image}}\\t{{.Status}}' 2>/dev/null; echo ::; "
         f"df -h --output=avail,size,target {shlex.join(settings.data_directories())} 2>/dev/null | tail -n +2 | sort -u; echo ::; "
-        f"tail -n 1 {state}/audit.log 2>/dev/null; echo ::; cat {state}/deployed.json 2>/dev/null; echo ::; "
-        f"date +%s; cat {monitoring.state_file(settings)} 2>/dev/null; echo ::; {transfer.SCRIPT}"
+        f'tail -n 1 "$state"/audit.log 2>/dev/null; echo ::; {recorded.script(settings, whole=False)} echo ::; '
+        f'date +%s; cat "$state"/{seen_last} 2>/dev/null; echo ::; {transfer.SCRIPT}'
     )
-    containers, disk, audit, deployed, seen, told = (
+    containers, disk, audit, documents, seen, told = (
         part.strip() for part in target.ssh().run(script).stdout.split("::\n")
     )
     rows = {row[0]: row for row in (line.split("\t") for line in containers.splitlines()) if len(row) == 3}
@@ -222,9 +223,11 @@ def status(target: Target, narrator: Narrator, service: str = "") -> int:
         fine = "(healthy)" in state_text
         healthy &= fine
         narrator.say(f"  {name:<16} {state_text:<28} {image}", style="green" if fine else "red")
-    record = json.loads(deployed) if deployed else {}
-    if record:
+    known = recorded.parse(recorded.documents(documents))
+    if record := known.deployed:
         narrator.say(f"  release          {record['release']}, sources: {record['sources']}")
+    for finding in recorded.elsewhere(known.roots, known.place, settings):
+        narrator.say(f"  {finding.problem}\n  -> {finding.remedy}", style="yellow")
     _say_transfer(target, narrator, transfer.parse(told))
     narrator.say(
         f"  disk             {'; '.join(' '.join(line.split()) for line in disk.splitlines()) or 'unknown'} (free, size, mount)"

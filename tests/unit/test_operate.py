@@ -9,12 +9,13 @@ import pytest
 from rich.console import Console
 from test_transfer import TOLD
 
-from atelier import operate, paths
+from atelier import operate, paths, recorded
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.settings import Settings
 from atelier.ssh import Completed, Destination, Ssh
 from atelier.target import Target
+from atelier.tree import File
 
 TARGET = Target("box", "host", Destination("box", "me"), Settings(profile="cpu"), "HOST=me@box")
 CONTAINERS = "".join(
@@ -72,6 +73,17 @@ def test_status_tells_of_a_transfer(told: str, lines: list[str], monkeypatch: py
     assert printed[3:at] == lines and printed[at].endswith("50G 99G /srv (free, size, mount)")
     assert printed[at + 2] == "  last change      2026-11-22T01:02:03Z by me@desk, commit abc, weights fetched"
     assert "atelier-weights.service" in script and "/run/atelier-weights/progress.json" in script
+
+
+def test_status_tells_of_data_that_lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = TARGET.settings.model_copy(update={"data_root": "/data/a"})
+    (anchor,) = (entry for entry in recorded.anchor(moved, "i") if isinstance(entry, File))
+    documents = f"\n{recorded.PREFIX}anchor\n{anchor.content.decode()}\n{recorded.PREFIX}place\n/data/a/state\n"
+    output = f"{CONTAINERS}::\n  50G   99G /srv\n::\n{AUDIT}::\n{documents}::\n1000\n::\n{TOLD['done'][0]}"
+    printed, script = said(monkeypatch, operate.status, output=output)
+    assert "  the data of this host lies in /data/a; the settings say /srv/atelier" in printed
+    assert "`make reprovision` moves it there" in "\n".join(printed)
+    assert '"$state"/audit.log' in script and '"$state"/monitor/state.json' in script
 
 
 def test_logs_of_the_weights_are_those_of_their_unit(monkeypatch: pytest.MonkeyPatch) -> None:
