@@ -116,7 +116,7 @@ lines() {{ tr '\\n' '\\0'; }}
 s packages; dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' | lines
 s manual; apt-mark showmanual | lines
 s holds; apt-mark showhold | lines
-s kinds; find {shlex.join([*paths, roots.data_root, *DOCKER_ROOTS])} -maxdepth 0 -printf '%y %p\\0'
+s kinds; find {shlex.join([*paths, roots.data_root, roots.state(), *DOCKER_ROOTS])} -maxdepth 0 -printf '%y %p\\0'
 find {own} -mindepth 1 -printf '%y %p\\0'; find -H {data} -maxdepth 2 -printf '%y %p\\0'
 s digests; find {shlex.join(sorted(recorded.wrote) or ["/nonexistent"])} -maxdepth 0 -type f -exec sha256sum -z -- {{}} +
 s sizes; du -sxD -B1 {data} | tr '\\t' ' ' | lines

@@ -441,6 +441,8 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
     told = {"packages": tuple(name for name in names if name not in packages.brought), "with them": packages.brought}
     left = _docker_leftovers(recorded, remains) if goes else Plan()
     keeps = (*packages.kept, *left.keeps, *_not_put_back(recorded, remains))
+    if any(routes.DRIVER_PACKAGE.match(name) for name in names):
+        keeps += (Kept("the driver's kernel modules", "loaded until the host restarts"),)
     return Plan((*steps, *left.steps), {**told, **left.removes}, (), keeps)
 
 
@@ -647,32 +649,20 @@ def last_steps(recorded: Recorded, roots: Roots, remains: Remains, purge: bool, 
 
     audit: the line of the audit log.
     """
-    state, steps = roots.state(), []
-    if state in remains.kinds or f"{state}/manifest.json" in remains.kinds:
-        if purge:
-            script = f"{_emptied(state)}; rmdir {shlex.quote(state)}"
-            steps.append(Step("State", "Remove what the host remembers", script))
-        else:
-            keep = " ".join(f"! -path {shlex.quote(f'{state}/{name}')}" for name in ALWAYS_KEPT)
-            rest = f"find {shlex.quote(state)} -xdev -mindepth 1 {keep} ! -path {shlex.quote(f'{state}/weights/*')} -delete"
-            steps += [
-                Step(
-                    "State",
-                    "Say so in the audit log",
-                    f"cat >>{shlex.quote(f'{state}/audit.log')}",
-                    f"{audit}\n".encode(),
-                ),
-                Step(
-                    "State",
-                    "Remember what stays",
-                    _write(manifest_path(roots)),
-                    kept_manifest(recorded, roots).encode(),
-                ),
-                Step("State", "Forget everything else", rest),
-            ]
-    directories = recorded.ours("directories")
-    if purge and directories:
-        steps.append(Step("State", "Remove directories that are empty now", _RMDIR, _deepest_first(directories)))
+    state = roots.state()
+    steps = []
+    if state in remains.kinds and purge:
+        script = f"{_emptied(state)} && {_RMDIR}"
+        directories = _deepest_first({state, *recorded.ours("directories")})
+        steps.append(Step("State", "Remove what the host remembers", script, directories))
+    elif state in remains.kinds:
+        keep = " ".join(f"! -path {shlex.quote(f'{state}/{name}')}" for name in (*ALWAYS_KEPT, "weights/*"))
+        log, manifest = shlex.quote(f"{state}/audit.log"), kept_manifest(recorded, roots)
+        steps += [
+            Step("State", "Say so in the audit log", f"cat >>{log}", f"{audit}\n".encode()),
+            Step("State", "Remember what stays", _write(manifest_path(roots)), manifest.encode()),
+            Step("State", "Forget everything else", f"find -H {shlex.quote(state)} -xdev -mindepth 1 {keep} -delete"),
+        ]
     anchor = f"rm -f {ANCHOR}; ! [ -d {ANCHOR_DIRECTORY} ] || rmdir --ignore-fail-on-non-empty {ANCHOR_DIRECTORY}"
     runtime = shlex.join(["/run/atelier-monitor", weights_unit.RUN, "/run/atelier-relocation"])
     return (*steps, Step("State", "Forget that this host was deployed", f"rm -rf {runtime}; {anchor}"))

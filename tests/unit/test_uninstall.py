@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import os
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_deployment import settings
@@ -203,6 +205,7 @@ def test_where_docker_stays_nothing_of_it_is_touched_but_ours() -> None:
     assert not set(sources) & set(plan.removes["files"])
     told = why(plan)
     assert set(sources) < set(told)
+    assert plan.removes["images"] == ("atelier/gateway:1",)
     assert told["the network atelier-web"] == "somebody else's containers are on it: cache"
     assert told["the image atelier/web:1"] == "somebody else's container cache uses it"
     assert "docker builder prune" in told["Docker's build cache"]
@@ -259,6 +262,11 @@ def test_a_file_goes_only_as_we_wrote_it(known: Recorded, there: Remains, expect
     assert (EDITED in removed) == (expected is None)
 
 
+def test_a_hold_that_somebody_took_back_or_had_set_before_is_not_ours_to_end() -> None:
+    assert decide(record(), replace(THERE, holds=frozenset({"linux-image"}))).removes["holds"] == ()
+    assert decide(record({"holds": ["nvidia-open"]}), THERE).removes["holds"] == ()
+
+
 def test_what_others_put_into_our_directories_is_named_once_and_stays() -> None:
     there = also(
         THERE,
@@ -287,10 +295,19 @@ def test_directories_that_were_there_before_stay() -> None:
 
 
 def test_purge_takes_the_data_and_names_what_is_not_ours() -> None:
-    there = also(THERE, **{"/srv/atelier/models/loras": "d", "/srv/atelier/models/vae/mine.safetensors": "f"})
+    there = also(
+        THERE,
+        **{
+            "/srv/atelier/models/loras": "d",
+            "/srv/atelier/models/vae/mine.safetensors": "f",
+            "/srv/atelier/models/.incoming": "d",
+            "/srv/atelier/models/.incoming/x.part": "f",
+            "/srv/atelier/outputs/comfyui/1.png": "f",
+        },
+    )
     plan = decide(record(), there, purge=True)
     data = [step for step in plan.steps if step.stage == "Data"]
-    assert data[0].stdin == b"/srv/atelier/models/vae/a.safetensors\0"
+    assert data[0].stdin == b"/srv/atelier/models/vae/a.safetensors\0/srv/atelier/models/.incoming\0"
     assert [step.name for step in data[1:]] == [
         "Remove /srv/atelier/outputs/comfyui",
         "Remove /srv/atelier/users/comfyui",
@@ -463,3 +480,134 @@ def test_every_script_is_shell() -> None:
         done = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
         assert done.returncode == 0, f"{script}\n{done.stderr}"
     assert len(steps) > 60
+
+
+OURS = {"config/a.json": "a", "config/services/web/.env": "b", "config/lib/x.py": "c", "data/state/manifest.json": "{}"}
+DATA_FILES = ("data/models/vae/w.safetensors", "data/outputs/comfyui/deep/1.png", "data/users/comfyui/db")
+FOREIGN = ("config/services/mine.txt", "data/models/vae/lora.safetensors")
+
+
+class Tree:
+    """A deployed host's files in a folder, and the steps that concern them, carried out by the shell."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.roots = Roots(f"{root}/config", f"{root}/data", f"{root}/data/models", f"{root}/data/outputs")
+        for name in (*OURS, *DATA_FILES, *FOREIGN, "data/state/weights/ab.json", "data/state/acme/key"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(OURS.get(name, "x"))
+        directories = [str(path) for path in root.rglob("*") if path.is_dir() and path.name != "deep"]
+        digests = {name: subprocess.check_output(["sha256sum", root / name], text=True).split()[0] for name in OURS}
+        self.recorded = replace(
+            record(),
+            roots=self.roots,
+            created={
+                "files": frozenset(f"{root}/{name}" for name in OURS),
+                "directories": frozenset(directories),
+                "weights": frozenset({"vae/w.safetensors"}),
+            },
+            wrote={f"{root}/{name}": frozenset({digest}) for name, digest in digests.items()},
+        )
+
+    def look(self) -> Remains:
+        # This computer's own packages and containers are no matter of the test.
+        nothing = "; ".join(f"{name}() {{ false; }}" for name in ("docker", "apt_mark", "iptables", "timeout"))
+        script = f"{nothing}; {remains.script(self.recorded, self.roots).replace('apt-mark', 'apt_mark')}"
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+        return remains.parse(done.stdout)
+
+    def steps(self, purge: bool) -> list[uninstall.Step]:
+        there = self.look()
+        plan = uninstall.decide(self.recorded, self.roots, there, Packages(), purge)
+        steps = [step for step in plan.steps if step.stage in ("Files", "Data")]
+        return [
+            *steps,
+            *uninstall.last_steps(self.recorded, self.roots, there, purge, '{"result": "uninstalled"}')[:-1],
+        ]
+
+    def left(self) -> set[str]:
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()}
+
+
+def carry_out(steps: Sequence[uninstall.Step]) -> None:
+    for step in steps:
+        done = subprocess.run(["sh", "-c", step.script], input=step.stdin, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b""), f"{step.name}: {done.stderr!r}"
+
+
+KEPT_STATE = {"data/state/manifest.json", "data/state/audit.log", "data/state/weights/ab.json"}
+
+
+def test_files_on_a_real_disk_with_their_data(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    carry_out(tree.steps(purge=False))
+    assert tree.left() == {*DATA_FILES, *FOREIGN, *KEPT_STATE}
+    assert not (tmp_path / "config/lib").exists() and (tmp_path / "config/services").is_dir()
+    assert json.loads((tmp_path / "data/state/manifest.json").read_text())["created"]["weights"] == [
+        "vae/w.safetensors"
+    ]
+    assert (tmp_path / "data/state/manifest.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_files_on_a_real_disk_killed_after_every_step(tmp_path: Path) -> None:
+    count = len(Tree(tmp_path / "whole").steps(purge=True))
+    for done in range(count + 1):
+        tree = Tree(tmp_path / str(done))
+        carry_out(tree.steps(purge=True)[:done])
+        carry_out(tree.steps(purge=True))
+        assert tree.left() == {*FOREIGN}, f"killed after {done} steps"
+    assert count >= 6
+
+
+def test_an_edited_file_on_a_real_disk_stays(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    (tmp_path / "config/services/web/.env").write_text("mine")
+    carry_out(tree.steps(purge=True))
+    assert tree.left() == {*FOREIGN, "config/services/web/.env"}
+
+
+def test_data_behind_a_link_goes_and_the_link_stays(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "host")
+    models = tmp_path / "host/data/models"
+    models.rename(tmp_path / "disk")
+    models.symlink_to(tmp_path / "disk")
+    carry_out(tree.steps(purge=True))
+    assert models.is_symlink() and [path.name for path in (tmp_path / "disk/vae").iterdir()] == ["lora.safetensors"]
+
+
+SAID = """::needless
+libold
+::removed
+docker.io
+docker-helper
+::all
+docker.io
+docker-helper
+libold
+containerd
+"""
+
+
+def test_what_apt_says_it_would_remove() -> None:
+    told = uninstall.parse_simulation(SAID)
+    assert told.removed == {"docker.io": False, "docker-helper": False, "libold": True, "containerd": True}
+    assert told.before == {"libold"}
+
+
+def test_apt_is_asked_and_a_refusal_is_not_taken_for_an_answer(tmp_path: Path) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text(
+        "#!/bin/sh\ncase \"$*\" in *broken*) echo 'E: no'; exit 100;; *--autoremove*) echo 'Purg b [1]';; esac\n"
+        "case \"$*\" in *purge*) echo 'Reading lists'; echo 'Purg a:amd64 [1]';; *) echo 'Remv old [2] []';; esac\n"
+    )
+    apt.chmod(0o755)
+
+    def ask(name: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        script = ["sh", "-c", uninstall.simulate_script([name])]
+        return subprocess.run(script, capture_output=True, text=True, env=environment)
+
+    told = uninstall.parse_simulation(ask("a").stdout)
+    assert told == Simulation({"a:amd64": False, "b": True}, frozenset({"old"}))
+    refused = ask("broken")
+    assert refused.returncode == 1 and "E: no" in refused.stderr
