@@ -328,9 +328,8 @@ def _to_2(texts: Documents) -> dict[str, str]:
     """Schema 2 has an anchor, in deployed.json the layout and the ports, and in the manifest the group, which came with the user."""
     deployed, manifest = _json(texts, "deployed"), _json(texts, "manifest")
     roots, instance = _roots(texts), texts.get("instance", "")
-    migrated = {**texts, "schema": "2"}
-    if not _json(texts, "anchor"):
-        migrated["anchor"] = json.dumps({"schema": 2, "instance": instance, **asdict(roots)}, indent=1) + "\n"
+    anchor = {"schema": 2, "instance": instance, **asdict(roots)}
+    migrated = {**texts, "schema": "2", "anchor": json.dumps(anchor, indent=1) + "\n"}
     if manifest:
         created = {"groups": manifest["created"].get("users", []), **manifest["created"]}
         migrated["manifest"] = json.dumps({**manifest, "schema": 2, "created": created}, indent=1) + "\n"

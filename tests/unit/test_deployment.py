@@ -1,6 +1,7 @@
 """Decisions from facts and settings: rendering, daemon.json, manifest, credentials."""
 
 import json
+import re
 import shlex
 import string
 import subprocess
@@ -14,7 +15,9 @@ from atelier import SCHEMA, hostfacts, lifecycle, paths, recorded, render, tree
 from atelier import credentials as store
 from atelier import deployment as decide
 from atelier import manifest as manifests
+from atelier.checks import host_state, monitor_state, storage_state
 from atelier.console import Narrator
+from atelier.doctor import collect
 from atelier.errors import AtelierError
 from atelier.gpu import devices
 from atelier.gpu.plan import GpuPlan
@@ -562,6 +565,37 @@ def test_the_sums_of_what_a_deploy_writes_are_those_of_its_files() -> None:
     assert decide.DOCKER_SOURCES in decide.written(bookworm, Before())
     there = replace(bookworm, facts=replace(bookworm.facts, packages={"docker-ce": "29"}))
     assert decide.DOCKER_SOURCES not in decide.written(there, Before())
+
+
+ELSEWHERE = {
+    "config_root": "/opt/house",
+    "data_root": "/data/house",
+    "models_dir": "/nvme/weights",
+    "outputs_dir": "/archive/images",
+}
+WITHIN = {**ELSEWHERE, "models_dir": "/data/house/weights", "outputs_dir": "/data/house/images"}
+
+
+@pytest.mark.parametrize("roots", [ELSEWHERE, WITHIN], ids=["on disks of their own", "under other names"])
+def test_nothing_of_a_deploy_lies_where_the_settings_do_not_say(roots: dict[str, str]) -> None:
+    chosen = settings(**roots, models={"search": []}, profile="gpu", minimum_disk_gb=1)
+    gpu = GpuPlan("adopt", "cpu", gpus={"comfyui": "GPU-a", "forge": "GPU-a"})
+    of = replace(deployment(), settings=chosen, facts=replace(FACTS, disk_free={}), gpu=gpu)
+    texts = [hostfacts.script(chosen), hostfacts.presence_script(chosen, of.weights, of.fetcher())]
+    texts += [host_state.script(chosen), storage_state.script(chosen), monitor_state.script(chosen)]
+    texts += [query.command for query in collect.queries(chosen)]
+    texts += [entry.path for entry in of.entries()] + [*map(str, decide.declared(of).values())]
+    texts += [entry.content.decode() for entry in of.entries() if isinstance(entry, tree.File)]
+    wrong = re.compile(r"/(srv|opt)/atelier|/data/house/(models|outputs)\b")
+    assert [
+        text[max(0, found.start() - 60) : found.end() + 40] for text in texts for found in wrong.finditer(text)
+    ] == []
+    for directory in roots.values():
+        assert sum(directory in text for text in texts) > 2, directory
+    disks = json.loads(next(each for each in texts if each.startswith("{") and '"disks": [' in each))["disks"]
+    assert {roots["data_root"], roots["models_dir"], roots["outputs_dir"]} <= {*disks}
+    facts_of_disks = texts[0].partition("s disk;")[2].partition("/var/lib/docker")[0]
+    assert all(roots[name] in facts_of_disks for name in ("data_root", "models_dir", "outputs_dir"))
 
 
 def test_the_record_says_how_the_host_is_laid_out() -> None:

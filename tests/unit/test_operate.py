@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def said(monkeypatch: pytest.MonkeyPatch, command: object, *arguments: object, o
     """What a command printed, and the script that it ran on the host."""
     scripts: list[str] = []
 
-    def run(_: Ssh, script: str) -> Completed:
+    def run(_: Ssh, script: str, **__: object) -> Completed:
         scripts.append(script)
         return Completed(0, output, "")
 
@@ -73,6 +74,14 @@ def test_status_tells_of_a_transfer(told: str, lines: list[str], monkeypatch: py
     assert printed[3:at] == lines and printed[at].endswith("50G 99G /srv (free, size, mount)")
     assert printed[at + 2] == "  last change      2026-11-22T01:02:03Z by me@desk, commit abc, weights fetched"
     assert "atelier-weights.service" in script and "/run/atelier-weights/progress.json" in script
+
+
+def test_images_are_copied_from_where_the_host_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    elsewhere = replace(TARGET, settings=TARGET.settings.model_copy(update={"outputs_dir": "/archive/images"}))
+    monkeypatch.setattr(f"{__name__}.TARGET", elsewhere)
+    monkeypatch.setattr(paths, "outputs_dir", lambda name: tmp_path)
+    printed, script = said(monkeypatch, operate.fetch_outputs, output="")
+    assert "cd /archive/images && find" in script and "0 of 0 files" in "".join(printed)
 
 
 def test_status_tells_of_data_that_lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
