@@ -37,6 +37,8 @@ from weights.progress import Progress
 _CHUNK = 1024 * 1024
 _NO_LINKS_HERE = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+"""What opening says where somebody took a name away, or a directory on the way to it, since we looked."""
 _RECORD = re.compile(r"([0-9a-f]{64})(\.json)?")
 _ZEROS = memoryview(bytes(_CHUNK))
 
@@ -229,7 +231,13 @@ class Merge:
         self._each(self._put_unit)
 
     def _each(self, work: Callable[[list[Entry]], None]) -> None:
-        units = [names for names in self.units() if any(self.destiny(one).action != "done" for one in names)]
+        units = []
+        for names in self.units():
+            found = [(one, self.destiny(one)) for one in names]
+            for one, its in found:
+                self._note(one, its)
+            if any(its.action != "done" for _, its in found):
+                units.append(names)
         if self.job.jobs < 2 or self.joined:
             for names in units:
                 self._take(work, names)
@@ -237,8 +245,8 @@ class Merge:
         with ThreadPoolExecutor(self.job.jobs) as workers:
             running = [workers.submit(self._take, work, names) for names in units]
             try:
-                for one in running:
-                    one.result()
+                for future in running:
+                    future.result()
             except BaseException:
                 workers.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -247,10 +255,12 @@ class Merge:
         place = Place(self.move.source, names[0].name)
         try:
             work(names)
-        except (ChangedError, FileNotFoundError):
-            with self._lock:
-                self.done.waits.extend(one.name for one in names)
+        except ChangedError:
+            self._wait(names)
         except OSError as error:
+            if error.errno in _GONE:
+                self._wait(names)
+                return
             if error.errno in _FULL:
                 raise FullError from error
             if error.errno == errno.EPERM:
@@ -259,6 +269,10 @@ class Merge:
                     "take it off with `chattr -ia`, then run again"
                 ) from error
             raise RelocationError(f"{place.path}: {error.strerror}; mend that, then run again") from error
+
+    def _wait(self, names: list[Entry]) -> None:
+        with self._lock:
+            self.done.waits.extend(one.name for one in names)
 
     def _put_unit(self, names: list[Entry]) -> None:
         for one in names:
@@ -281,6 +295,8 @@ class Merge:
                 self.present[into] = found
 
     def _note(self, one: Entry, found: Destiny) -> None:
+        if found.action == "compare":
+            return
         above = one.name.rpartition("/")[0]
         own = f"{self._into.get(above, above)}/{one.name.rpartition('/')[2]}".lstrip("/")
         if found.into != own:

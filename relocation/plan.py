@@ -186,6 +186,10 @@ def _space(mount: str, needed: int, reserve: int, free: int) -> Space:
 def lacking(space: Space) -> str:
     """What a person has to do where room is missing."""
     return (
-        f"{space.mount}: {space.needed / 1e9:.2f} GB are to be copied there and {space.free / 1e9:.2f} GB are free: "
-        f"free {space.missing / 1e9:.2f} GB, then run again"
+        f"{space.mount}: {_size(space.needed)} are to be copied there and {_size(space.free)} are free: "
+        f"free {_size(space.missing)}, then run again"
     )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{-(-size // 10**5) / 10:.1f} MB"
