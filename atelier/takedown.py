@@ -4,14 +4,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from atelier import apt, lifecycle, paths, recorded, remains, uninstall
+from atelier import apt, lifecycle, paths, recorded, remains, uninstall, uninstall_packages
 from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.recorded import Recorded, Roots
 from atelier.remains import Remains
 from atelier.ssh import Ssh, connection_error
 from atelier.target import Target
-from atelier.uninstall import Kept, Packages, Plan, Simulation, Step
+from atelier.uninstall import Plan, Step
+from atelier.uninstall_packages import Kept, Packages, Simulation
 
 SHOWN_OUTPUT = 15
 """Lines of a failed step that are shown."""
@@ -53,16 +54,16 @@ def _look(ssh: Ssh, record: Recorded, roots: Roots) -> Remains:
 
 def _packages(ssh: Ssh, record: Recorded, there: Remains) -> Packages:
     def simulate(names: Sequence[str]) -> Simulation:
-        result = ssh.run(uninstall.simulate_script(names), timeout=120)
+        result = ssh.run(uninstall_packages.simulate_script(names), timeout=120)
         if result.status != 0:
             finding = apt.explain(result.stderr.splitlines())
             raise AtelierError(
                 finding.problem if finding else f"apt cannot tell what it would remove: {result.stderr.strip()[-600:]}",
                 finding.remedy if finding else "mend apt on the host, then run the same command again",
             )
-        return uninstall.parse_simulation(result.stdout)
+        return uninstall_packages.parse_simulation(result.stdout)
 
-    return uninstall.settle(uninstall.candidates(record, there), record, there, simulate)
+    return uninstall_packages.settle(uninstall_packages.candidates(record, there), record, there, simulate)
 
 
 def _require_consent(target: Target, yes: bool, purge: bool, narrator: Narrator) -> None:

@@ -5,19 +5,30 @@ Pure: it rests on what the host has recorded of itself and on what lies there. `
 
 import json
 import shlex
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from atelier import SCHEMA, apt, monitoring, weights_unit
-from atelier.deployment import DAEMON_JSON, DOCKER_CE, DOCKER_CONFLICTS, DOCKER_DEBIAN, DOCKER_KEYRING, DOCKER_SOURCES
+from atelier.deployment import DAEMON_JSON, DOCKER_CONFLICTS, DOCKER_KEYRING, DOCKER_SOURCES
 from atelier.errors import Finding
-from atelier.gpu import routes, toolkit, upkeep
+from atelier.gpu import routes, upkeep
 from atelier.manifest import PURGING
 from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, Recorded, Roots
-from atelier.remains import BEFORE, DOCKER_ROOTS, RULES, Container, Docker, Remains, data_directories
+from atelier.remains import BEFORE, DOCKER_ROOTS, RULES, Container, Remains, data_directories
 from atelier.tree import PART, File
+from atelier.uninstall_packages import (
+    DOCKER_PACKAGES,
+    Kept,
+    Packages,
+    docker_stays,
+    found_packages,
+    gpu_stays,
+    is_gpu_package,
+    named,
+    our_packages,
+)
 from weights.progress import NOTE
 from weights.store import INCOMING
 
@@ -25,8 +36,6 @@ UNITS = "/etc/systemd/system/"
 UNFINISHED = f"{ANCHOR_DIRECTORY}/reprovision.json"
 ALWAYS_KEPT = ("weights", "manifest.json", "schema", "audit.log")
 """Of the state what stays with the data: with it the next deploy adopts the weights without reading them."""
-SHOWN = 6
-"""Names of one kind that are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +49,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What stays, and why."""
-
-    what: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What apt would do. removed: by name whether it only became needless. before: what is needless now already."""
-
-    removed: Mapping[str, bool] = field(default_factory=dict)
-    before: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Packages:
-    """purge: all packages that go. brought: those of them that nobody asked for. kept: why others of ours stay."""
-
-    purge: tuple[str, ...] = ()
-    brought: tuple[str, ...] = ()
-    kept: tuple[Kept, ...] = ()
-
-
-@dataclass(frozen=True)
 class Plan:
     """All of it. removes, puts_back: for people, by kind. steps: in their order."""
 
@@ -75,14 +59,20 @@ class Plan:
 
     def lines(self) -> list[str]:
         """What a person reads before saying yes."""
-        lines = ["Removes"] + [f"  {kind:<12} {_told(names)}" for kind, names in self.removes.items() if names]
+        lines = ["Removes"] + [f"  {kind:<17} {named(names)}" for kind, names in self.removes.items() if names]
         if self.puts_back:
             lines += ["Puts back", *(f"  {what}" for what in self.puts_back)]
         return [*lines, *kept_lines(self.keeps)]
 
     def counts(self) -> str:
         """What was removed, in short."""
-        return ", ".join(f"{len(names)} {kind}" for kind, names in self.removes.items() if names) or "nothing"
+        numbers = {kind: len(names) for kind, names in self.removes.items() if kind in COUNTED and names}
+        told = [f"{number} {kind if number > 1 else kind.removesuffix('s')}" for kind, number in numbers.items()]
+        return ", ".join([*told, *self.removes.get("data", ())]) or "nothing"
+
+
+BROUGHT = "what they brought"
+COUNTED = ("containers", "networks", "images", "units", "rules", "holds", "packages", "files", "users")
 
 
 def kept_lines(keeps: Iterable[Kept]) -> list[str]:
@@ -98,7 +88,7 @@ def is_done(plan: Plan, remains: Remains) -> bool:
 
 def left(rest: Plan) -> str:
     """What of a plan that was carried out is still there; rest: the plan made anew. Empty where all is gone."""
-    found = [f"{kind} {_told(rest.removes[kind])}" for kind in GONE_AFTERWARDS if rest.removes.get(kind)]
+    found = [f"{kind} {named(rest.removes[kind])}" for kind in GONE_AFTERWARDS if rest.removes.get(kind)]
     return "; ".join(found)
 
 
@@ -119,124 +109,6 @@ def obstacle(recorded: Recorded, remains: Remains, target: str, reprovision: str
             "start it (on the host: systemctl start docker), or see `make doctor`, then run the same command again",
         )
     return None
-
-
-def is_gpu_package(name: str) -> bool:
-    """Whether a package is of the driver or of the container toolkit."""
-    return bool(routes.DRIVER_PACKAGE.match(name)) or name.startswith(routes.COMPANIONS) or name in toolkit.PACKAGES
-
-
-DOCKER_PACKAGES = frozenset({*DOCKER_CE, *DOCKER_DEBIAN})
-
-
-def docker_stays(recorded: Recorded, remains: Remains) -> str:
-    """Why Docker is not removed; empty where it is."""
-    if not remains.installed(DOCKER_PACKAGES) or DOCKER_PACKAGES & recorded.created.get(PURGING, frozenset()):
-        return ""
-    if not DOCKER_PACKAGES & _our_packages(recorded):
-        return "it was here before the first deploy"
-    docker = remains.docker
-    others = {
-        "containers": _foreign_containers(docker),
-        "volumes": sorted(docker.volumes),
-        "networks": sorted(name for name, ours in docker.networks.items() if not ours),
-        "images": sorted(docker.images - recorded.created.get("images", frozenset())),
-    }
-    told = [f"{kind} {_told(names)}" for kind, names in others.items() if names]
-    return f"it holds what is somebody else's: {'; '.join(told)}" if told else ""
-
-
-def gpu_stays(remains: Remains) -> str:
-    """Why driver and toolkit of ours are not removed; empty where they are."""
-    others = _foreign_containers(remains.docker)
-    return f"somebody else's containers may use it: {_told(others)}" if others else ""
-
-
-def _foreign_containers(docker: Docker) -> list[str]:
-    return sorted(container.name for container in docker.containers if not container.ours)
-
-
-def _our_packages(recorded: Recorded) -> frozenset[str]:
-    found = _found_packages(recorded)
-    return frozenset(map(apt.name_of, recorded.created.get("packages", ()))) - found
-
-
-def _found_packages(recorded: Recorded) -> frozenset[str]:
-    return frozenset(map(apt.name_of, recorded.found.get("packages", ())))
-
-
-def candidates(recorded: Recorded, remains: Remains) -> Packages:
-    """The packages of ours that may go, before apt was asked what hangs on them."""
-    if PURGING in recorded.created:
-        return Packages(tuple(sorted(remains.installed(recorded.created[PURGING]))))
-    ours = sorted(remains.installed(_our_packages(recorded)))
-    docker, gpu = docker_stays(recorded, remains), gpu_stays(remains)
-    kept = {}
-    if docker:
-        kept[docker] = [name for name in ours if name in DOCKER_PACKAGES]
-    if gpu:
-        kept[gpu] = [name for name in ours if is_gpu_package(name)]
-    stays = {name for names in kept.values() for name in names}
-    told = tuple(Kept(f"the packages {' '.join(names)}", why) for why, names in kept.items() if names)
-    return Packages(tuple(name for name in ours if name not in stays), (), told)
-
-
-def settle(
-    wanted: Packages, recorded: Recorded, remains: Remains, simulate: Callable[[Sequence[str]], Simulation]
-) -> Packages:
-    """The packages that go: without any that somebody else's need, and with what ours alone had brought.
-
-    simulate: asks apt what removing packages would remove besides.
-    """
-    if PURGING in recorded.created:
-        return wanted
-    found, names, kept = _found_packages(recorded), list(wanted.purge), list(wanted.kept)
-    told = simulate(names) if names else Simulation()
-    if _dragged(names, told, found, remains):
-        for name in list(names):
-            if others := _dragged(names, simulate([name]), found, remains):
-                names.remove(name)
-                kept.append(Kept(f"the package {name}", f"somebody else's need it: {_told(others)}"))
-        told = simulate(names) if names else Simulation()
-        if others := _dragged(names, told, found, remains):
-            return Packages(
-                (), (), (*kept, Kept(f"the packages {' '.join(names)}", f"others need them: {_told(others)}"))
-            )
-    brought = sorted(
-        name for name in told.removed if name not in names and name not in found and name not in told.before
-    )
-    return Packages((*names, *brought), tuple(brought), tuple(kept))
-
-
-def _dragged(names: Collection[str], told: Simulation, found: Collection[str], remains: Remains) -> list[str]:
-    """What would go because it needs one of ours, and is somebody else's."""
-    return sorted(
-        name
-        for name, needless in told.removed.items()
-        if not needless and name not in names and (name in remains.manual or name in found)
-    )
-
-
-def simulate_script(names: Sequence[str]) -> str:
-    """Shell that prints what apt would remove: `needless` before, `removed` with these, `all` with what they brought."""
-    quoted = shlex.join(names)
-    return f"""
-export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
-ask() {{
-  told=$(apt-get -s -o Debug::NoLocking=true --allow-change-held-packages "$@" 2>&1) || {{ echo "$told" >&2; exit 1; }}
-  echo "$told" | sed -n 's/^\\(Purg\\|Remv\\) \\([^ ]*\\).*/\\2/p'
-}}
-echo ::needless; ask autoremove
-echo ::removed; ask purge {quoted}
-echo ::all; ask purge --autoremove {quoted}
-"""
-
-
-def parse_simulation(output: str) -> Simulation:
-    """What `simulate_script` printed."""
-    sections = {name: set(text.split()) for name, _, text in (part.partition("\n") for part in output.split("::")[1:])}
-    removed = sections["removed"]
-    return Simulation({name: name not in removed for name in sections["all"]}, frozenset(sections["needless"]))
 
 
 def decide(recorded: Recorded, roots: Roots, remains: Remains, packages: Packages, purge: bool) -> Plan:
@@ -310,7 +182,7 @@ def _networks(remains: Remains) -> Plan:
         [Step("Networks", "Remove our networks", f"docker network rm {shlex.join(names)} >/dev/null")] if names else []
     )
     keeps = tuple(
-        Kept(f"the network {name}", f"somebody else's containers are on it: {_told(each)}")
+        Kept(f"the network {name}", f"somebody else's containers are on it: {named(each)}")
         for name, each in used.items()
     )
     return Plan(tuple(steps), {"networks": names}, keeps=keeps)
@@ -329,7 +201,7 @@ def _images(recorded: Recorded, remains: Remains) -> Plan:
     if names and docker_stays(recorded, remains):
         others = remains.docker.images - recorded.created.get("images", frozenset())
         if others:
-            why = f"it cannot be told apart from that of {_told(sorted(others))}; `docker builder prune` empties it"
+            why = f"it cannot be told apart from that of {named(sorted(others))}; `docker builder prune` empties it"
             keeps.append(Kept("Docker's build cache", why))
         else:
             steps.insert(0, Step("Images", "Empty the build cache", "docker builder prune -a -f >/dev/null"))
@@ -438,7 +310,7 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
         steps.append(Step("Docker", "Stop Docker and take its rules out", _stop_docker_script(recorded)))
     if names:
         steps.append(Step("Packages", f"Remove {len(names)} packages", apt.purge_script(names)))
-    told = {"packages": tuple(name for name in names if name not in packages.brought), "with them": packages.brought}
+    told = {"packages": tuple(name for name in names if name not in packages.brought), BROUGHT: packages.brought}
     left = _docker_leftovers(recorded, remains) if goes else Plan()
     keeps = (*packages.kept, *left.keeps, *_not_put_back(recorded, remains))
     if any(routes.DRIVER_PACKAGE.match(name) for name in names):
@@ -448,7 +320,7 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
 
 def docker_goes(recorded: Recorded, remains: Remains) -> bool:
     """Whether Docker is removed with all that it holds, or its removal was begun."""
-    ours = recorded.created.get(PURGING, _our_packages(recorded))
+    ours = recorded.created.get(PURGING, our_packages(recorded))
     return bool(DOCKER_PACKAGES & ours) and not docker_stays(recorded, remains)
 
 
@@ -493,7 +365,7 @@ def _docker_leftovers(recorded: Recorded, remains: Remains) -> Plan:
         script.append("groupdel docker")
     steps = (Step("Docker", "Remove what Docker leaves", "\n".join(script)),) if script else ()
     keeps = (Kept("the group docker", f"it has members: {members}"),) if group and members else ()
-    return Plan(steps, {"with Docker": places}, (), keeps)
+    return Plan(steps, {"Docker's data": places}, (), keeps)
 
 
 def _emptied(directory: str) -> str:
@@ -503,9 +375,9 @@ def _emptied(directory: str) -> str:
 
 def _not_put_back(recorded: Recorded, remains: Remains) -> list[Kept]:
     """The packages that a deploy took away, as far as they can be told from those that somebody else did."""
-    gone = sorted(name for name in _found_packages(recorded) if not remains.installed([name]))
+    gone = sorted(name for name in found_packages(recorded) if not remains.installed([name]))
     replaced = [name for name in gone if name in DOCKER_CONFLICTS or is_gpu_package(name)]
-    return [Kept(_told(replaced), "removed since the first deploy; not installed again")] if replaced else []
+    return [Kept(named(replaced), "removed since the first deploy; not installed again")] if replaced else []
 
 
 def _files(recorded: Recorded, roots: Roots, remains: Remains) -> Plan:
@@ -541,12 +413,8 @@ def _files(recorded: Recorded, roots: Roots, remains: Remains) -> Plan:
     if stamp in remains.kinds and not gpu_stays(remains):
         script = f"! command -v update-initramfs >/dev/null || update-initramfs -u -k all || exit 1; rm -f {shlex.quote(stamp)}"
         steps.append(Step("Files", "Bring the initramfs up to date", script))
-    below = [path for path in names if _is_below(path, (roots.config_root,))]
-    told = (f"{len(below)} below {roots.config_root}",) if below else ()
-    elsewhere = tuple(path for path in names if path not in below)
-    return Plan(
-        tuple(steps), {"files": (*told, *elsewhere), "directories": tuple(sorted(directories))}, (), tuple(keeps)
-    )
+    told = {"files": tuple(names), "directories": tuple(sorted(directories))}
+    return Plan(tuple(steps), told, (), tuple(keeps))
 
 
 _RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty -- "$d" || exit 1; done\' _'
@@ -711,8 +579,3 @@ def _list(paths: Iterable[str]) -> bytes:
 
 def _deepest_first(directories: Iterable[str]) -> bytes:
     return _list(sorted(directories, key=lambda path: (-path.count("/"), path)))
-
-
-def _told(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from test_deployment import settings
 
-from atelier import deployment, recorded, remains, uninstall
+from atelier import deployment, recorded, remains, uninstall, uninstall_packages
 from atelier.recorded import Recorded, Roots, Service
 from atelier.remains import Container, Docker, Remains
-from atelier.uninstall import Packages, Plan, Simulation
+from atelier.uninstall import Plan
+from atelier.uninstall_packages import Packages, Simulation
 
 ROOTS = Roots("/opt/atelier", "/srv/atelier", "/srv/atelier/models", "/srv/atelier/outputs")
 STATE = ROOTS.state()
@@ -133,7 +134,7 @@ def test_a_whole_deploy_goes_in_an_order_in_which_nothing_is_missed() -> None:
         "Remove the user atelier",
     ]
     assert [name for name in names if name in order] == order
-    assert plan.removes["packages"] == ("docker.io", "aria2") and plan.removes["with them"] == ("containerd",)
+    assert plan.removes["packages"] == ("docker.io", "aria2") and plan.removes[uninstall.BROUGHT] == ("containerd",)
     assert plan.removes["holds"] == ("nvidia-open",)
     assert why(plan) == {
         "/srv/atelier/models": "37.1 GB; PURGE=1 removes it",
@@ -182,7 +183,7 @@ STAYS = {
 
 @pytest.mark.parametrize("known,there,expected", STAYS.values(), ids=STAYS.keys())
 def test_docker_stays_while_it_is_somebody_elses_too(known: Recorded, there: Remains, expected: str) -> None:
-    assert uninstall.docker_stays(known, there) == expected
+    assert uninstall_packages.docker_stays(known, there) == expected
 
 
 def test_where_docker_stays_nothing_of_it_is_touched_but_ours() -> None:
@@ -197,7 +198,7 @@ def test_where_docker_stays_nothing_of_it_is_touched_but_ours() -> None:
         daemon_json=deployment.merged_daemon_json("", settings()),
     )
     known = record(files=[*CREATED["files"], *sources])
-    packages = uninstall.candidates(known, there)
+    packages = uninstall_packages.candidates(known, there)
     assert packages.purge == ("aria2",)
     plan = decide(known, there, packages)
     names = [step.name for step in plan.steps]
@@ -223,7 +224,7 @@ def test_a_driver_stays_under_somebody_elses_containers() -> None:
         packages={**THERE.packages, "nvidia-open": "installed", "nvidia-container-toolkit": "installed"},
         docker=replace(DOCKER, containers=(theirs("train"),)),
     )
-    packages = uninstall.candidates(known, there)
+    packages = uninstall_packages.candidates(known, there)
     assert packages.purge == () and len(packages.kept) == 2
     plan = decide(known, there, packages)
     assert plan.removes["holds"] == () and blacklist in why(plan)
@@ -363,7 +364,7 @@ PACKAGES = {
 
 @pytest.mark.parametrize("simulate,known,expected", PACKAGES.values(), ids=PACKAGES.keys())
 def test_packages(simulate: object, known: Recorded, expected: tuple[list[str], list[str]]) -> None:
-    settled = uninstall.settle(uninstall.candidates(known, THERE), known, THERE, simulate)
+    settled = uninstall_packages.settle(uninstall_packages.candidates(known, THERE), known, THERE, simulate)
     assert list(settled.purge) == expected[0]
     assert [f"{kept.what}: {kept.why}" for kept in settled.kept] == expected[1]
 
@@ -373,8 +374,8 @@ def test_an_interrupted_removal_goes_on_with_what_was_written_down() -> None:
     written = {kind: frozenset(names) for kind, names in json.loads(text)["created"].items()}
     known = replace(record(), created=written)
     there = replace(THERE, packages={"bash": "installed", "containerd": "config-files", "aria2": "installed"})
-    packages = uninstall.settle(
-        uninstall.candidates(known, there), known, there, lambda _: pytest.fail("not asked again")
+    packages = uninstall_packages.settle(
+        uninstall_packages.candidates(known, there), known, there, lambda _: pytest.fail("not asked again")
     )
     assert packages.purge == ("aria2", "containerd")
     names = [step.name for step in decide(known, replace(there, docker=Docker()), packages).steps]
@@ -476,7 +477,11 @@ def test_every_script_is_shell() -> None:
     for purge, packages in itertools.product((False, True), (ALL, Packages())):
         steps += uninstall.decide(known, ROOTS, there, packages, purge).steps
         steps += uninstall.last_steps(known, ROOTS, there, purge, "{}")
-    for script in [*(step.script for step in steps), uninstall.simulate_script(["a"]), remains.script(known, ROOTS)]:
+    for script in [
+        *(step.script for step in steps),
+        uninstall_packages.simulate_script(["a"]),
+        remains.script(known, ROOTS),
+    ]:
         done = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
         assert done.returncode == 0, f"{script}\n{done.stderr}"
     assert len(steps) > 60
@@ -589,7 +594,7 @@ containerd
 
 
 def test_what_apt_says_it_would_remove() -> None:
-    told = uninstall.parse_simulation(SAID)
+    told = uninstall_packages.parse_simulation(SAID)
     assert told.removed == {"docker.io": False, "docker-helper": False, "libold": True, "containerd": True}
     assert told.before == {"libold"}
 
@@ -604,10 +609,10 @@ def test_apt_is_asked_and_a_refusal_is_not_taken_for_an_answer(tmp_path: Path) -
 
     def ask(name: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        script = ["sh", "-c", uninstall.simulate_script([name])]
+        script = ["sh", "-c", uninstall_packages.simulate_script([name])]
         return subprocess.run(script, capture_output=True, text=True, env=environment)
 
-    told = uninstall.parse_simulation(ask("a").stdout)
+    told = uninstall_packages.parse_simulation(ask("a").stdout)
     assert told == Simulation({"a:amd64": False, "b": True}, frozenset({"old"}))
     refused = ask("broken")
     assert refused.returncode == 1 and "E: no" in refused.stderr
