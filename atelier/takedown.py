@@ -106,8 +106,12 @@ def _require_gone(target: Target, rest: Plan) -> None:
 
 
 def _tell_kept(target: Target, keeps: Iterable[Kept], narrator: Narrator) -> int:
-    own = Kept(str(paths.secrets_dir(target.name)), "the credentials, on this computer; a deploy uses them again")
-    kept = [*keeps, own] if paths.secrets_dir(target.name).exists() else keeps
+    own, archives = paths.secrets_dir(target.name), target.settings.images.archive_dir
+    kept = [*keeps]
+    if archives:
+        kept.append(Kept(archives, "archives of images, if it has any; other hosts may use them"))
+    if own.exists():
+        kept.append(Kept(str(own), "the credentials, on this computer; a deploy uses them again"))
     for line in uninstall.kept_lines(kept):
         narrator.say(line)
     return 0
