@@ -15,7 +15,7 @@ from atelier.tree import PART
 BEFORE = f"{DAEMON_JSON}.before-atelier"
 ENGINES = (DOCKER_CE[0], DOCKER_DEBIAN[0])
 """The packages any of which is Docker's daemon."""
-DOCKER_ROOTS = ("/var/lib/docker", "/var/lib/containerd")
+DOCKER_ROOT, CONTAINERD_ROOT = "/var/lib/docker", "/var/lib/containerd"
 RULES = {f"raw {render.LOOPBACK_RULE}", f"mangle {render.DIRECT_RULE}"}
 """Table and rule of what the guard drops."""
 
@@ -41,7 +41,7 @@ class Docker:
     images: frozenset[str] = frozenset()
     """The tags."""
     volumes: frozenset[str] = frozenset()
-    root: str = DOCKER_ROOTS[0]
+    root: str = DOCKER_ROOT
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ lines() {{ tr '\\n' '\\0'; }}
 s packages; dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' | lines
 s manual; apt-mark showmanual | lines
 s holds; apt-mark showhold | lines
-s kinds; find {shlex.join([*paths, roots.data_root, roots.state(), *DOCKER_ROOTS])} -maxdepth 0 -printf '%y %p\\0'
+s kinds; find {shlex.join([*paths, roots.data_root, roots.state(), DOCKER_ROOT, CONTAINERD_ROOT])} -maxdepth 0 -printf '%y %p\\0'
 find {own} -mindepth 1 -printf '%y %p\\0'; find -H {data} -maxdepth 2 -printf '%y %p\\0'
 s digests; find {shlex.join(sorted(recorded.wrote) or ["/nonexistent"])} -maxdepth 0 -type f -exec sha256sum -z -- {{}} +
 s sizes; du -sxD -B1 {data} | tr '\\t' ' ' | lines
@@ -190,5 +190,5 @@ def _docker(lines: list[str]) -> Docker:
         networks={name: bool(label) for name, _, label in networks},
         images=frozenset(tag for tag in rows["i"] if "<none>" not in tag),
         volumes=frozenset(rows["v"]),
-        root=next(iter(rows["r"]), DOCKER_ROOTS[0]),
+        root=next(iter(rows["r"]), DOCKER_ROOT),
     )

@@ -16,7 +16,7 @@ from atelier.errors import Finding
 from atelier.gpu import routes, upkeep
 from atelier.manifest import PURGING
 from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, Recorded, Roots
-from atelier.remains import BEFORE, DOCKER_ROOTS, RULES, Container, Remains, data_directories
+from atelier.remains import BEFORE, CONTAINERD_ROOT, DOCKER_ROOT, RULES, Container, Remains, data_directories
 from atelier.tree import PART, File
 from atelier.uninstall_packages import (
     DOCKER_PACKAGES,
@@ -305,17 +305,29 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
         steps.append(
             Step("Packages", "Write down what apt is to remove", _write(manifest_path(roots)), manifest.encode())
         )
+    going = recorded.created.get(PURGING, frozenset(names))
     goes = docker_goes(recorded, remains)
     if goes and (names or remains.bridge):
-        steps.append(Step("Docker", "Stop Docker and take its rules out", _stop_docker_script(recorded)))
+        steps.append(Step("Docker", "Stop Docker and take its rules out", _stop_docker_script(recorded, going)))
+    if names and any(map(is_gpu_package, names)):
+        steps.append(Step("Units", "Stop what serves the GPUs", STOP_GPU))
     if names:
         steps.append(Step("Packages", f"Remove {len(names)} packages", apt.purge_script(names)))
     told = {"packages": tuple(name for name in names if name not in packages.brought), BROUGHT: packages.brought}
-    left = _docker_leftovers(recorded, remains) if goes else Plan()
+    left = _docker_leftovers(recorded, remains, going) if goes else Plan()
     keeps = (*packages.kept, *left.keeps, *_not_put_back(recorded, remains))
     if any(routes.DRIVER_PACKAGE.match(name) for name in names):
         keeps += (Kept("the driver's kernel modules", "loaded until the host restarts"),)
     return Plan((*steps, *left.steps), {**told, **left.removes}, (), keeps)
+
+
+STOP_GPU = f"""
+for u in {upkeep.REFRESH}.path {upkeep.REFRESH}.service nvidia-persistenced.service nvidia-fabricmanager.service; do
+  ! systemctl cat $u >/dev/null 2>&1 || systemctl disable -q --now $u
+done
+rm -f /run/cdi/nvidia.yaml; [ ! -d /run/cdi ] || rmdir --ignore-fail-on-non-empty /run/cdi
+"""
+"""A deploy has enabled them, and a package takes only those links with it that it made itself."""
 
 
 def docker_goes(recorded: Recorded, remains: Remains) -> bool:
@@ -324,7 +336,7 @@ def docker_goes(recorded: Recorded, remains: Remains) -> bool:
     return bool(DOCKER_PACKAGES & ours) and not docker_stays(recorded, remains)
 
 
-def _stop_docker_script(recorded: Recorded) -> str:
+def _stop_docker_script(recorded: Recorded, going: Collection[str]) -> str:
     """What Docker leaves in the kernel when it stops, and what it set there once it had started."""
     found = [entry.rpartition(" ")[::2] for entry in sorted(recorded.found.get("kernel", ()))]
     back = [
@@ -333,15 +345,19 @@ def _stop_docker_script(recorded: Recorded) -> str:
         else f"! command -v {place} >/dev/null || {place} -w -P FORWARD {value}"
         for place, value in found
     ]
-    return STOP_DOCKER + "\n".join([*back, ":"])
+    # Others may have had containerd before Docker came.
+    units = ["docker.socket", "docker", *(["containerd"] if CONTAINERD & {*going} else [])]
+    return "\n".join([f"systemctl disable -q --now {' '.join(units)}", STOP_DOCKER, *back, ":"])
 
 
+CONTAINERD = {"containerd", "containerd.io"}
 STOP_DOCKER = f"""
-systemctl stop docker.socket docker containerd
 for x in iptables ip6tables; do
   command -v $x >/dev/null || continue
   for t in filter nat raw mangle; do
-    $x -w -t $t -S | grep -E -- '^-A .*(-j DOCKER|docker0)' | sed 's/^-A /-D /' | xargs -r -L 1 $x -w -t $t
+    $x -w -t $t -S | grep -xE -e '-A (PREROUTING|OUTPUT|FORWARD|POSTROUTING) .*-j DOCKER[A-Z0-9-]*' \\
+      -e '-A FORWARD -[io] docker0( !? ?-o docker0)?( -m conntrack --ctstate RELATED,ESTABLISHED)? -j (ACCEPT|DROP)' \\
+      -e '-A POSTROUTING -s [^ ]+ ! -o docker0 -j MASQUERADE' | sed 's/^-A /-D /' | xargs -r -L 1 $x -w -t $t
     chains=$($x -w -t $t -S | sed -n 's/^-N \\(DOCKER.*\\)/\\1/p')
     # Others may have rules of their own in this one.
     for c in $chains; do if [ $c = DOCKER-USER ]; then $x -w -t $t -D $c -j RETURN; else $x -w -t $t -F $c; fi; done
@@ -352,14 +368,18 @@ done
 """
 
 
-def _docker_leftovers(recorded: Recorded, remains: Remains) -> Plan:
-    places = tuple(path for path in dict.fromkeys((remains.docker.root, *DOCKER_ROOTS)) if path in remains.kinds)
+def _docker_leftovers(recorded: Recorded, remains: Remains, going: Collection[str]) -> Plan:
+    roots = (remains.docker.root, DOCKER_ROOT, *([CONTAINERD_ROOT] if CONTAINERD & {*going} else []))
+    places = tuple(path for path in dict.fromkeys(roots) if path in remains.kinds)
     members = remains.groups.get("docker")
     group = "docker" in remains.groups and "docker" not in recorded.found.get("groups", ())
     script = [f"{_emptied(path)}; rmdir {shlex.quote(path)}" for path in places]
-    if places:
+    if DOCKER_ROOT in places:
+        script.append("rm -rf /run/docker")
+    if CONTAINERD_ROOT in places:
+        script.append("rm -rf /run/containerd")
         script.append(
-            "rm -rf /run/docker /run/containerd; rmdir --ignore-fail-on-non-empty /etc/docker /opt/containerd/* /opt/containerd"
+            'for d in /opt/containerd/* /opt/containerd; do [ ! -d "$d" ] || rmdir --ignore-fail-on-non-empty "$d"; done'
         )
     if group and not members:
         script.append("groupdel docker")

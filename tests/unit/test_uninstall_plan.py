@@ -214,6 +214,25 @@ def test_where_docker_stays_nothing_of_it_is_touched_but_ours() -> None:
     assert "systemctl reload docker" in put_back.script and "restart" not in put_back.script
 
 
+def test_a_containerd_that_others_had_before_docker_came_runs_on() -> None:
+    there = also(THERE, **{"/var/lib/containerd": "d"})
+    plan = decide(record(), there, Packages(("docker.io",)))
+    scripts = "\n".join(step.script for step in plan.steps)
+    assert "/var/lib/docker" in scripts and "containerd" not in scripts
+    scripts = "\n".join(step.script for step in decide(record(), there).steps)
+    assert "systemctl disable -q --now docker.socket docker containerd" in scripts and "/var/lib/containerd" in scripts
+
+
+def test_the_group_docker_stays_with_its_members() -> None:
+    assert any("groupdel docker" in step.script for step in decide(record(), THERE).steps)
+    for known, there in (
+        (record(), replace(THERE, groups={"docker": "me,you"})),
+        (record({"groups": ["docker"]}), THERE),
+    ):
+        assert not any("groupdel docker" in step.script for step in decide(known, there).steps)
+    assert why(decide(record(), replace(THERE, groups={"docker": "me"})))["the group docker"] == "it has members: me"
+
+
 def test_a_driver_stays_under_somebody_elses_containers() -> None:
     blacklist = uninstall.routes.NOUVEAU_BLACKLIST.path
     known = record(
