@@ -23,6 +23,8 @@ Sort = Literal["file", "directory", "link", "special"]
 OURS = ".relocating"
 """What a target holds while a move is under way: parts and the journal."""
 _SORTS: dict[int, Sort] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
+_OF_THE_DISK = "lost+found"
+"""A directory at the top of some file systems, which belongs to them."""
 _BESIDE = ".relocating-link"
 _CHUNK = 1024 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -149,7 +151,7 @@ def scan(root: str) -> dict[str, Entry]:
     while waiting:
         above = waiting.pop()
         for one in sorted(_listed(root, above), key=lambda one: one.name):
-            if one.name != OURS:
+            if one.name not in (OURS, _OF_THE_DISK):
                 found[one.name] = one
                 if one.sort == "directory":
                     waiting.append(one.name)
@@ -406,7 +408,9 @@ class Files:
         self.step()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, text)
+            rest = memoryview(text)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
         finally:
             os.close(descriptor)
 

@@ -398,7 +398,9 @@ class Merge:
                 with reading(part) as copy:
                     sha256 = hashed(copy)
                 _must_be(original, one)
-                if read != sha256 and not (recorded and hashed(original) == sha256):
+                if read != sha256 and recorded and hashed(original) == sha256:
+                    self.progress.note(f"{source.path} is not what its record says; the next deploy checks it")
+                elif read != sha256:
                     self.files.unlink(part)
                     raise RelocationError(
                         f"{source.path}: its copy on {self.move.target} reads back otherwise than it was written; look at "

@@ -16,9 +16,10 @@ from trees import AGES_AGO, OtherFiles, all_verbs, contents, job_for, put, recor
 
 from relocation import merge
 from relocation.copy import copy
-from relocation.files import OURS, Files, Identity, Mount, Place
+from relocation.files import OURS, Files, Identity, Mount, Place, folder, reading
 from relocation.finish import finish
 from relocation.job import Job, RelocationError
+from relocation.merge import Merge, Records
 from relocation.plan import plan
 from relocation.switch import switch
 from weights.progress import Progress
@@ -164,6 +165,16 @@ def test_what_somebody_did_between_copy_and_switch_counts(job: Job, old: Path, n
     assert not done.aside
 
 
+def test_an_outdated_copy_that_somebody_changed_is_not_taken_back(job: Job, old: Path, new: Path) -> None:
+    put(old / "a", b"a")
+    copy(job, OtherFiles(), Progress())
+    (old / "a").unlink()
+    late = Merge(job, job.moves[0], OtherFiles(), Records([]), Progress())
+    put(new / "a", b"theirs")
+    late.clear_outdated()
+    assert (new / "a").read_bytes() == b"theirs"
+
+
 def test_what_is_written_while_it_is_copied_is_left_to_the_switch(job: Job, old: Path, new: Path) -> None:
     class Busy(OtherFiles):
         def finish_part(self, descriptor: int, like: Any, source: Place) -> Identity:
@@ -239,7 +250,11 @@ def test_a_record_that_is_wrong_is_not_passed_on(memory: Path) -> None:
     wrong = path.rename(path.with_name("a" * 64 + ".json"))
     wrong.write_text(wrong.read_text().replace(path.name[:64], "a" * 64))
     before = wrong.read_text()
-    all_verbs(job_for(memory, ("models", memory / "old", memory / "new"), records=str(memory / "state")), OtherFiles())
+    job = job_for(memory, ("models", memory / "old", memory / "new"), records=str(memory / "state"))
+    progress = Progress()
+    copy(job, OtherFiles(), progress)
+    assert f"{weight} is not what its record says" in progress.snapshot(0.0).notes[0].text
+    all_verbs(job, OtherFiles())
     assert (memory / "new/vae/w").read_bytes() == b"right"
     assert wrong.read_text() == before
 
@@ -341,6 +356,22 @@ def swapping(outside: Path, victim: Path, when: Callable[[str], bool]) -> type[F
     return Swapping
 
 
+def test_no_link_below_a_root_is_followed(old: Path) -> None:
+    put(old / "outside/b", b"secret")
+    (old / "tree").mkdir()
+    (old / "tree/d").symlink_to(old / "outside")
+    (old / "tree/b").symlink_to(old / "outside/b")
+    root = str(old / "tree")
+    with pytest.raises(OSError, match="Not a directory"), folder(root, "d"):
+        pass
+    for name in ("d/b", "b"):
+        with pytest.raises(OSError, match=r"Not a directory|Too many"), reading(Place(root, name)):
+            pass
+    with pytest.raises(OSError, match="Not a directory"):
+        Files().unlink(Place(root, "d/b"))
+    assert (old / "outside/b").exists()
+
+
 def test_a_directory_that_becomes_a_link_is_not_followed_when_it_is_copied(job: Job, old: Path, new: Path) -> None:
     outside = old.parent / "outside"
     put(outside / "b", b"secret")
@@ -433,6 +464,25 @@ def test_a_link_that_led_to_the_source_goes_with_it(memory: Path) -> None:
     all_verbs(job_for(memory, ("outputs", memory / "outputs", memory / "new")), Files())
     assert (memory / "new/a").read_bytes() == b"a"
     assert not os.path.lexists(memory / "outputs")
+
+
+def test_a_link_to_a_source_that_still_holds_something_stays(memory: Path) -> None:
+    put(memory / "big/outputs/a", b"a")
+    (memory / "outputs").symlink_to(memory / "big/outputs")
+    job = job_for(memory, ("outputs", memory / "outputs", memory / "new"))
+    copy(job, OtherFiles(), Progress())
+    switch(job, OtherFiles(), Progress())
+    put(memory / "outputs/b", b"foreign")
+    finish(job, OtherFiles())
+    assert (memory / "outputs/b").read_bytes() == b"foreign"
+
+
+def test_what_belongs_to_a_disk_stays_on_it(job: Job, old: Path, new: Path) -> None:
+    put(old / "lost+found/x", b"x")
+    put(old / "a", b"a")
+    all_verbs(job, OtherFiles())
+    assert set(contents(new)) == {"a"}
+    assert set(contents(old)) == {"lost+found", "lost+found/x"}
 
 
 @pytest.mark.parametrize("files", [Files(), OtherFiles()])
@@ -648,18 +698,20 @@ class Ordered(OtherFiles):
 def test_bytes_reach_the_disk_before_the_journal_says_so_and_names_before_the_source_goes(
     job: Job, old: Path, new: Path
 ) -> None:
-    put(old / "d/a", b"a")
     files = Ordered()
+    put(old / "d/a", b"a")
     copy(job, files, Progress())
+    put(old / "d/b", b"b")
     switch(job, files, Progress())
     finish(job, files)
-    inode, folder = (new / "d/a").stat().st_ino, (new / "d").stat().st_ino
-    told = next(number for number, (what, text) in enumerate(files.order) if what == "told")
-    synced, named = files.order.index(("sync", inode)), files.order.index(("named", inode))
-    removed = files.order.index(("unlinked", str(old / "d/a")))
-    assert synced < told < named
-    assert ("sync", folder) in files.order[named:removed]
-    assert ("sync", new.parent.stat().st_ino) in files.order[named:removed]
+    told = [number for number, (what, _) in enumerate(files.order) if what == "told"]
+    for number, name in enumerate(("d/a", "d/b")):
+        inode = (new / name).stat().st_ino
+        synced, named = files.order.index(("sync", inode)), files.order.index(("named", inode))
+        removed = files.order.index(("unlinked", str(old / name)))
+        assert synced < told[number] < named
+        for above in (new / "d", new, new.parent):
+            assert ("sync", above.stat().st_ino) in files.order[named:removed]
 
 
 def test_many_at_once_are_as_good_as_one_after_the_other(job: Job, old: Path, new: Path) -> None:
