@@ -347,7 +347,8 @@ def _stop_docker_script(recorded: Recorded, going: Collection[str]) -> str:
     ]
     # Others may have had containerd before Docker came.
     units = ["docker.socket", "docker", *(["containerd"] if CONTAINERD & {*going} else [])]
-    return "\n".join([f"systemctl disable -q --now {' '.join(units)}", STOP_DOCKER, *back, ":"])
+    stopped = [f"! systemctl cat {unit} >/dev/null 2>&1 || systemctl disable -q --now {unit}" for unit in units]
+    return "\n".join([*stopped, STOP_DOCKER, *back, ":"])
 
 
 CONTAINERD = {"containerd", "containerd.io"}
