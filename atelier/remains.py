@@ -70,8 +70,6 @@ class Remains:
     """Docker's settings as they were before they were merged last; None where no such copy lies there."""
     rules: frozenset[str] = frozenset()
     """Those of RULES that are in force."""
-    forward_policy: str = ""
-    """`ACCEPT` or `DROP`; empty where there is no iptables."""
     bridge: bool = False
     """Docker's own bridge is there."""
 
@@ -135,7 +133,6 @@ s groups; getent group | cut -d: -f1,4 | lines
 s daemon_json; cat {DAEMON_JSON}; printf '\\0'
 s before; [ ! -e {BEFORE} ] || {{ printf 'there\\0'; cat {BEFORE}; printf '\\0'; }}
 s rules; {checks}
-s policy; iptables -w -S FORWARD | head -n 1 | cut -d' ' -f3 | lines
 s bridge; [ ! -e /sys/class/net/docker0 ] || printf 'yes\\0'
 :
 """
@@ -168,7 +165,6 @@ def parse(output: str) -> Remains:
         daemon_json="".join(sections.get("daemon_json", [])),
         before="".join(before[1:]) if before else None,
         rules=frozenset(sections.get("rules", [])),
-        forward_policy="".join(sections.get("policy", [])),
         bridge=bool(sections.get("bridge")),
     )
 

@@ -1,0 +1,64 @@
+"""What a host answers about what lies on it, from the shell that asks to what is made of the answers."""
+
+import subprocess
+from dataclasses import replace
+
+from test_uninstall_plan import ROOTS, record
+
+from atelier import remains
+from atelier.remains import Container, Remains
+
+HOST = r"""
+timeout() { shift; "$@"; }
+docker() {
+  case "$1 $2" in
+  "version "*) echo 26.1.5;;
+  "ps "*) printf '%s\n' 'c gateway 0123 atelier/gateway:1 atelier-gateway,atelier-web' 'c their-db  postgres:17 bridge' 'c odd   ';;
+  "network "*) printf '%s\n' 'n atelier-web 1' 'n shop ';;
+  "image "*) printf '%s\n' 'i atelier/gateway:1' 'i <none>:<none>' 'i postgres:17';;
+  "volume "*) echo 'v data';;
+  "info "*) echo 'r /disk/docker';;
+  *) exit 9;;
+  esac
+}
+dpkg_query() { printf '%s\n' 'installed bash' 'config-files aria2' 'half-configured docker.io'; }
+apt_mark() { case $1 in showmanual) echo bash;; showhold) echo nvidia-open;; esac; }
+iptables() { case "$*" in *raw*) true;; *) false;; esac; }
+getent() { case $1 in passwd) echo "$2:x:10001:10001::/:/bin/false";; group) printf 'root:x:0:\ndocker:x:999:me,you\n';; esac; }
+cat() { case $1 in *daemon.json) printf '{\n "debug": true\n}\n';; esac; }
+"""
+
+
+def ask(host: str) -> Remains:
+    script = remains.script(record(), ROOTS).replace("dpkg-query", "dpkg_query").replace("apt-mark", "apt_mark")
+    done = subprocess.run(["sh", "-c", host + script], capture_output=True, text=True)
+    assert done.returncode == 0
+    return remains.parse(done.stdout)
+
+
+def test_every_answer_arrives() -> None:
+    seen = ask(HOST)
+    assert seen.packages == {"bash": "installed", "aria2": "config-files", "docker.io": "half-configured"}
+    assert seen.installed(["aria2", "bash", "curl"]) == ["aria2", "bash"] and not seen.has_engine()
+    assert (seen.manual, seen.holds, seen.users) == ({"bash"}, {"nvidia-open"}, {"atelier"})
+    assert seen.groups == {"root": "", "docker": "me,you"}
+    assert seen.docker.answers and seen.docker.root == "/disk/docker"
+    assert seen.docker.containers == (
+        Container("gateway", True, "atelier/gateway:1", frozenset({"atelier-gateway", "atelier-web"})),
+        Container("their-db", False, "postgres:17", frozenset({"bridge"})),
+        Container("odd", False, "", frozenset()),
+    )
+    assert seen.docker.networks == {"atelier-web": True, "shop": False}
+    assert seen.docker.images == {"atelier/gateway:1", "postgres:17"} and seen.docker.volumes == {"data"}
+    assert seen.daemon_json == '{\n "debug": true\n}\n'
+    assert seen.rules == {rule for rule in remains.RULES if rule.startswith("raw ")}
+
+
+def test_a_docker_without_a_daemon_has_told_nothing() -> None:
+    seen = ask("timeout() { false; }; docker() { echo no; }")
+    assert seen.docker == remains.Docker()
+
+
+def test_a_half_removed_engine_is_none() -> None:
+    assert Remains(packages={"docker-ce": "installed"}).has_engine()
+    assert not replace(Remains(), packages={"docker-ce": "config-files"}).has_engine()
