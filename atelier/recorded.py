@@ -14,6 +14,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import NotRequired, TypedDict
+
 from atelier import SCHEMA
 from atelier.errors import Finding
 from atelier.gpu.facts import STRICT
@@ -103,8 +106,7 @@ class Recorded:
 
     def gpus(self) -> dict[str, str]:
         """UUID by service, as the last deploy gave them."""
-        gpus = self.deployed.get("gpus")
-        return dict(gpus) if isinstance(gpus, dict) else {}
+        return dict(self.deployed.get("gpus", {}))
 
     def refusal(self) -> Finding | None:
         """Why this release must not touch the host: a later one wrote its state."""
@@ -138,7 +140,8 @@ def elsewhere(roots: Roots | None, place: str, settings: Settings) -> list[Findi
         return [
             Finding(
                 f"this host was deployed before, and its state is not in {roots.state()}",
-                f"mount the disk of {roots.data_root}, or bring back what was moved away",
+                f"mount the disk of {roots.data_root}, or bring back what was moved away; where it is gone for good, remove "
+                f"{ANCHOR} and {UNIT} on the host",
             )
         ]
     wanted = roots_of(settings)
@@ -257,7 +260,10 @@ def _details(known: Recorded, texts: Documents) -> Recorded:
         service_user=layout.get("service_user", ""),
         service_uid=layout.get("service_uid"),
         bind_address=layout.get("bind_address", ""),
-        services={name: Service(**service) for name, service in deployed.get("services", {}).items()},
+        services={
+            name: Service(each["container"], each["config"], each.get("port"))
+            for name, each in deployed.get("services", {}).items()
+        },
         created=_sets(manifest.get("created", {})),
         found=_sets(manifest.get("found", {})),
         wrote=_sets(manifest.get("wrote", {})),
@@ -272,27 +278,72 @@ def _sets(names: Mapping[str, list[str]]) -> dict[str, frozenset[str]]:
     return {key: frozenset(values) for key, values in names.items()}
 
 
+_Names = dict[str, list[str]]
+
+
+class _Directories(TypedDict):
+    config_root: str
+    data_root: str
+    models_dir: str
+    outputs_dir: str
+
+
+class _Anchor(_Directories):
+    schema: int
+    instance: str
+
+
+class _Layout(_Directories):
+    service_user: str
+    service_uid: int | None
+    bind_address: str
+
+
+class _Service(TypedDict):
+    container: str
+    config: str
+    port: NotRequired[int | None]
+
+
+class _Deployed(TypedDict):
+    schema: int
+    services: dict[str, _Service]
+    release: NotRequired[str]
+    gpus: NotRequired[dict[str, str]]
+    layout: NotRequired[_Layout]
+
+
+class _Manifest(TypedDict):
+    schema: int
+    created: _Names
+    release: NotRequired[str]
+    found: NotRequired[_Names]
+    wrote: NotRequired[_Names]
+    layout: NotRequired[_Directories]
+
+
+SHAPES: Mapping[str, TypeAdapter[Any]] = {
+    "anchor": TypeAdapter(_Anchor),
+    "deployed": TypeAdapter(_Deployed),
+    "manifest": TypeAdapter(_Manifest),
+}
+"""What the documents of this schema and of earlier ones are; what else is in them stays."""
+
+
 def _json(texts: Documents, name: str) -> dict[str, Any]:
-    """A document; empty where it is missing or damaged."""
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
+    """A document; empty where it is missing or damaged. Of a later schema's nothing is asked but its number."""
+    with suppress(ValueError, KeyError, TypeError):
         document = json.loads(texts[name])
-        SHAPES[name](document)
+        if int(document["schema"]) <= SCHEMA:
+            SHAPES[name].validate_python(document, strict=True)
         return dict(document)
     return {}
 
 
-SHAPES: Mapping[str, Callable[[Any], object]] = {
-    "anchor": lambda it: it["data_root"],
-    "deployed": lambda it: it["schema"] > SCHEMA or [each["container"] for each in it["services"].values()],
-    "manifest": lambda it: it["schema"] > SCHEMA or it["created"].items(),
-}
-"""What fails where a document is not what it must be."""
-
-
 def _schemas(texts: Documents) -> list[int]:
     """The schemas that the documents were written in; a deploy that was killed may have left several. Empty: no documents."""
-    there = [name for name in ("anchor", "instance", "deployed", "manifest", "schema") if name in texts]
-    told = [texts.get("schema"), *(_json(texts, name).get("schema") for name in ("anchor", "deployed", "manifest"))]
+    there = [name for name in (*SHAPES, "instance", "schema", "unit") if name in texts]
+    told = [texts.get("schema"), *(_json(texts, name).get("schema") for name in SHAPES)]
     return [int(each) for each in map(str, told) if each.isdigit()] or [1 for _ in there[:1]]
 
 
@@ -302,9 +353,9 @@ def _release(texts: Documents) -> str:
     return str(max(writers, key=lambda each: int(each.get("schema", 0)))["release"]) if writers else ""
 
 
-def _roots(texts: Documents) -> Roots:
+def _roots(texts: Documents) -> Roots | None:
     """From the anchor, else as of the last deploy, else as an uninstall that kept the data left it, else from the unit that
-    names store and state, else where the state lies.
+    names store and state, else where the state lies. None where nothing of all that is there.
     """
     places = (_json(texts, "anchor"), _json(texts, "deployed").get("layout"), _json(texts, "manifest").get("layout"))
     for document in places:
@@ -312,7 +363,8 @@ def _roots(texts: Documents) -> Roots:
             return Roots(*(str(document[name]) for name in WHAT))  # type: ignore[index]
     unit = re.search(r"^RequiresMountsFor=(\S+) (/\S*)/state/weights$", texts.get("unit", ""), re.M)
     data = unit[2] if unit else texts.get("place", "").removesuffix("/state")
-    return Roots(texts.get("config", ""), data, unit[1] if unit else f"{data}/models", f"{data}/outputs")
+    models = unit[1] if unit else f"{data}/models"
+    return Roots(texts.get("config", ""), data, models, f"{data}/outputs") if data else None
 
 
 def migrate(texts: Documents) -> dict[str, str]:
@@ -327,13 +379,15 @@ def migrate(texts: Documents) -> dict[str, str]:
 def _to_2(texts: Documents) -> dict[str, str]:
     """Schema 2 has an anchor, in deployed.json the layout and the ports, and in the manifest the group, which came with the user."""
     deployed, manifest = _json(texts, "deployed"), _json(texts, "manifest")
-    roots, instance = _roots(texts), texts.get("instance", "")
-    anchor = {"schema": 2, "instance": instance, **asdict(roots)}
-    migrated = {**texts, "schema": "2", "anchor": json.dumps(anchor, indent=1) + "\n"}
+    directories = asdict(roots) if (roots := _roots(texts)) else {}
+    migrated = {**texts, "schema": "2"}
+    if directories:
+        anchor = {"schema": 2, "instance": texts.get("instance", ""), **directories}
+        migrated["anchor"] = json.dumps(anchor, indent=1) + "\n"
     if manifest:
         created = {"groups": manifest["created"].get("users", []), **manifest["created"]}
         migrated["manifest"] = json.dumps({**manifest, "schema": 2, "created": created}, indent=1) + "\n"
-    if deployed and "layout" not in deployed:
+    if deployed and directories and "layout" not in deployed:
         rows = (line.partition("=") for line in texts.get("env", "").splitlines())
         values = {name: value.strip('"[]') for name, _, value in rows}
         deployed["services"] = {
@@ -341,7 +395,7 @@ def _to_2(texts: Documents) -> dict[str, str]:
             for name, service in deployed["services"].items()
         }
         deployed["layout"] = {
-            **asdict(roots),
+            **directories,
             "service_user": texts.get("owner", ""),
             "service_uid": int(values["SERVICE_UID"]) if "SERVICE_UID" in values else None,
             "bind_address": values.get("BIND_ADDRESS", ""),

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -240,7 +240,12 @@ def test_a_host_whose_data_is_not_mounted_is_still_known(tmp_path: Path) -> None
     assert (found.instance, found.roots, found.place) == ("i", ELSEWHERE, "")
 
 
-NONE: dict[str, str] = {}
+def test_so_is_one_of_schema_1_by_its_unit(tmp_path: Path) -> None:
+    found = read(tmp_path, {recorded.UNIT: of_schema_1(ELSEWHERE)[recorded.UNIT]})
+    assert (found.schema, found.instance, found.place) == (1, "", "")
+    assert found.roots == Roots("/opt/house", "/data/house", "/weights", "/data/house/outputs")
+
+
 SETTINGS_OF = {"config_root": "/opt/house", "data_root": "/data/house", "models_dir": "/weights"}
 MOVED = {
     "nothing": (SETTINGS_OF, []),
@@ -297,6 +302,7 @@ def test_state_that_is_gone_from_its_place_is_an_obstacle() -> None:
     settings = build_settings([("test", SETTINGS_OF)])
     [found] = recorded.elsewhere(ELSEWHERE, "", settings)
     assert "/data/house/state" in found.problem and "mount" in found.remedy
+    assert recorded.ANCHOR in found.remedy and recorded.UNIT in found.remedy, "a way out where it is gone for good"
     assert recorded.elsewhere(None, "", settings) == []
 
 
@@ -356,3 +362,27 @@ def test_what_was_deployed_is_read_where_it_is_recorded_or_the_reason_is_told(
             read_deployed(Host(), settings)  # type: ignore[arg-type]
     else:
         assert read_deployed(Host(), settings)["release"] == "0.2.0"  # type: ignore[arg-type]
+
+
+def _spoilt(document: object) -> Iterator[object]:
+    """The document with one value in it, at every place, replaced by something else."""
+    yield from (None, 7, "x", [], {}, ["x"], {"x": 1})
+    if isinstance(document, dict):
+        yield {**document, "more": 1}
+        for key, value in document.items():
+            yield {other: document[other] for other in document if other != key}
+            for other in _spoilt(value):
+                yield {**document, key: other}
+
+
+@pytest.mark.parametrize("name", ["anchor", "deployed", "manifest"])
+@pytest.mark.parametrize("files", [of_schema_1(ELSEWHERE), of_schema_2()], ids=["schema 1", "schema 2"])
+def test_no_document_however_spoilt_keeps_the_others_from_being_read(
+    tmp_path: Path, files: dict[str, str], name: str
+) -> None:
+    texts = asked(tmp_path, files)
+    for spoilt in _spoilt(json.loads(texts.get(name, "{}"))):
+        found = recorded.parse({**texts, name: json.dumps(spoilt)})
+        assert found.instance == "i" and found.place == "/data/house/state", spoilt
+        alone = recorded.parse({name: json.dumps(spoilt)})
+        assert alone.roots is None or alone.roots.data_root
