@@ -20,7 +20,7 @@ def copy(job: Job, files: Files, progress: Progress) -> dict[str, Done]:
     ]
     for merge in merges:
         if merge.joined:
-            merge.compare_all()
+            merge.settle()
     crossing = [merge for merge in merges if not merge.joined]
     bring(job, crossing, files, progress)
     for merge in crossing:
@@ -33,13 +33,13 @@ def bring(job: Job, merges: list[Merge], files: Files, progress: Progress) -> No
     for merge in merges:
         merge.clear_outdated()
         merge.make_directories()
-        merge.compare_all()
+        merge.settle()
         progress.add(merge.move.source, merge.to_copy())
     refuse_where_full(job, merges, files)
     for merge in merges:
         progress.state(merge.move.source, "copying")
         try:
-            merge.put_all()
+            merge.put()
         except FullError:
             refuse_where_full(job, merges, files)
             raise RelocationError(

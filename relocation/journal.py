@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ class Known:
 def parse(text: bytes) -> Known:
     """The lines of a journal. One that a power cut damaged tells nothing, and what it told of is looked at again."""
     known = Known()
-    for row in text.splitlines():
+    for row in filter(None, text.decode("ascii", "replace").split("\n")):
         with suppress(ValueError, TypeError, LookupError):
             _add(known, json.loads(row))
     return known
@@ -104,12 +105,16 @@ class Journal:
         self._lines, self._switched = self.folder / "journal", self.folder / "switched"
         self._begun = self.folder / "move"
         self._lock = threading.Lock()
-        self.known = Known()
         self.header: Header | None = None
         with suppress(FileNotFoundError, NotADirectoryError):
             self.header = Header(**json.loads(self._begun.read_bytes()))
+
+    @cached_property
+    def known(self) -> Known:
+        """What its lines tell."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            self.known = parse(self._lines.read_bytes())
+            return parse(self._lines.read_bytes())
+        return Known()
 
     @property
     def switched_ns(self) -> int | None:

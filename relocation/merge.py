@@ -123,6 +123,7 @@ class Merge:
         self._into: dict[str, str] = {"": ""}  # the directories of the source under their names in the target
         self._lock = threading.Lock()
         self._began = False
+        self._unsettled: list[list[Entry]] | None = None
 
     # What is to be done
 
@@ -151,7 +152,7 @@ class Merge:
             return 0
         return sum(
             data_bytes(Place(self.move.source, names[0].name), names[0])
-            for names in self.units()
+            for names in (self.units() if self._unsettled is None else self._unsettled)
             if any(self.destiny(one).action == "put" for one in names) and not self._copy_of(names[0])
         )
 
@@ -216,28 +217,33 @@ class Merge:
 
     # Files
 
-    def compare_all(self) -> None:
-        """Find out of what has the same name whether it is the same."""
+    def settle(self) -> None:
+        """Find out of what has the same name whether it is the same; afterwards it is known what is to be brought."""
+        self._unsettled = self._not_done(self.units())
 
         def compare(names: list[Entry]) -> None:
             for one in names:
                 while (found := self.destiny(one)).action == "compare":
                     self._compare(one, found.into)
 
-        self._each(compare)
+        self._each(compare, self._unsettled)
+        self._unsettled = self._not_done(self._unsettled)
 
-    def put_all(self) -> None:
+    def put(self) -> None:
         """Bring what is not there."""
-        self._each(self._put_unit)
+        self._each(self._put_unit, self._unsettled or [])
 
-    def _each(self, work: Callable[[list[Entry]], None]) -> None:
-        units = []
-        for names in self.units():
+    def _not_done(self, units: list[list[Entry]]) -> list[list[Entry]]:
+        open_ones = []
+        for names in units:
             found = [(one, self.destiny(one)) for one in names]
             for one, its in found:
                 self._note(one, its)
             if any(its.action != "done" for _, its in found):
-                units.append(names)
+                open_ones.append(names)
+        return open_ones
+
+    def _each(self, work: Callable[[list[Entry]], None], units: list[list[Entry]]) -> None:
         if self.job.jobs < 2 or self.joined:
             for names in units:
                 self._take(work, names)

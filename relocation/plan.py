@@ -124,7 +124,7 @@ def _other_move(move: Move, journal: Journal) -> Iterator[str]:
 
 def is_free(move: Move) -> bool:
     """Whether the target is a name for the source to get as a whole."""
-    return is_skeleton(move.kind, scan(move.target).values()) and not os.path.lexists(f"{move.target}/{OURS}")
+    return not os.path.lexists(f"{move.target}/{OURS}") and is_skeleton(move.kind, scan(move.target).values())
 
 
 def record_folders(job: Job) -> list[Path]:

@@ -55,12 +55,13 @@ def nobody_fetches(move: Move, progress: Progress) -> Iterator[None]:
 def _switched(job: Job, move: Move, files: Files, records: Records, progress: Progress) -> Done:
     if move.source == move.target or Journal(move.target, files).switched_ns is not None:
         return Done()
-    done = Done()
+    done, joined = Done(), True
     if Path(move.source).exists():
-        whole = is_free(move) and files.are_joined(move.source, move.target)
-        if not whole or not _renamed_whole(move, files, done):
+        joined = files.are_joined(move.source, move.target)
+        if not joined or not is_free(move) or not _renamed_whole(move, files, done):
             done = _merged(job, move, files, records, progress)
-    if Path(move.target).is_dir():
+    # A copy of a link is aimed when it is made.
+    if joined and Path(move.target).is_dir():
         aim_links(job, move, files)
     return done
 

@@ -256,7 +256,7 @@ def test_a_record_that_is_wrong_is_not_passed_on(memory: Path) -> None:
     assert f"{weight} is not what its record says" in progress.snapshot(0.0).notes[0].text
     all_verbs(job, OtherFiles())
     assert (memory / "new/vae/w").read_bytes() == b"right"
-    assert wrong.read_text() == before
+    assert wrong.read_text() == before and list((memory / "state").iterdir()) == [wrong]
 
 
 def test_holes_stay_holes(job: Job, old: Path, new: Path) -> None:
@@ -609,6 +609,10 @@ def test_what_does_not_fit_is_said_before_a_byte_is_copied(job: Job, old: Path, 
     copy(one, Small(), Progress())
     Small.room = 500
     copy(one, Small(), Progress())
+    put(old / "c", b"c" * 2000)
+    with pytest.raises(RelocationError, match=r"free 0\.1 MB, then run again"):
+        switch(one, Small(), Progress())
+    assert not (new / "c").exists()
 
 
 def test_a_disk_that_fills_up_on_the_way_keeps_what_was_copied(job: Job, old: Path, new: Path) -> None:
