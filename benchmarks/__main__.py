@@ -2,10 +2,11 @@
 
 import subprocess
 
-from benchmarks import deploy_times, gateway, noop_deploy, weights
+from benchmarks import deploy_times, gateway, noop_deploy, relocation, weights
 
 deploy_times.main()
 subprocess.run([deploy_times.ATELIER, "deploy", "--host", "sandbox"], check=True, capture_output=True)
 noop_deploy.main()
 weights.main()
+relocation.main()
 gateway.main()

@@ -403,6 +403,13 @@ class Files:
         with folder(root, name) as descriptor:
             self.sync(descriptor)
 
+    def sync_above(self, path: str) -> None:
+        """Have a directory and those that were made above it survive a power cut: all of its file system."""
+        device = Path(path).stat().st_dev
+        for above in Path(path).parents:
+            if above.stat().st_dev == device:
+                self.sync_folder(str(above), "")
+
     def append(self, path: Path, text: bytes) -> None:
         """Add to a file of ours."""
         self.step()

@@ -289,16 +289,18 @@ class Merge:
                 try:
                     self._put(one, found.into, is_last=one is names[-1])
                 except FileExistsError:
-                    self._look_again(found.into)
+                    if not self._look_again(found.into):
+                        raise
                 else:
                     self._note(one, found)
 
-    def _look_again(self, into: str) -> None:
+    def _look_again(self, into: str) -> bool:
         """What has the name: ours, or one that came meanwhile, or one whose name means the same to the file system."""
         found = look(Place(self.move.target, into))
         if found:
             with self._lock:
                 self.present[into] = found
+        return bool(found)
 
     def _note(self, one: Entry, found: Destiny) -> None:
         if found.action == "compare":
@@ -462,7 +464,7 @@ class Merge:
         """Have every name in the target survive a power cut."""
         for name in sorted(set(self._into.values())):
             self.files.sync_folder(self.move.target, name)
-        self.files.sync_folder(str(Path(self.move.target).parent), "")
+        self.files.sync_above(self.move.target)
 
 
 def count(done: Done, entries: Sequence[Entry]) -> None:

@@ -87,8 +87,8 @@ def _renamed_whole(move: Move, files: Files, done: Done) -> bool:
                 f"{move.source} is immutable or append-only: `chattr -ia` it, then run again"
             ) from error
         raise
-    for above in {Path(move.source).parent, Path(move.target).parent}:
-        files.sync_folder(str(above), "")
+    files.sync_above(move.target)
+    files.sync_folder(str(Path(move.source).parent), "")
     count(done, moved)
     return True
 

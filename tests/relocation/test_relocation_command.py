@@ -42,7 +42,7 @@ class Program:
         self.path.write_text(json.dumps({"moves": told, **reports, **more}))
 
     def start(self, verb: str) -> "subprocess.Popen[str]":
-        command = [*self.within, sys.executable, "-BEs", "-m", "relocation", verb, str(self.path)]
+        command = [*self.within, sys.executable, "-BEsS", "-m", "relocation", verb, str(self.path)]
         return subprocess.Popen(
             command,
             cwd=self.library,

@@ -700,9 +700,10 @@ class Ordered(OtherFiles):
 
 
 def test_bytes_reach_the_disk_before_the_journal_says_so_and_names_before_the_source_goes(
-    job: Job, old: Path, new: Path
+    memory: Path, old: Path
 ) -> None:
-    files = Ordered()
+    files, new = Ordered(), memory / "further/down/new"
+    job = job_for(memory, ("outputs", old, new))
     put(old / "d/a", b"a")
     copy(job, files, Progress())
     put(old / "d/b", b"b")
@@ -714,7 +715,7 @@ def test_bytes_reach_the_disk_before_the_journal_says_so_and_names_before_the_so
         synced, named = files.order.index(("sync", inode)), files.order.index(("named", inode))
         removed = files.order.index(("unlinked", str(old / name)))
         assert synced < told[number] < named
-        for above in (new / "d", new, new.parent):
+        for above in (new / "d", new, new.parent, new.parent.parent, memory):
             assert ("sync", above.stat().st_ino) in files.order[named:removed]
 
 
