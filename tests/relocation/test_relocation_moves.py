@@ -165,6 +165,21 @@ def test_what_somebody_did_between_copy_and_switch_counts(job: Job, old: Path, n
     assert not done.aside
 
 
+def test_only_what_was_verified_gets_a_name(job: Job, old: Path, new: Path) -> None:
+    """A half-written part of a killed run and a copy that somebody replaced are not what the journal tells of."""
+    put(old / "a", b"a" * 100)
+    put(old / "b", b"b" * 100)
+    copy(job, OtherFiles(), Progress())
+    (new / "a").unlink()
+    put(new / OURS / str((old / "a").stat().st_ino), b"half of it")
+    (new / "b").unlink()
+    put(new / "b", b"theirs")
+    aside = switch(job, OtherFiles(), Progress())[str(old)].aside
+    assert (new / "a").read_bytes() == b"a" * 100
+    assert (new / "b").read_bytes() == b"theirs"
+    assert (new / aside["b"]).read_bytes() == b"b" * 100
+
+
 def test_an_outdated_copy_that_somebody_changed_is_not_taken_back(job: Job, old: Path, new: Path) -> None:
     put(old / "a", b"a")
     copy(job, OtherFiles(), Progress())
@@ -439,6 +454,24 @@ def test_a_source_that_is_written_to_in_the_last_moment_stays(job: Job, old: Pat
     switch(job, OtherFiles(), Progress())
     assert set(finish(job, Late())[str(old)].left) == {"b"}
     assert (old / "b").read_bytes() == b"written to late"
+
+
+def test_killed_between_two_names_of_one_file_the_other_one_goes_too(job: Job, old: Path, new: Path) -> None:
+    class Dying(OtherFiles):
+        def unlink(self, place: Place) -> None:
+            if place.path == str(old / "b"):
+                raise KeyboardInterrupt
+            super().unlink(place)
+
+    put(old / "a", b"a")
+    (old / "b").hardlink_to(old / "a")
+    copy(job, OtherFiles(), Progress())
+    switch(job, OtherFiles(), Progress())
+    with pytest.raises(KeyboardInterrupt):
+        finish(job, Dying())
+    assert [path.name for path in old.iterdir()] == ["b"]
+    assert finish(job, OtherFiles())[str(old)].left == {}
+    assert not old.exists()
 
 
 def test_what_the_services_change_after_the_switch_is_theirs(job: Job, old: Path, new: Path) -> None:
