@@ -7,6 +7,7 @@ result, as JSON, which goes to the file that the job names as well. Killed, the 
 import argparse
 import errno
 import json
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from relocation.job import Job, RelocationError, read_job
 from relocation.plan import plan
 from relocation.switch import switch
 from weights.progress import NOTE, PROGRESS, Progress, Snapshot, later, plain, write, write_whole
+from weights.store import Store
 
 VERBS = {
     "plan": "say what there is to do, what it needs, and what is in its way; change nothing",
@@ -38,6 +40,7 @@ def main() -> int:
     for verb, what in VERBS.items():
         commands.add_parser(verb, help=what).add_argument("job", type=Path)
     told = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         job = read_job(told.job)
         result, error = _done(told.verb, job)
@@ -59,7 +62,9 @@ def _done(verb: str, job: Job) -> tuple[dict[str, Any], str]:
         planned = plan(job, files)
         return asdict(planned), "\n".join(planned.obstacles)
     try:
-        with telling(progress, job.progress):
+        # Who is not heard any more ends by SIGPIPE, within a second; whoever comes after it waits for that.
+        run = job.progress.parent
+        with telling(progress, job.progress), Store(run, run).lock(waiting=progress.note):
             if verb == "finish":
                 return {"moves": {source: asdict(one) for source, one in finish(job, files).items()}}, ""
             moved = copy(job, files, progress) if verb == "copy" else switch(job, files, progress)
@@ -91,14 +96,15 @@ def _tell(progress: Progress, path: Path, ended: threading.Event) -> None:
         snapshot = write(progress, path)
         for note in later(snapshot.notes, "", seen):
             print(NOTE + plain(note), flush=True)
-        if snapshot.bytes:
-            print(PROGRESS + line(snapshot), flush=True)
+        print(PROGRESS + line(snapshot), flush=True)
         if last:
             return
 
 
 def line(snapshot: Snapshot) -> str:
     """How far the copies are, for people."""
+    if not snapshot.bytes:
+        return "looking at what is there"
     text = f"{snapshot.done / 1e9:.2f} of {snapshot.bytes / 1e9:.2f} GB copied"
     if snapshot.rate > 0:
         text += f", {snapshot.rate / 1e6:.1f} MB/s"

@@ -16,6 +16,7 @@ from trees import contents, plant, put, record
 
 from atelier import paths
 from relocation.files import OURS
+from weights.store import Store
 
 SHARED = Path("/dev/shm")
 MANY = 200
@@ -125,6 +126,22 @@ def test_progress_is_told(tmp_path: Path, library: Path, other_disk: Path) -> No
     assert last.startswith("::progress:: 0.04 of 0.04 GB copied")
     assert json.loads(result)["moves"][str(tmp_path / "old")]["copied_bytes"] == 40_000_000
     assert json.loads((program.run / "progress.json").read_text())["done"] == 40_000_000
+
+
+def test_one_at_a_time_and_none_that_nobody_hears(tmp_path: Path, library: Path) -> None:
+    put(tmp_path / "old/a", b"a")
+    program = Program(library, ("outputs", tmp_path / "old", tmp_path / "new"))
+    with Store(program.run, program.run).lock():
+        with program.start("switch") as process:
+            assert process.stdout and process.stderr
+            first = [process.stdout.readline() for _ in range(2)]
+            process.stdout.close()
+            assert process.wait(5) == -signal.SIGPIPE
+        assert first[0] == f"::note:: {program.run} is in use by process {os.getpid()}; waiting for it to end\n"
+        assert first[1].startswith("::progress:: ")
+        assert (tmp_path / "old/a").exists()
+    program("switch")
+    assert (tmp_path / "new/a").exists()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -16,7 +16,7 @@ from trees import AGES_AGO, OtherFiles, all_verbs, contents, job_for, put, recor
 
 from relocation import merge
 from relocation.copy import copy
-from relocation.files import OURS, Files, Identity, Mount, Place, folder, reading
+from relocation.files import OURS, Files, Identity, Mount, Place, folder, reading, scan
 from relocation.finish import finish
 from relocation.job import Job, RelocationError
 from relocation.merge import Merge, Records
@@ -571,6 +571,11 @@ def test_mount_points_inside_are_named_before_anything_moves(job: Job, old: Path
         switch(job, with_mounts(new / "inside"), Progress())
     assert old.exists() and not new.exists()
     assert not plan(job, with_mounts(old, new)).obstacles
+
+
+def test_a_subvolume_is_seen_though_nothing_is_mounted_there() -> None:
+    with pytest.raises(RelocationError, match="is a file system of its own"):
+        scan("/dev")
 
 
 def test_two_mounts_of_one_file_system_are_copied_between(job: Job, old: Path, new: Path) -> None:
