@@ -399,14 +399,15 @@ def deployed_record(
     settings = deployment.settings
     ports = {name: service.port for name, service in settings.enabled().items()}
     services = {
-        project.service: {
-            "container": project.container,
-            "config": project.config,
-            "port": ports.get(project.service),
-        }
+        project.service: {"container": project.container, "config": project.config}
         for project in deployment.projects()
         if deployment.concerns(project.service)
     }
+    if deployment.only:
+        services = {
+            **{name: it for name, it in _recorded(before, "services").items() if isinstance(it, dict)},
+            **services,
+        }
     document = {
         "schema": SCHEMA,
         "instance": deployment.credentials.instance,
@@ -421,7 +422,8 @@ def deployed_record(
             "service_uid": settings.service_uid,
             "bind_address": settings.bind_address,
         },
-        "services": {**(_recorded(before, "services") if deployment.only else {}), **services},
+        # The gateway publishes the ports, and every deploy acts on it.
+        "services": {name: {**service, "port": ports.get(name)} for name, service in services.items()},
         "packages": dict(sorted(packages.items())),
         "rendering": {**(_recorded(before, "rendering") if deployment.only else {}), **rendered},
     }

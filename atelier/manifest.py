@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from atelier import SCHEMA
+from atelier import SCHEMA, recorded
 from atelier.errors import AtelierError
 
 PATHS = ("files", "directories", "merged")
@@ -96,7 +96,7 @@ def updated(manifest: str, declared: Names, before: Before, wrote: Mapping[str, 
 
     wrote: sha256 by path of what this deploy writes. Raises AtelierError for a damaged manifest.
     """
-    document = _document(manifest)
+    document = _document(recorded.migrate({"manifest": manifest})["manifest"])
     known = {kind: {*names} for kind, names in document["created"].items()}
     fresh = {kind: {*names} - known.get(kind, set()) for kind, names in declared.items()}
     paths = [path for kind in PATHS for path in fresh.get(kind, ())]

@@ -54,6 +54,7 @@ def test_a_host_of_schema_1_is_carried_forward_and_no_container_is_made_again(sa
     assert {each["schema"] for each in state.values()} == {SCHEMA}
     assert state["deployed"]["layout"]["models_dir"] == "/srv/atelier/models"
     assert state["deployed"]["services"]["forge"]["port"] == 7860
+    assert state["manifest"]["created"]["groups"] == ["atelier"]
     assert "packages" not in state["manifest"]["found"], "nobody knows what was there before"
     assert sandbox.root("stat -c %a /srv/atelier/state/manifest.json /etc/atelier/host.json").split() == ["600", "644"]
     assert re.search(UNCHANGED, sandbox.deploy())

@@ -584,7 +584,18 @@ def test_a_deploy_of_one_service_leaves_the_others_as_they_were_rendered() -> No
     assert json.loads(same)["rendering"] == PLAIN.rendering()
 
 
-@pytest.mark.parametrize("before", ["", "{", "[]", '{"rendering": "5f2c"}', '{"schema": 1}'])
+def test_the_ports_are_those_that_the_gateway_publishes_by_now() -> None:
+    former = json.loads(BEFORE)
+    for service in former["services"].values():
+        del service["port"]
+    record = decide.deployed_record(replace(PLAIN, only="forge"), "1.0", {}, {}, json.dumps(former))
+    ports = {name: service["port"] for name, service in json.loads(record)["services"].items()}
+    assert ports == {"comfyui": 8188, "forge": 7860, "gateway": None}
+
+
+@pytest.mark.parametrize(
+    "before", ["", "{", "[]", '{"rendering": "5f2c", "services": {"comfyui": 1}}', '{"schema": 1}']
+)
 def test_one_service_deployed_on_a_record_that_tells_nothing_tells_of_that_service_alone(before: str) -> None:
     document = json.loads(decide.deployed_record(replace(PLAIN, only="forge"), "1.0", {}, {}, before))
     assert set(document["rendering"]) == {"host", "forge", "gateway"}

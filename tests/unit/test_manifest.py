@@ -91,6 +91,11 @@ def test_of_a_host_of_schema_1_nobody_knows_what_was_there() -> None:
     assert found(text) == {"files": ["/etc/b"]}
 
 
+def test_what_a_manifest_of_schema_1_left_unsaid_is_said_by_the_next_deploy() -> None:
+    former = json.dumps({"schema": 1, "release": "0", "created": {"users": ["house"], "packages": []}})
+    assert created(manifest.updated(former, {"users": [], "groups": []}, Before(), {}, "1"))["groups"] == ["house"]
+
+
 def test_what_we_wrote_last_and_before_that_is_known_by_its_sum() -> None:
     text = ""
     for number in ("1", "1", "2", "3", "3"):
