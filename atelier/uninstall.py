@@ -376,12 +376,10 @@ def _docker_leftovers(recorded: Recorded, remains: Remains, going: Collection[st
     group = "docker" in remains.groups and "docker" not in recorded.found.get("groups", ())
     script = [f"{_emptied(path)}; rmdir {shlex.quote(path)}" for path in places]
     if DOCKER_ROOT in places:
-        script.append("rm -rf /run/docker")
+        script.append("rm -rf /run/docker /run/docker.sock")
     if CONTAINERD_ROOT in places:
-        script.append("rm -rf /run/containerd")
-        script.append(
-            'for d in /opt/containerd/* /opt/containerd; do [ ! -d "$d" ] || rmdir --ignore-fail-on-non-empty "$d"; done'
-        )
+        script += ["rm -rf /run/containerd", "for d in /opt/containerd/* /opt/containerd /etc/cni/net.d /etc/cni; do"]
+        script += ['[ ! -d "$d" ] || rmdir --ignore-fail-on-non-empty "$d"', "done"]
     if group and not members:
         script.append("groupdel docker")
     steps = (Step("Docker", "Remove what Docker leaves", "\n".join(script)),) if script else ()

@@ -1,5 +1,6 @@
 """Which packages go with an uninstall, and why others stay: Docker while others use it, what others need. Pure."""
 
+import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +27,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What apt would do. removed: by name whether it only became needless. before: what is needless now already."""
+    """What apt would do. removed: by name whether it only became needless. before: what is needless now already.
+
+    recommended: those of the removed by whom they are recommended that stays. unwanted: those that nobody recommends either.
+    """
 
     removed: Mapping[str, bool] = field(default_factory=dict)
     before: frozenset[str] = frozenset()
+    recommended: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unwanted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,10 @@ def settle(
     brought = sorted(
         name for name in told.removed if name not in names and name not in found and name not in told.before
     )
+    # It was missing before to whom it is recommended, or it came with what somebody chose since: then it is theirs as well.
+    theirs = {name for name in brought if told.recommended.get(name, frozenset()) - found}
+    if theirs:
+        brought = [name for name in brought if name in told.unwanted]
     return Packages((*names, *brought), tuple(brought), tuple(kept))
 
 
@@ -138,25 +148,41 @@ def _dragged(names: Collection[str], told: Simulation, found: Collection[str], r
 
 
 def simulate_script(names: Sequence[str]) -> str:
-    """Shell that prints what apt would remove: `needless` before, `removed` with these, `all` with what they brought."""
+    """Shell that prints what apt would remove: `needless` before, `removed` with these, `all` with what they brought.
+
+    And by whom what is installed is recommended: apt itself would keep what anybody suggests.
+    """
     quoted = shlex.join(names)
+    needless = "-o APT::AutoRemove::RecommendsImportant=false -o APT::AutoRemove::SuggestsImportant=false"
     return f"""
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 ask() {{
-  told=$(apt-get -s -o Debug::NoLocking=true --allow-change-held-packages "$@" 2>&1) || {{ echo "$told" >&2; exit 1; }}
+  told=$(apt-get -s -o Debug::NoLocking=true {needless} --allow-change-held-packages "$@" 2>&1) || {{ echo "$told" >&2; exit 1; }}
   echo "$told" | sed -n 's/^\\(Purg\\|Remv\\) \\([^ ]*\\).*/\\2/p'
 }}
 echo ::needless; ask autoremove
 echo ::removed; ask purge {quoted}
 echo ::all; ask purge --autoremove {quoted}
+echo ::unwanted; ask -o APT::AutoRemove::RecommendsImportant=true purge --autoremove {quoted}
+echo ::recommends; dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Recommends}}\\n' | sed -n 's/^installed //p'
 """
 
 
 def parse_simulation(output: str) -> Simulation:
     """What `simulate_script` printed."""
-    sections = {name: set(text.split()) for name, _, text in (part.partition("\n") for part in output.split("::")[1:])}
-    removed = sections["removed"]
-    return Simulation({name: name not in removed for name in sections["all"]}, frozenset(sections["needless"]))
+    sections = {name: text for name, _, text in (part.partition("\n") for part in output.split("::")[1:])}
+    removed, together = set(sections["removed"].split()), set(sections["all"].split())
+    recommended: dict[str, frozenset[str]] = {}
+    for package, _, wishes in (line.partition(" ") for line in sections["recommends"].splitlines()):
+        for name in set(re.findall(r"(?:^|[,|]) *([a-z0-9][a-z0-9.+-]*)", wishes)) & together:
+            if package not in together:
+                recommended[name] = recommended.get(name, frozenset()) | {package}
+    return Simulation(
+        {name: name not in removed for name in together},
+        frozenset(sections["needless"].split()),
+        recommended,
+        frozenset(sections["unwanted"].split()),
+    )
 
 
 def named(names: Sequence[str]) -> str:

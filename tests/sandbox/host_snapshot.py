@@ -18,6 +18,8 @@ VOLATILE = re.compile(
     r"/var/(log|cache|tmp|backups)/|/var/lib/apt/lists/|/etc/ld\.so\.cache|/home/[^/]+/\.cache/"
     # dpkg's, apt's and debconf's own journals, and copies that useradd and userdel keep.
     r"|/var/lib/dpkg/|/var/lib/apt/(extended_states|periodic/)|/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$"
+    # Copies that ucf keeps of its own register.
+    r"|/var/lib/ucf/(hashfile|registry)\.[0-9]+$"
     # systemd's: when timers ran last, private directories.
     r"|/var/lib/systemd/(timers|random-seed|timesync|catalog|linger|ephemeral-trees)"
 )
@@ -60,7 +62,10 @@ print(
             "units": lines("systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'"),
             "failed": lines("systemctl list-units --failed --plain --no-legend --no-pager"),
             "users": lines("getent passwd; getent group; getent shadow | cut -d: -f1,2"),
-            "rules": lines("iptables-save | sed 's/\\[[0-9:]*\\]//'; ip6tables-save | sed 's/\\[[0-9:]*\\]//'"),
+            # Without tables that hold nothing: they are there once somebody has looked into them.
+            "rules": lines(
+                "{ iptables-save; ip6tables-save; } | sed 's/\\[[0-9:]*\\]//' | grep -vE '^(COMMIT|\\*.*|:[A-Z]+ ACCEPT *)$'"
+            ),
             "mounts": lines("awk '{print $2, $3}' /proc/self/mounts | grep -v ^/run/user"),
             "links": lines("ip -o link | awk -F': ' '{print $2}'"),
             "kernel": lines("grep -H . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"),

@@ -30,7 +30,7 @@ set -e; export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null; apt-get install -q -y --no-install-recommends iptables jq >/dev/null; apt-mark -q hold jq
 iptables -A INPUT -s 203.0.113.9 -j DROP -m comment --comment "not 'ours'"
 mkdir -p /etc/docker /srv/theirs
-printf '{ "debug":true,\\n\\n "log-opts": {"compress": "true"} }' >/etc/docker/daemon.json
+printf '{ "debug":true,\\n\\n "max-concurrent-downloads": 5 }' >/etc/docker/daemon.json
 echo precious >/srv/theirs/file; useradd --system them
 printf '[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n' >/etc/systemd/system/theirs.service
 systemctl enable -q --now theirs.service
@@ -171,7 +171,7 @@ def test_a_docker_that_others_use_stays_and_their_containers_run_on() -> None:
     assert "it holds what is somebody else's: containers theirs; volumes theirs" in output
     assert SANDBOX.root(started) == was and was.startswith("running")
     assert SANDBOX.root("docker ps -a --format '{{.Names}}'; docker network ls -q --filter type=custom") == "theirs"
-    assert SANDBOX.root("cat /etc/docker/daemon.json") == '{ "debug":true,\n\n "log-opts": {"compress": "true"} }'
+    assert SANDBOX.root("cat /etc/docker/daemon.json") == '{ "debug":true,\n\n "max-concurrent-downloads": 5 }'
     assert SANDBOX.root("ls -d /opt/atelier /etc/atelier /srv/atelier 2>/dev/null || echo none") == "none"
     assert SANDBOX.root("docker info -f '{{.LiveRestoreEnabled}}'") == "false"
     assert "aria2" not in SANDBOX.root("dpkg-query -W -f '${Package}\\n'").split()

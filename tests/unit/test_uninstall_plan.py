@@ -388,6 +388,17 @@ def test_packages(simulate: object, known: Recorded, expected: tuple[list[str], 
     assert [f"{kept.what}: {kept.why}" for kept in settled.kept] == expected[1]
 
 
+def test_what_is_recommended_goes_unless_it_came_to_be_somebody_elses() -> None:
+    def settled(by: str) -> tuple[str, ...]:
+        removed = {"docker.io": False, "aria2": False, "containerd": True, "libidn": True}
+        told = Simulation(removed, frozenset(), {"libidn": frozenset({by})}, frozenset({"containerd"}))
+        wanted = uninstall_packages.candidates(record(), THERE)
+        return uninstall_packages.settle(wanted, record(), THERE, lambda _: told).purge
+
+    assert "libidn" in settled("bash"), "bash was there before, and had to do without"
+    assert settled("their-tool") == ("aria2", "docker.io", "containerd")
+
+
 def test_an_interrupted_removal_goes_on_with_what_was_written_down() -> None:
     text = uninstall.purging_manifest(record(), ["docker.io", "aria2", "containerd"])
     written = {kind: frozenset(names) for kind, names in json.loads(text)["created"].items()}
@@ -609,6 +620,14 @@ docker.io
 docker-helper
 libold
 containerd
+::unwanted
+docker.io
+docker-helper
+containerd
+::recommends
+systemd libold (>= 1), gone | containerd
+docker.io containerd
+their-tool
 """
 
 
@@ -616,6 +635,8 @@ def test_what_apt_says_it_would_remove() -> None:
     told = uninstall_packages.parse_simulation(SAID)
     assert told.removed == {"docker.io": False, "docker-helper": False, "libold": True, "containerd": True}
     assert told.before == {"libold"}
+    assert told.unwanted == {"docker.io", "docker-helper", "containerd"}
+    assert told.recommended == {"libold": {"systemd"}, "containerd": {"systemd"}}
 
 
 def test_apt_is_asked_and_a_refusal_is_not_taken_for_an_answer(tmp_path: Path) -> None:
@@ -632,6 +653,6 @@ def test_apt_is_asked_and_a_refusal_is_not_taken_for_an_answer(tmp_path: Path) -
         return subprocess.run(script, capture_output=True, text=True, env=environment)
 
     told = uninstall_packages.parse_simulation(ask("a").stdout)
-    assert told == Simulation({"a:amd64": False, "b": True}, frozenset({"old"}))
+    assert told.removed == {"a:amd64": False, "b": True} and told.before == {"old"}
     refused = ask("broken")
     assert refused.returncode == 1 and "E: no" in refused.stderr
