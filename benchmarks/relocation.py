@@ -164,8 +164,8 @@ def outputs(bench: Bench) -> None:
 
 def switched(bench: Bench) -> None:
     """What the services wait for after the copy: nothing changed, or one file in a hundred."""
-    print(f"== the switch of 20000 copied files, medians of {RUNS}; {load()}")
-    bench.plant(20000, 100, known=False)
+    print(f"== the switch of 5000 copied files, medians of {RUNS}; {load()}")
+    bench.plant(5000, 100, known=False)
     for label, every in (("nothing changed", 0), ("1 of 100 changed", 100)):
         times: dict[str, list[float]] = {"ours": [], "rsync -a --delete": []}
         for _ in range(RUNS):
@@ -173,7 +173,7 @@ def switched(bench: Bench) -> None:
                 bench.afresh()
                 again = ["rsync", "-a", "--delete", f"{bench.old}/", f"{bench.new}/moved/"]
                 bench.timed(bench.ours("copy") if name == "ours" else again)
-                for number in range(0, 20000 if every else 0, every or 1):
+                for number in range(0, 5000 if every else 0, every or 1):
                     (bench.old / f"{number % 20}/{number}").write_bytes(os.urandom(100))
                 values.append(bench.timed(bench.ours("switch") if name == "ours" else again))
         told = ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in times.items())

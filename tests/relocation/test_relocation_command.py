@@ -136,7 +136,10 @@ def test_one_at_a_time_and_none_that_nobody_hears(tmp_path: Path, library: Path)
             assert process.stdout and process.stderr
             first = [process.stdout.readline() for _ in range(2)]
             process.stdout.close()
-            assert process.wait(5) == -signal.SIGPIPE
+            try:
+                assert process.wait(5) == -signal.SIGPIPE
+            finally:
+                process.kill()
         assert first[0] == f"::note:: {program.run} is in use by process {os.getpid()}; waiting for it to end\n"
         assert first[1].startswith("::progress:: ")
         assert (tmp_path / "old/a").exists()
