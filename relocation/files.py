@@ -190,11 +190,11 @@ def extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     while end < size:
         try:
             start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
         except OSError as error:
-            if error.errno == errno.ENXIO:
+            if error.errno == errno.ENXIO:  # no bytes from there on, or none any more
                 return
             raise
-        end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
         if start >= size:
             return
         yield start, end
