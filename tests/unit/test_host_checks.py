@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from atelier.checks import container_state, host_state, storage_state, weights_state
-from atelier.settings import Settings
+from atelier.settings import MonitoringSettings, Settings
 
 SETTINGS = Settings(profile="cpu", minimum_memory_gb=16)
 NOW = 1_800_000_000.0
@@ -46,10 +46,9 @@ MemAvailable:   20000000 kB
 enabled
 660 root
 ::host::disk
-Mounted on Avail Inodes IFree
-/ 100000000000 1000000 900000
-/ 100000000000 1000000 900000
-/srv 900000000000 0 0
+/|100000000000 1000000   900000 /
+/var/log|100000000000 1000000   900000 /
+/srv/atelier|900000000000       -        - /srv
 ::host::time
 inactive active inactive inactive inactive inactive
 NTPSynchronized=yes
@@ -81,7 +80,7 @@ def whole(told) -> dict[str, str]:
     """Every judgement: what is red."""
     return {
         "system": problems(host_state.system(told)),
-        "disk": problems(host_state.disk(told)[0]),
+        "disk": problems(host_state.disk(told, SETTINGS)[0]),
         "memory": problems(host_state.memory(told, SETTINGS)),
         "time": problems(host_state.time(told, NOW - 0.3, NOW + 0.3)[0]),
         "reboot": problems(host_state.reboot(told, NOW)[0]),
@@ -92,7 +91,12 @@ def whole(told) -> dict[str, str]:
 
 def test_nothing_is_wrong_with_a_good_host():
     assert set(whole(host()).values()) == {""}
-    assert host_state.disk(host())[1] == host_state.time(host(), NOW, NOW)[1] == host_state.reboot(host(), NOW)[1] == []
+    assert (
+        host_state.disk(host(), SETTINGS)[1]
+        == host_state.time(host(), NOW, NOW)[1]
+        == host_state.reboot(host(), NOW)[1]
+        == []
+    )
 
 
 CONTAINER = ("::host::container\nnone", "::host::container\nsystemd-nspawn")
@@ -106,12 +110,19 @@ CONTAINER = ("::host::container\nnone", "::host::container\nsystemd-nspawn")
         ("system", [("=amd64", "=arm64")], "architecture arm64"),
         ("system", [("6.1.0-28-amd64", "5.10.0-8-amd64")], "kernel 5.10.0-8-amd64 is older than 5.15"),
         ("system", [CONTAINER, ("KERNEL=6.1.0-28-amd64", "KERNEL=")], "kernel  is older"),
-        ("disk", [("/srv 900000000000", "/srv 900000000")], "/srv has 0.8 GB free"),
+        ("disk", [("|900000000000", "|900000000")], "/srv has 0.9 GB free"),
+        ("disk", [(" 900000 ", " 9000 ")], "/ has 9000 of 1000000 inodes free"),
         (
             "disk",
-            [("/ 100000000000 1000000 900000", "/ 100000000000 1000000 9000")],
-            "/ has 9000 of 1000000 inodes free",
+            [("900000000000       -        - /srv", "df: /srv/atelier: Stale file handle")],
+            "nobody can say how full /srv/atelier is: df: /srv/atelier: Stale file handle",
         ),
+        (
+            "disk",
+            [("900000000000       -        - /srv", "time-out: no answer within 20 s")],
+            "full /srv/atelier is: time",
+        ),
+        ("disk", [("900000000000       -        - /srv", "")], "full /srv/atelier is: no answer"),
         ("memory", [("32000000 kB", "8000000 kB")], "7.6 GB of memory, 16 GB are wanted"),
         ("memory", [("20000000 kB", "200000 kB")], "195 MB of 31 GB of memory are free"),
         ("memory", [("MemTotal:       32000000 kB", "")], "0.0 GB of memory"),
@@ -187,7 +198,12 @@ def test_a_container_is_asked_for_no_time_service_and_no_kernel_of_its_own():
 
 
 def test_what_only_warns_of_a_host():
-    assert "/srv has 2.8 GB" in problems(host_state.disk(host(("/srv 900000000000", "/srv 3000000000")))[1])
+    low = host(("|900000000000", "|3000000000"))
+    assert problems(host_state.disk(low, SETTINGS)[1]) == "/srv has 3.0 GB free"
+    assert (
+        host_state.disk(low, SETTINGS.model_copy(update={"monitoring": MonitoringSettings(minimum_free_gb=2)}))[1] == []
+    )
+    assert problems(host_state.disk({"disk": []}, SETTINGS)[0]) == "nobody can say how full / is: df said nothing"
     asked = host(("::host::reboot", f"::host::reboot\n{NOW - 2 * DAY:.0f}\nlibc6\nlibc6"))
     assert problems(host_state.reboot(asked, NOW)[1]) == "libc6 asked for a restart 2 days ago"
     newer = host(("6.1.0-9-amd64", "6.1.0-31-amd64\n6.9.0-1-rt-amd64\n6.9.0-1-cloud-amd64"))

@@ -36,12 +36,11 @@ def test_the_system_is_supported(check, told):
 
 
 @pytest.mark.check("host.disk")
-def test_there_is_room_on_the_disks(check, told):
-    full, almost = host_state.disk(told)
-    check.free_of(
-        "at least 1 GB and 1 % of the inodes free on every file system in use", full, host_state.disk_text(told)
-    )
-    check.warn_of("5 GB free", almost)
+def test_there_is_room_on_the_disks(stack, check, told):
+    wrong, almost = host_state.disk(told, stack.settings)
+    expected = "at least 1 GB and 1 % of the inodes free on every file system in use"
+    check.free_of(expected, wrong, host_state.disk_text(told))
+    check.warn_of(f"{stack.settings.monitoring.minimum_free_gb:g} GB free", almost)
 
 
 @pytest.mark.check("host.memory")
