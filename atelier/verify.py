@@ -72,6 +72,14 @@ VERSIONS = (
 )
 
 
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C during a run, after its report was published. verdict: that of the report."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
 def secret_strings(known: Credentials, certificate: Certificate | None) -> list[str]:
     """Everything that no report, log or argument may hold; of a private key each line."""
     accounts = [(account.user, account.password) for account in (known.comfyui, known.forge) if account.password]
@@ -158,9 +166,10 @@ def verify(
 
     quick: only the quick checks. full: those that restart services and the host, too. deep: every byte of the weights,
     too. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
-    An interrupt publishes what was seen so far, as incomplete. publishes: False for a look that is not one of the host's
-    runs; an interrupt of it raises KeyboardInterrupt. forks: see `atelier.forked`. Raises AtelierError before the first check when there
-    is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
+    An interrupt publishes what was seen so far, at best as incomplete, and raises InterruptedRun. publishes: False for a
+    look that is not one of the host's runs; an interrupt of it raises KeyboardInterrupt. forks: see `atelier.forked`.
+    Raises AtelierError before the first check when there is nothing to verify: unknown names, no connection, nothing
+    deployed, no credentials here.
     """
     say = say or Narrator().say
     # A name that fits nothing is told before anything is contacted.
@@ -236,6 +245,8 @@ def verify(
             return report
         place = publish(report, paths.reports_dir(target.name), secrets, work, past)
     _conclude(report, place, unreal, say)
+    if run.interrupted:
+        raise InterruptedRun(report.verdict)
     return report
 
 

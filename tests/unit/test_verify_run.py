@@ -1,0 +1,89 @@
+"""A whole run of verify with nothing behind it: neither a host nor pytest."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from atelier import credentials, paths, verify
+from atelier.checks import existing
+from atelier.report.short import last_report
+from atelier.settings import Settings
+from atelier.ssh import Completed, Destination
+from atelier.target import Target
+
+DEPLOYED = {"release": "1", "sources": "upstream", "profile": "cpu"}
+
+
+class Host:
+    """Answers what a run asks besides its checks."""
+
+    destination = SimpleNamespace(host="gpu1")
+    _sudo: tuple[str, ...] = ()
+    _sudo_password = ""
+
+    def connect(self) -> None:
+        """It is there."""
+
+    def run(self, script: str, **_: object) -> Completed:
+        return Completed(0, json.dumps(DEPLOYED) if "deployed.json" in script else "", "")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+    for name in ("secrets_dir", "reports_dir"):
+        monkeypatch.setattr(paths, name, lambda host, name=name: tmp_path / name / host)
+    monkeypatch.setattr(credentials, "BCRYPT_COST", 4)
+    credentials.save(tmp_path / "secrets_dir" / "gpu1", credentials.generate({}))
+    here = Host()
+    monkeypatch.setattr(Target, "ssh", lambda self: here)
+
+    @contextlib.contextmanager
+    def services(*_: object) -> Iterator[verify.Reach]:
+        yield verify.Reach({}, None)
+
+    monkeypatch.setattr(verify, "services", services)
+    return Target("gpu1", "host", Destination("gpu1"), Settings(profile="cpu"))
+
+
+def pytest_hands_back(
+    monkeypatch: pytest.MonkeyPatch, *records: dict[str, Any], interrupted: bool = False, meanwhile: object = None
+) -> None:
+    def execute(run: verify.Run, context: dict[str, Any]) -> None:
+        if callable(meanwhile):
+            meanwhile()
+        for record in records:
+            run._take({"seconds": 1.0, "expected": "401", "hint": "close it", **record})
+        run.interrupted = interrupted
+        run.broke_off = "interrupted" if interrupted else ""
+
+    monkeypatch.setattr(verify.Run, "execute", execute)
+
+
+CHECK = existing(Settings(profile="cpu"))[0].id
+GOOD = {"id": CHECK, "verdict": "passed", "observed": "401"}
+RED = {"id": CHECK, "verdict": "failed", "observed": "200"}
+
+
+@pytest.mark.parametrize(("record", "verdict"), [(GOOD, "incomplete"), (RED, "failed")])
+def test_an_interrupted_run_is_published_and_ends_more_than_itself(
+    record: dict[str, Any], verdict: str, host: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest_hands_back(monkeypatch, record, interrupted=True)
+    said: list[str] = []
+    with pytest.raises(verify.InterruptedRun) as ended:
+        verify.verify(host, say=lambda line, style: said.append(line))
+    report = last_report(paths.reports_dir("gpu1"))
+    assert report and (report.verdict, report.broke_off) == (verdict, "interrupted")
+    assert ended.value.verdict == verdict and said[-1].startswith(f"Verdict: {verdict}. ")
+
+
+def test_an_interrupted_look_is_not_published(host: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest_hands_back(monkeypatch, GOOD, interrupted=True)
+    with pytest.raises(KeyboardInterrupt):
+        verify.verify(host, say=lambda *_: None, publishes=False)
+    assert not paths.reports_dir("gpu1").exists()
