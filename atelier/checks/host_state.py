@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atelier.apt import HOLDER
 from atelier.errors import Finding
 from atelier.hostfacts import TIME_SERVICES
 from atelier.preflight import GB, GIB, SUPPORTED
@@ -51,7 +52,13 @@ s time; systemctl is-active {" ".join(TIME_SERVICES)} | paste -s -d' '; limited 
 s upgrades; apt-config dump | grep -E '^(APT::Periodic|Unattended-Upgrade)::'
 s timers; for t in {" ".join(TIMERS)}; do echo "$t $(systemctl is-enabled $t 2>&1 | head -n 1) $(systemctl is-active $t)"; done
 s unattended; dpkg-query -W -f '${{db:Status-Status}}\\n' unattended-upgrades 2>&1
-s audit; dpkg --audit
+{HOLDER}
+at_work=$(holder)
+broken=$(dpkg-query -W -f '${{db:Status-Eflag}} ${{db:Status-Status}} ${{Package}}\\n' |
+  sed -nE 's/^(reinstreq [^ ]+|ok half-installed|ok unpacked|ok half-configured) //p')
+at_work=${{at_work:-$(holder)}}
+s package-manager; echo "$at_work"
+s broken; [ -n "$at_work" ] || echo "$broken"
 :
 """
 
@@ -289,15 +296,24 @@ def upgrades(told: Sections) -> list[Finding]:
                     f"on the host: systemctl unmask {timer}; systemctl enable --now {timer}",
                 )
             )
-    if told["audit"]:
-        package = next((line.split()[0] for line in told["audit"] if line.startswith(" ")), "a package")
+    if told["broken"]:
         found.append(
             Finding(
-                f"{package} is half installed, and until it is whole apt installs nothing",
+                f"{told['broken'][0]} is half installed, and until it is whole apt installs nothing",
                 "run `make deploy`, which finishes it; by hand: dpkg --configure -a; apt-get install -f",
             )
         )
     return found
+
+
+def upgrades_text(told: Sections) -> str:
+    """What was not looked at, as nothing is half installed by a package manager that is still at work."""
+    at_work = _first(told, "package-manager")
+    return (
+        f"nothing wrong found; packages were not judged: {at_work} is at work on them"
+        if at_work
+        else "nothing wrong found"
+    )
 
 
 def docker(told: Sections) -> list[Finding]:

@@ -64,7 +64,8 @@ apt-daily.timer enabled active
 apt-daily-upgrade.timer enabled active
 ::host::unattended
 installed
-::host::audit
+::host::package-manager
+::host::broken
 """
 
 
@@ -97,6 +98,20 @@ def test_nothing_is_wrong_with_a_good_host():
         == host_state.reboot(host(), NOW)[1]
         == []
     )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script where some programs are others."""
+
+    def answer(script: str, programs: dict[str, str]) -> str:
+        for name, body in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout
+
+    return answer
 
 
 CONTAINER = ("::host::container\nnone", "::host::container\nsystemd-nspawn")
@@ -160,11 +175,7 @@ CONTAINER = ("::host::container\nnone", "::host::container\nsystemd-nspawn")
             [("apt-daily.timer enabled active", "apt-daily.timer masked inactive")],
             "apt-daily.timer is masked",
         ),
-        (
-            "upgrades",
-            [("::audit\n", "::audit\nThe following packages are only half configured\n curl  a tool\n")],
-            "curl is half",
-        ),
+        ("upgrades", [("::broken\n", "::broken\ncurl\n")], "curl is half installed"),
         ("docker", [('"LiveRestoreEnabled": true', '"LiveRestoreEnabled": false')], "live-restore is off"),
         ("docker", [('["/etc/cdi"]', "[]")], "CDI is off"),
         ("docker", [("overlay2", "vfs")], "storage driver vfs"),
@@ -225,6 +236,23 @@ def test_what_only_warns_of_a_host():
 )
 def test_the_newest_kernel_of_a_flavour(running, installed, newest):
     assert host_state.newest_kernel(running, installed) == newest
+
+
+@pytest.mark.parametrize(
+    ("statuses", "at_work", "broken"),
+    [
+        ("ok installed curl\nok config-files old\nok triggers-pending man-db\nok triggers-awaited less", "", []),
+        ("ok half-configured less\nok installed curl", "", ["less"]),
+        ("ok unpacked less\nok half-installed curl", "", ["less", "curl"]),
+        ("reinstreq installed less\nreinstreq half-installed curl", "", ["less", "curl"]),
+        ("ok half-configured less", "unattended-upgrade (process 7)", []),
+    ],
+)
+def test_what_a_package_manager_left_half_done(run, monkeypatch, statuses, at_work, broken):
+    monkeypatch.setattr(host_state, "HOLDER", f"holder() {{ printf '{at_work}'; }}")
+    told = host_state.parse(run(host_state.script(SETTINGS), {"dpkg-query": f"cat <<X\n{statuses}\nX"}))
+    assert told["broken"] == broken
+    assert ("not judged: unattended" in host_state.upgrades_text(told)) == bool(at_work)
 
 
 @pytest.fixture
@@ -792,14 +820,15 @@ writable|/outputs
     assert told.mounts["b"] == [] and told.strangers == (f"{OUTPUTS}/a b.png",)
 
 
-def test_a_time_out_is_named_as_one(late, tmp_path):
+def test_a_time_out_is_named_as_one(run, tmp_path):
+    nothing_answers = {"timeout": "exit 124", "docker": "exit 1", "systemctl": "exit 1"}
     settings = SETTINGS.model_copy(update={"data_root": str(tmp_path)})
-    told = storage_state.parse(late(storage_state.script(settings)))
+    told = storage_state.parse(run(storage_state.script(settings), nothing_answers))
     assert told.late == {"strangers", "comfyui-qwen", "forge-turbo", "gateway"}
     late_alone = storage_state.Told(**{**vars(stored()), "late": told.late, "inside": {}, "writable": {}})
     found = problems(storage_state.outputs(late_alone, SETTINGS)).split("; ")
     assert len(found) == 3 and all("time-out: " in problem for problem in found)
     found = problems(storage_state.mounts(late_alone, SETTINGS)).split("; ")
     assert found == [f"time-out: {name} did not show its directories within 30 s" for name in NAMES]
-    told = weights_state.parse(late(weights_state.script(settings, WANTED)))
+    told = weights_state.parse(run(weights_state.script(settings, WANTED), nothing_answers))
     assert problems(weights_state.seen(WANTED, told, "comfyui-qwen")).startswith("time-out: comfyui-qwen did not show")

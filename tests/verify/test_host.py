@@ -72,7 +72,7 @@ def test_security_updates_come_by_themselves(check, told):
     expected = (
         "unattended-upgrades fetch security updates every day and never restart the host; no package is half installed"
     )
-    check.free_of(expected, host_state.upgrades(told))
+    check.free_of(expected, host_state.upgrades(told), host_state.upgrades_text(told))
 
 
 @pytest.mark.check("host.docker")
