@@ -130,7 +130,9 @@ def prepare(
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
-    deployment = _decide(target, facts, credentials, chosen, narrator.say)
+    internal = choose_internal(target, narrator.say) if target.settings.tls.mode == "internal" else None
+    deployment = _decide(target, facts, credentials, chosen, internal)
+    _require_valid(deployment.certificate, target.settings.tls)
     script = hostfacts.presence_script(deployment.settings, deployment.weights, deployment.fetcher())
     return replace(deployment, only=only, present=frozenset(ssh.run(script).stdout.split()))
 
@@ -144,17 +146,19 @@ def decide_as_deployed(target: Target, ssh: Ssh, record: Mapping[str, Any]) -> D
     known = store.load(paths.secrets_dir(target.name))
     if known is None:
         raise AtelierError(f"no credentials of {target.name} on this computer", target.command("deploy"))
-    return _decide(target, gather(ssh, target), known, sources.pinned(record["sources"]), lambda _: None)
+    internal = internal_as_deployed(target) if target.settings.tls.mode == "internal" else None
+    return _decide(target, gather(ssh, target), known, sources.pinned(record["sources"]), internal)
 
 
 def _decide(
-    target: Target, facts: HostFacts, credentials: Credentials, chosen: Sources, say: Callable[..., None]
+    target: Target,
+    facts: HostFacts,
+    credentials: Credentials,
+    chosen: Sources,
+    internal: certificates.Internal | None,
 ) -> Deployment:
     settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings
     gpu = plan_gpu(facts, settings)
-    internal = choose_internal(target, say) if settings.tls.mode == "internal" else None
-    certificate = internal.gateway if internal else read_certificate(target)
-    _require_valid(certificate, settings.tls)
     return Deployment(
         settings=settings,
         facts=facts,
@@ -162,7 +166,7 @@ def _decide(
         builds=images.plan(settings, chosen, torch_variant(settings, gpu)),
         weights=weights_for(settings, paths.PROJECT),
         sources=chosen.mode,
-        certificate=certificate,
+        certificate=internal.gateway if internal else read_certificate(target),
         gpu=gpu,
         token=models_token(settings),
         internal=internal,
@@ -232,6 +236,18 @@ def choose_internal(target: Target, say: Callable[..., None]) -> certificates.In
                 f"  TLS: it cannot be for `{address}`; users need an address of those above, or a full name in tls.names"
             )
     return chosen
+
+
+def internal_as_deployed(target: Target) -> certificates.Internal:
+    """Authority and certificate of mode `internal` as the last deploy from here left them.
+
+    However old they are, and by whatever address this computer knows the host. Where the settings name what they are not
+    for, those that a deploy would make. Nothing is stored. Raises AtelierError when it cannot be done with what is kept.
+    """
+    settings = target.settings
+    names = certificates.usable_names((settings.bind_address, *settings.tls.names, *certificates.OWN_NAMES))
+    kept = certificates.load(paths.secrets_dir(target.name))
+    return kept if certificates.is_for(kept.gateway, names) else choose_internal(target, lambda _: None)
 
 
 def read_certificate(target: Target) -> Certificate | None:
