@@ -26,6 +26,10 @@ class ForgeError(AtelierError):
     """Forge refused a request, failed, or did something else than it was asked."""
 
 
+class ForgeTimeoutError(ForgeError):
+    """Forge did not answer in time."""
+
+
 @dataclass(frozen=True)
 class ForgeImage:
     """One generated image and Forge's own account of how it was made."""
@@ -78,7 +82,7 @@ class Forge:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx.TimeoutException:
-            raise ForgeError(f"time-out: Forge did not answer {method} {path}", LOGS) from None
+            raise ForgeTimeoutError(f"time-out: Forge did not answer {method} {path}", LOGS) from None
         except httpx.HTTPError as error:
             raise ForgeError(f"Forge cannot be reached: {error}", "see `make status`") from None
         if response.status_code == 503:
