@@ -338,50 +338,100 @@ def ways(name: str, gateway: str, answered: frozenset[str], reached: bool) -> li
     return found
 
 
-NOTABLE = r"IMPORT FAILED|missing: \[|Cannot import|Successfully installed|ModuleNotFoundError"
-"""Extended regular expression for what no log of a start may hold."""
+NOTABLE = (
+    "IMPORT FAILED|Cannot import|ModuleNotFoundError|[*][*][*] Error loading script|Successfully installed"
+    "|unet missing: [[]"
+)
+"""Extended regular expression, without backslashes for awk's sake, for what no log of a start may hold."""
+STARTED = {"comfyui": "(^| )Starting server$", "forge": "^Startup time: ", "gateway": "."}
+"""By service, the line with which its start ends. What a log says after that is of the work of its users.
+
+The gateway imports nothing that it can do without, and logs what strangers ask for: its log must only be written.
+"""
 
 
-def log_script(names: Sequence[str]) -> str:
-    """A shell script that prints, for each container, the size of its log since its start and the notable lines of it.
+def log_script(marks: Mapping[str, str]) -> str:
+    """A shell script that prints the notable lines of each container's start, and how it came to the end of them.
 
-    Of one that is not well, since it was made: one that starts again and again is met before it says why.
+    marks: expressions of STARTED by container. Of one that is not well, it looks at all since it was made: one that starts
+    again and again is met before it says why.
     """
-    began = (
-        '{{if and .State.Health (eq .State.Health.Status "healthy")}}{{.State.StartedAt}}{{else}}{{.Created}}{{end}}'
-    )
+    began = '{{if and .State.Health (eq .State.Health.Status "healthy")}}up {{.State.StartedAt}}{{else}}ill {{.Created}}{{end}}'
+    looks = "\n".join(f"look {name} {shlex.quote(mark)}" for name, mark in marks.items())
     return f"""
-t=$(mktemp) && trap 'rm -f "$t"' EXIT || exit 1
-for c in {" ".join(names)}; do
-  s=$(docker inspect --type container --format {shlex.quote(began)} "$c") && timeout 60 docker logs --since "$s" "$c" >"$t" 2>&1 \
-    || {{ echo "{MARK}unreadable $c"; continue; }}
-  echo "{MARK}$(wc -c <"$t") $c"; grep -a -m 5 -E {shlex.quote(NOTABLE)} "$t"
-done
+look() {{
+  s=$(docker inspect --type container --format {shlex.quote(began)} "$1") || return
+  case $s in up*) m=$2 ;; *) m= ;; esac
+  echo "{MARK}${{s%% *}} $1"
+  {{ timeout 60 docker logs --since "${{s#* }}" "$1" 2>&1; printf '\\n%s' $?; }} |
+    LC_ALL=C awk -v m="$m" -v n={shlex.quote(NOTABLE)} '
+      m != "" && $0 ~ m {{ started = 1; exit }}
+      $0 ~ n && k < 5 {{ k++; print "| " $0 }}
+      /./ {{ lines++; last = $0 }}
+      END {{ if (started) print "started"; else print "ended", last, lines - 1 }}'
+}}
+{looks}
 :
 """
 
 
-def notable(output: str, names: Sequence[str]) -> list[Finding]:
+@dataclass(frozen=True)
+class Start:
+    """The log of a container's start: its notable lines, and how the look at it ended, `started` or `ended STATUS LINES`.
+
+    up: whether the container is well now, so that there was an end of its start.
+    """
+
+    up: bool
+    lines: tuple[str, ...]
+    end: str
+
+
+def starts(output: str) -> dict[str, Start]:
+    """What the script told, by container."""
+    found = {}
+    for section in output.split(MARK)[1:]:
+        head, *lines, end = section.splitlines() if "\n" in section.strip() else (section.strip(), "")
+        state, _, name = head.partition(" ")
+        found[name] = Start(state == "up", tuple(line.removeprefix("| ").strip() for line in lines), end)
+    return found
+
+
+def notable(told: Mapping[str, Start], names: Sequence[str]) -> list[Finding]:
     """What the logs tell of. One that cannot be read, or holds nothing, must not look like a clean one."""
-    lines: dict[str, list[str]] = {}
-    sizes: dict[str, str] = {}
-    for line in output.splitlines():
-        if line.startswith(MARK):
-            size, _, name = line.removeprefix(MARK).partition(" ")
-            sizes[name], lines[name] = size, []
-        elif lines:
-            lines[name].append(line.strip())
     found = []
     for name in names:
-        size = sizes.get(name, "unreadable")
-        if size in ("0", "unreadable"):
-            why = "is empty since its start" if size == "0" else "cannot be read"
+        start = told.get(name, Start(False, (), ""))
+        if start.end != "started" and (why := _unwritten(start.end)):
             remedy = f"see `docker logs {name}` on the host, and the log driver in /etc/docker/daemon.json; then `make deploy`"
             found.append(Finding(f"the log of {name} {why}", remedy))
-        if lines.get(name):
-            problem = f"{name}: {' | '.join(lines[name])}"
+        if start.lines and (start.end == "started" or not start.up):
+            problem = f"{name}: {' | '.join(start.lines)}"
             remedy = (
                 "the line names what is missing or was installed at start; `make deploy` builds what an image lacks"
             )
             found.append(Finding(problem, remedy))
     return found
+
+
+def _unwritten(end: str) -> str:
+    """Why a log that does not tell of the end of a start tells nothing else either; empty where it does."""
+    _, _, rest = end.partition(" ")
+    status, _, lines = rest.partition(" ")
+    if status == "124":
+        return "cannot be read within 60 s: a time-out"
+    if status != "0":
+        return "cannot be read"
+    return "" if int(lines) else "is empty since its start"
+
+
+def unseen(told: Mapping[str, Start]) -> list[Finding]:
+    """Starts of which the log does not tell any more: what failed then would not be noticed."""
+    return [
+        Finding(
+            f"the log of {name} does not go back to its start",
+            "it was rotated since, as a long one is: its next start is looked at again (`make restart`, when nobody is at work)",
+        )
+        for name, start in told.items()
+        if start.up and start.end.startswith("ended 0 ") and not start.end.endswith(" 0")
+    ]

@@ -1,5 +1,7 @@
 """Ways to run the containers as they must not run."""
 
+import shlex
+
 from atelier import render
 from sabotage.sabotage import Guest, Sabotage, edited, given_back, restored
 
@@ -10,6 +12,8 @@ image=$(docker inspect -f '{{{{.Image}}}}' "$GATEWAY")
 docker run -d --name sabotage-intruder --entrypoint sleep {options} "$image" 600 >/dev/null
 """
 WITHOUT_INTRUDER = "docker rm -f sabotage-intruder >/dev/null 2>&1 || :\n"
+UNSEEN = ("containers.hardened", "containers.egress")
+"""Of a container that does not run nobody can say that it is closed."""
 
 
 def with_keys(container: str, *lines: str, settles: bool = True) -> str:
@@ -30,6 +34,14 @@ def made_anew(options: str) -> str:
         f"docker rm -f {COMFYUI} {GATEWAY} >/dev/null 2>&1 || :; docker network rm {name} >/dev/null 2>&1 || :\n"
         f"docker network create --label atelier=1 {options} {name} >/dev/null\n"
         f'for c in {COMFYUI} {GATEWAY}; do (cd "$CONFIG/services/$c" && docker compose up -d 2>&1); done\nsettle\n'
+    )
+
+
+def with_node(code: str) -> str:
+    """A script that gives ComfyUI a custom node, and starts it again."""
+    return (
+        f'node="$(root_of {COMFYUI})/opt/comfyui/custom_nodes/pack.py"; echo {shlex.quote(code)} >"$node"\n'
+        f'chmod 0644 "$node"; docker restart {COMFYUI} >/dev/null; settle\n'
     )
 
 
@@ -64,6 +76,7 @@ SABOTAGES = (
         f"docker start {FORGE} >/dev/null; settle\n",
         expects=("containers.running",),
         names=r"forge-turbo is exited \(exit status \d+\).*make logs",
+        also=UNSEEN,
         slow=True,
     ),
     Sabotage(
@@ -73,7 +86,7 @@ SABOTAGES = (
         restored(FORGE) + "settle\n",
         expects=("containers.running",),
         names="there is no container forge-turbo.*make deploy",
-        also=("containers.networks",),
+        also=UNSEEN,
         slow=True,
     ),
     Sabotage(
@@ -83,6 +96,7 @@ SABOTAGES = (
         f"docker unpause {FORGE} >/dev/null 2>&1 || :; settle\n",
         expects=("containers.running",),
         names="forge-turbo is paused.*docker unpause forge-turbo",
+        also=("containers.egress",),
         slow=True,
     ),
     Sabotage(
@@ -271,7 +285,7 @@ SABOTAGES = (
         WITHOUT_INTRUDER + f"docker start {GATEWAY} >/dev/null; settle\n",
         expects=("containers.ports", "containers.running"),
         names="container sabotage-intruder stands in for the gateway at 127.0.0.1:8188.*docker rm -f sabotage-intruder",
-        also=("containers.networks",),
+        also=UNSEEN,
         slow=True,
     ),
     Sabotage(
@@ -323,26 +337,26 @@ SABOTAGES = (
         "the gateway has lost Forge's network",
         f"docker network disconnect {network(FORGE)} {GATEWAY}\n",
         restored(GATEWAY) + "settle\n",
-        expects=("containers.networks",),
+        expects=("containers.networks", "containers.egress"),
         names="gateway is not on atelier-forge-turbo",
         slow=True,
     ),
     Sabotage(
         "containers.import-failed",
-        "a custom node could not be imported",
-        f"docker exec {COMFYUI} sh -c 'echo \"   0.1 seconds (IMPORT FAILED): /opt/comfyui/custom_nodes/pack\" >/proc/1/fd/1'\n",
-        f"docker restart {COMFYUI} >/dev/null; settle\n",
+        "a custom node cannot be imported",
+        with_node("import no_such_module"),
+        restored(COMFYUI) + "settle\n",
         expects=("containers.logs",),
         names=r"comfyui-qwen: .*\(IMPORT FAILED\): /opt/comfyui/custom_nodes/pack.*make deploy",
         slow=True,
     ),
     Sabotage(
         "containers.missing-tensors",
-        "a weight without all of its tensors was loaded",
-        f'docker exec {COMFYUI} sh -c \'echo "unet missing: [\\"a.weight\\"]" >/proc/1/fd/1\'\n',
-        f"docker restart {COMFYUI} >/dev/null; settle\n",
+        "a custom node loads a weight without all of its tensors at start",
+        with_node("import logging; NODE_CLASS_MAPPINGS = {}; logging.warning(\"unet missing: ['a.weight']\")"),
+        restored(COMFYUI) + "settle\n",
         expects=("containers.logs",),
-        names="comfyui-qwen: unet missing",
+        names="comfyui-qwen: .*unet missing",
         slow=True,
     ),
 )

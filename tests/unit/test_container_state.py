@@ -1,6 +1,7 @@
 """What is wrong with the containers, judged from what Docker and the kernel told."""
 
 import copy
+import subprocess
 
 import pytest
 
@@ -302,20 +303,63 @@ def test_ways_out_and_in(answered, reached, seen):
     assert seen in found and bool(found) == bool(seen)
 
 
+MARKS = {"comfyui-qwen": container_state.STARTED["comfyui"], "forge-turbo": container_state.STARTED["forge"]}
+COMFYUI_UP = "\x1b[32m[INFO]\x1b[0m Starting server\n\nTo see the GUI go to: http://0.0.0.0:8188\n"
+FORGE_UP = "Running on local URL:  http://0.0.0.0:7860\nStartup time: 12.1s (prepare environment: 1.3s).\n"
+FAILED = "   0.1 seconds (IMPORT FAILED): /opt/comfyui/custom_nodes/pack\n"
+OF_USERS = "clip missing: ['text_projection.weight']\nModuleNotFoundError: No module named 'x'\n" + FAILED
+WELL, ILL = "up 2026-11-22T10:00:00Z", "ill 2026-11-20T10:00:00Z"
+STAND_IN = """#!/bin/sh
+for name; do :; done
+case $1 in
+inspect) cat "$LOGS/$name.state" ;;
+logs) cat "$LOGS/$name.log"; exit "$(cat "$LOGS/$name.status" 2>/dev/null || echo 0)" ;;
+esac
+"""
+
+
 @pytest.mark.parametrize(
-    ("output", "seen"),
+    ("state", "log", "status", "seen", "warned"),
     [
-        ("::container::120 a\n::container::7 b\n", ""),
-        (
-            "::container::120 a\n(IMPORT FAILED): node\nmissing: [x]\n::container::7 b\n",
-            "a: (IMPORT FAILED): node | missing: [x]",
+        pytest.param(WELL, "loading\n" + COMFYUI_UP, 0, "", "", id="clean"),
+        pytest.param(WELL, "loading\n" + COMFYUI_UP + OF_USERS, 0, "", "", id="what users did"),
+        pytest.param(
+            WELL, FAILED + COMFYUI_UP, 0, "comfyui-qwen: 0.1 seconds (IMPORT FAILED): /opt/comfyui", "", id="at start"
         ),
-        ("::container::0 a\n::container::7 b\n", "the log of a is empty since its start"),
-        ("::container::unreadable a\n::container::7 b\n", "the log of a cannot be read"),
-        ("::container::120 a\n", "the log of b cannot be read"),
-        ("", "the log of a cannot be read"),
+        pytest.param(WELL, "unet missing: ['a']\n" + COMFYUI_UP, 0, "unet missing: ['a']", "", id="missing at start"),
+        pytest.param(WELL, "clip missing: ['a']\n" + COMFYUI_UP, 0, "", "", id="often no fault"),
+        pytest.param(
+            WELL,
+            "ModuleNotFoundError: Starting server is no mark\n" + COMFYUI_UP,
+            0,
+            "Starting server is",
+            "",
+            id="mark",
+        ),
+        pytest.param(WELL, "::container::up x\n" + COMFYUI_UP, 0, "", "", id="a section's head"),
+        pytest.param(WELL, "100%\n" + OF_USERS, 0, "", "comfyui-qwen does not go back to its start", id="rotated"),
+        pytest.param(ILL, COMFYUI_UP + OF_USERS, 0, "ModuleNotFoundError", "", id="starts again and again"),
+        pytest.param(ILL, "loading", 0, "", "", id="still starting"),
+        pytest.param(WELL, "", 0, "the log of comfyui-qwen is empty since its start", "", id="empty"),
+        pytest.param(WELL, "no reading", 1, "the log of comfyui-qwen cannot be read", "", id="no log driver"),
+        pytest.param(WELL, "loading\n", 124, "cannot be read within 60 s: a time-out", "", id="time-out"),
+        pytest.param(None, "", 0, "the log of comfyui-qwen cannot be read", "", id="no container"),
     ],
 )
-def test_logs(output, seen):
-    found = problems(container_state.notable(output, ["a", "b"]))
+def test_the_log_of_a_start(tmp_path, state, log, status, seen, warned):
+    for name, text in (("docker", STAND_IN), ("forge-turbo.state", WELL), ("forge-turbo.log", FORGE_UP + OF_USERS)):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "docker").chmod(0o755)
+    if state:
+        (tmp_path / "comfyui-qwen.state").write_text(state)
+    (tmp_path / "comfyui-qwen.log").write_text(log)
+    (tmp_path / "comfyui-qwen.status").write_text(str(status))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LOGS": str(tmp_path)}
+    output = subprocess.run(
+        ["sh", "-c", container_state.log_script(MARKS)], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    told = container_state.starts(output)
+    found, lost = problems(container_state.notable(told, list(MARKS))), problems(container_state.unseen(told))
     assert seen in found and bool(found) == bool(seen)
+    assert warned in lost and bool(lost) == bool(warned)
+    assert told["forge-turbo"] == container_state.Start(True, (), "started")
