@@ -184,8 +184,8 @@ class Sabotage:
     id: its group and what is broken, such as `containers.published-port`. does: one line for the table.
     breaks, undoes: see `Guest.root` for the variables and functions of a script; undoes works after half a `breaks` too.
     expects: ids of the checks that must turn red. names: what the first of them must say (a regular expression, searched
-    in observed and hint): the cause. also: ids, or beginnings of ids, that may be red besides, beyond what `depends` of
-    the catalogue explains. groups: groups to verify besides those of `expects`.
+    in observed and hint): the cause. also: ids, or beginnings of ids, that may be red besides, beyond what depends
+    directly on one of `expects` by the catalogue. groups: groups to verify besides those of `expects`.
     needs: nothing but a sandbox, one with a simulated GPU, or one with TLS. slow: more than about 5 s with its verify and its undo.
     """
 
@@ -259,7 +259,7 @@ def faults(sabotage: Sabotage, results: Mapping[str, CheckResult], checks: Seque
             found.append(f"{id} should have turned red, but this host has no such check")
         elif id not in red:
             found.append(f"{id} should have turned red, but {results[id].verdict}: {results[id].observed}")
-    allowed = set(sabotage.expects) | explained(sabotage.expects, checks)
+    allowed = set(sabotage.expects) | explained(red & set(sabotage.expects), checks)
     for id, result in results.items():
         if id in allowed or any(f"{id}.".startswith(f"{name}.") for name in sabotage.also):
             continue

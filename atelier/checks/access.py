@@ -1,14 +1,15 @@
 """Who gets in."""
 
-from dataclasses import replace
-
 from atelier.checks.check import LOGS, REDEPLOY, Check, for_services
 
 CLOSE = (
     "stop it now with `make stop`: what should be closed is open; then `make deploy` and `make logs SERVICE=gateway`"
 )
 
-_CHECKS: tuple[Check, ...] = (
+COMFYUI, FORGE = (("access.certificate", f"access.{service}.healthz") for service in ("comfyui", "forge"))
+"""Nothing opens what is not served, or what shows a certificate that nobody trusts."""
+
+CHECKS: tuple[Check, ...] = (
     Check(
         "access.certificate",
         "The services show the declared certificate, and it lasts for a while",
@@ -17,7 +18,11 @@ _CHECKS: tuple[Check, ...] = (
         tls=True,
     ),
     *for_services(
-        "access.{service}.healthz", "{name}: /healthz says up", "a public state that says nothing else", LOGS
+        "access.{service}.healthz",
+        "{name}: /healthz says up",
+        "a public state that says nothing else",
+        LOGS,
+        depends=("access.certificate",),
     ),
     *for_services(
         "access.{service}.stranger", "{name}: strangers are refused", "no credential, no access (1, 24)", CLOSE
@@ -34,6 +39,7 @@ _CHECKS: tuple[Check, ...] = (
         "the token kept here is the token in force, byte for byte (2, 3, 4)",
         "the host holds other credentials than `.secrets`: `make deploy` says which way to go",
         service="comfyui",
+        depends=COMFYUI,
     ),
     Check(
         "access.comfyui.query",
@@ -48,6 +54,7 @@ _CHECKS: tuple[Check, ...] = (
         "the browser's way in works",
         LOGS.format(service="comfyui"),
         service="comfyui",
+        depends=COMFYUI,
     ),
     Check(
         "access.comfyui.websocket",
@@ -55,6 +62,7 @@ _CHECKS: tuple[Check, ...] = (
         "live progress through the gateway (27)",
         LOGS.format(service="gateway"),
         service="comfyui",
+        depends=COMFYUI,
     ),
     Check(
         "access.forge.basic",
@@ -62,6 +70,7 @@ _CHECKS: tuple[Check, ...] = (
         "the API's way in works (5)",
         "the host holds other credentials than `.secrets`: `make deploy` says which way to go",
         service="forge",
+        depends=FORGE,
     ),
     Check(
         "access.forge.login",
@@ -69,6 +78,7 @@ _CHECKS: tuple[Check, ...] = (
         "the browser's way in works (5)",
         LOGS.format(service="forge"),
         service="forge",
+        depends=FORGE,
     ),
     Check(
         "access.direct",
@@ -86,13 +96,3 @@ _CHECKS: tuple[Check, ...] = (
         quick=False,
     ),
 )
-
-
-def _explained(check: Check) -> Check:
-    """With what explains its failure: nothing opens what is not served, or under a certificate that nobody trusts."""
-    causes = ["access.certificate"] if check.id != "access.certificate" else []
-    causes += [f"access.{check.service}.healthz"] if check.service and not check.id.endswith(".healthz") else []
-    return replace(check, depends=(*causes, *check.depends))
-
-
-CHECKS: tuple[Check, ...] = tuple(_explained(check) for check in _CHECKS)

@@ -16,7 +16,8 @@ class Check:
     `cuda` (one that computes), `cpu`. tls: it exists only where the gateway speaks TLS. weights: it exists only where the
     settings ask for all of these files. quick: part of QUICK=1.
     run: `full` and `deep` ones run with FULL=1 and DEEP=1, or when they or their group are named.
-    depends: ids, or beginnings of ids, whose failure explains this one's.
+    depends: ids whose failure explains this one's, by the same cause. What shows whether somebody gets in, or out, who
+    must not has none: it is never called a consequence.
     optional: may be skipped without making the verdict incomplete.
     """
 

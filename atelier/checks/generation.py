@@ -18,7 +18,7 @@ CHECKS: tuple[Check, ...] = (
         "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
         service="comfyui",
         quick=False,
-        depends=("generation.comfyui.smoke", "weights"),
+        depends=("generation.comfyui.smoke", "weights.present", "weights.seen", "weights.deep"),
     ),
     Check(
         "generation.comfyui.edit",
@@ -32,7 +32,7 @@ CHECKS: tuple[Check, ...] = (
             "qwen_image_vae.safetensors",
         ),
         quick=False,
-        depends=("generation.comfyui.smoke", "weights"),
+        depends=("generation.comfyui.smoke", "weights.present", "weights.seen", "weights.deep"),
     ),
     Check(
         "generation.forge.txt2img",
@@ -41,6 +41,6 @@ CHECKS: tuple[Check, ...] = (
         "see `make logs SERVICE=forge`; a missing weight: `make deploy`",
         service="forge",
         quick=False,
-        depends=("containers.running", "weights"),
+        depends=("containers.running", "weights.present", "weights.seen", "weights.deep"),
     ),
 )

@@ -2,9 +2,6 @@
 
 from atelier.checks.check import LOGS, Check, for_services
 
-EVERYTHING_ELSE = ("host", "gpu", "containers", "drift", "access", "secrets", "weights", "storage")
-"""Groups whose quick checks run again after a restart: what is red there already is red here as well."""
-
 CHECKS: tuple[Check, ...] = (
     *for_services(
         "survival.{service}.restart",
@@ -13,7 +10,6 @@ CHECKS: tuple[Check, ...] = (
         LOGS,
         quick=False,
         run="full",
-        depends=EVERYTHING_ELSE,
     ),
     Check(
         "survival.gateway.restart",
@@ -22,7 +18,6 @@ CHECKS: tuple[Check, ...] = (
         LOGS.format(service="gateway"),
         quick=False,
         run="full",
-        depends=EVERYTHING_ELSE,
     ),
     Check(
         "survival.docker",
@@ -31,7 +26,6 @@ CHECKS: tuple[Check, ...] = (
         "see `journalctl -u docker` on the host, and `make doctor`",
         quick=False,
         run="full",
-        depends=EVERYTHING_ELSE,
     ),
     Check(
         "survival.host",
@@ -40,6 +34,5 @@ CHECKS: tuple[Check, ...] = (
         "see `make status` and `make doctor`",
         quick=False,
         run="full",
-        depends=EVERYTHING_ELSE,
     ),
 )

@@ -24,8 +24,8 @@ def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: 
 
 def roots(failed: Sequence[CheckResult]) -> list[CheckResult]:
     """Those of the failed checks that no other of them explains: what is to be mended first."""
-    first = [check for check in failed if check.id not in explained({other.id for other in failed} - {check.id})]
-    return first or list(failed[:1])
+    consequences = explained(check.id for check in failed)
+    return [check for check in failed if check.id not in consequences]
 
 
 def headline(report: Report) -> str:

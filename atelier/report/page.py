@@ -184,7 +184,7 @@ def _tasks(report: Report, failed: Sequence[CheckResult], differs: Changes | Non
     first = roots(failed)
     causes = [Task(check, since.get(check.id, ""), []) for check in first]
     consequences = [
-        Task(check, since.get(check.id, ""), [cause.title for cause in first if check.id in explained({cause.id})])
+        Task(check, since.get(check.id, ""), [cause.title for cause in failed if check.id in explained({cause.id})])
         for check in failed
         if check not in first
     ]

@@ -297,16 +297,6 @@ def test_the_long_checks_run_when_asked_for(asked, further):
     assert [check.id for check in select(SOME, **asked)] == [*always, *further]
 
 
-def test_what_a_failure_explains():
-    chain = [
-        Check("a.x", "", "", ""),
-        Check("b.x", "", "", "", depends=("a",)),
-        Check("c", "", "", "", depends=("b.x",)),
-    ]
-    assert checks.explained({"a.x"}, chain) == {"b.x", "c"}
-    assert checks.explained({"c"}, chain) == set()
-
-
 @pytest.mark.parametrize(("groups", "ids"), [(("hots",), ()), ((), ("host.c",)), ((), ("hos",))])
 def test_a_name_that_fits_nothing_is_an_error(groups, ids):
     with pytest.raises(AtelierError, match="no check or group") as caught:

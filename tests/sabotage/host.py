@@ -168,7 +168,12 @@ SABOTAGES = (
         "systemctl start docker.socket docker.service\n",
         expects=("host.docker",),
         names="Docker does not answer.*systemctl restart docker",
-        also=("host.monitor",),
+        also=(
+            "host.monitor",
+            "host.listening",
+            "host.closed",
+            *(f"containers.{what}" for what in ("hardened", "ports", "networks", "egress")),
+        ),
         groups=("containers",),
         slow=True,
     ),

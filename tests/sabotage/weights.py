@@ -120,7 +120,6 @@ SABOTAGES = (
         given_back('"$CONFIG/weights.json"') + "systemctl reset-failed atelier-weights 2>/dev/null || :\n",
         expects=("weights.present",),
         names="atelier-weights.service has failed.*journalctl -u atelier-weights",
-        also=("weights.deep",),
     ),
     Sabotage(
         "weights.application-may-write",
