@@ -30,7 +30,7 @@ from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.forked import Forked
 from atelier.history import comparable, measured, past_reports
-from atelier.lifecycle import read_anchor, read_certificate, sandbox_settings
+from atelier.lifecycle import deploy_at_work, read_anchor, read_certificate, sandbox_settings
 from atelier.models import Weight, weights_for
 from atelier.report import (
     AccessMatrix,
@@ -39,6 +39,7 @@ from atelier.report import (
     Report,
     ReportImage,
     Verdict,
+    caveats,
     headline,
     judge,
     redact,
@@ -184,6 +185,9 @@ def verify(
     ssh.connect()
     deployed = read_deployed(ssh, target.settings.data_root)
     weights = _wanted_weights(target, deployed)
+    deploying = deploy_at_work(ssh) if publishes else ""
+    if deploying:
+        say(f"A deploy is at work on this host: {deploying}.", "yellow")
     declared = existing(target.settings, {weight.name for weight in weights})
     selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)
     asked = {"QUICK": quick, "FULL": full, "DEEP": deep}
@@ -238,13 +242,14 @@ def verify(
             metrics=run.metrics,
             command=" ".join([target.command("verify"), *(f"{name}=1" for name, on in asked.items() if on)]),
             broke_off=run.broke_off,
+            deploying=deploying or (_deploying_now(ssh) if publishes else ""),
         )
         if not publishes:
             if run.interrupted:
                 raise KeyboardInterrupt
             return report
         place = publish(report, paths.reports_dir(target.name), secrets, work, past)
-    _conclude(report, place, unreal, say)
+    _conclude(report, place, say)
     if run.interrupted:
         raise InterruptedRun(report.verdict)
     return report
@@ -266,11 +271,17 @@ def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines) if value} | release | images
 
 
-def _conclude(report: Report, place: Path, unreal: list[str], say: Say) -> None:
+def _deploying_now(ssh: Ssh) -> str:
+    with contextlib.suppress(AtelierError):  # as above
+        return deploy_at_work(ssh)
+    return ""
+
+
+def _conclude(report: Report, place: Path, say: Say) -> None:
     unselected = sum(check.observed == NOT_CHOSEN for check in report.checks)
     if unselected:
         say(f"{counted(unselected, 'further check')} not part of this run.", "dim")
-    for sentence in unreal:
+    for sentence in caveats(report):
         say(sentence, "yellow")
     say(f"Report: {os.path.relpath(place / REPORT_PAGE)}", "")
     say(f"Verdict: {report.verdict}. {headline(report)}", STYLES[report.verdict])

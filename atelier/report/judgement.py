@@ -63,6 +63,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def caveats(report: Report) -> list[str]:
+    """A sentence for each thing to know before a verdict is believed."""
+    deploy = f"A deploy was at work on this host meanwhile ({report.deploying}): what is red may be due to it; verify again afterwards."
+    return [*stand_ins(report.versions), *([deploy] if report.deploying else [])]
+
+
 def stand_ins(deployed: Mapping[str, object]) -> list[str]:
     """A sentence for each thing that is not the real one, by what was deployed; empty where all is real."""
     found = {

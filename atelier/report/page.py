@@ -17,7 +17,7 @@ from atelier.errors import AtelierError
 from atelier.history import Changes, PastReport, changes, measured
 from atelier.imagecheck import decode
 from atelier.pace import is_slower
-from atelier.report.judgement import counted, not_run, roots, shorten, stand_ins
+from atelier.report.judgement import caveats, counted, not_run, roots, shorten
 from atelier.report.model import ACCESS_PAGE, NOT_CHOSEN, REPORT_PAGE, CheckResult, Metric, Report, Step
 from atelier.report.plot import plot
 from atelier.report.templates import TEMPLATES
@@ -86,7 +86,7 @@ def as_page(report: Report, past: Sequence[PastReport], images: Path | None) -> 
         counts=_counts(report.checks),
         unselected=sum(check.observed == NOT_CHOSEN for check in report.checks),
         took=took(report.started, report.finished),
-        stand_ins=stand_ins(report.versions),
+        caveats=caveats(report),
         changes=differs,
         tasks=_tasks(report, failed, differs),
         missing=_missing(report),

@@ -1,5 +1,6 @@
 """The lock of a host, with this computer's own shell in the place of the host's."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from atelier import lifecycle
 from atelier.errors import AtelierError
-from atelier.ssh import Ssh
+from atelier.ssh import Completed, Ssh
 from atelier.weights_unit import follow_shell
 
 
@@ -19,7 +20,12 @@ def _popen(script: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-HOST = cast(Ssh, SimpleNamespace(popen=_popen, destination=SimpleNamespace(host="here")))
+def _run(script: str, **_: object) -> Completed:
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    return Completed(done.returncode, done.stdout, done.stderr)
+
+
+HOST = cast(Ssh, SimpleNamespace(popen=_popen, run=_run, destination=SimpleNamespace(host="here")))
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +63,18 @@ def test_a_deploy_that_lives_keeps_the_lock_and_one_that_ended_does_not() -> Non
         assert _guarded("echo done").stdout == "done\n"
     with lifecycle.host_lock(HOST):
         pass
+
+
+def test_who_has_a_deploy_at_work_is_told_without_touching_the_lock() -> None:
+    def held() -> str:
+        return lifecycle.deploy_at_work(HOST)
+
+    assert held() == ""
+    with lifecycle.host_lock(HOST):
+        assert re.fullmatch(r"\S+ on \S+ since \d{4}-\d\d-\d\d \d\d:\d\d UTC", held())
+        with pytest.raises(AtelierError, match=f"held by {held()}"), lifecycle.host_lock(HOST):
+            pass
+    assert held() == ""
 
 
 def test_a_deploy_out_of_reach_loses_the_lock_and_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:

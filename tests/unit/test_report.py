@@ -131,6 +131,7 @@ def test_fields_of_the_contract(tmp_path):
         "metrics",
         "command",
         "broke_off",
+        "deploying",
     ]
     assert document["schema"] == 1 and document["verdict"] == "passed" and document["doubles"] is False
     assert list(document["checks"][0]) == [
@@ -238,7 +239,7 @@ def test_junit_is_red_where_no_check_is_and_the_run_was_not_good(verdict):
 
 def test_junit_tells_of_stand_ins():
     suite = ElementTree.fromstring(as_junit(report(result("a", "passed"), versions={"sources": "double"})))  # noqa: S314
-    assert suite.find("properties/property[@name='stand-in']").get("value").startswith("Doubles stand in")
+    assert suite.find("properties/property[@name='caveat']").get("value").startswith("Doubles stand in")
 
 
 def test_junit_is_well_formed(tmp_path):

@@ -20,7 +20,9 @@ DEPLOYED = {"release": "1", "sources": "upstream", "profile": "cpu"}
 
 
 class Host:
-    """Answers what a run asks besides its checks."""
+    """Answers what a run asks besides its checks. deploying: who has a deploy at work there."""
+
+    deploying = ""
 
     destination = SimpleNamespace(host="gpu1")
     _sudo: tuple[str, ...] = ()
@@ -30,6 +32,8 @@ class Host:
         """It is there."""
 
     def run(self, script: str, **_: object) -> Completed:
+        if "/proc/locks" in script:
+            return Completed(0, self.deploying, "")
         return Completed(0, json.dumps(DEPLOYED) if "deployed.json" in script else "", "")
 
 
@@ -87,3 +91,24 @@ def test_an_interrupted_look_is_not_published(host: Target, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         verify.verify(host, say=lambda *_: None, publishes=False)
     assert not paths.reports_dir("gpu1").exists()
+
+
+def at_work(target: Target, who: str) -> None:
+    target.ssh().deploying = who  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("begins", ["before", "meanwhile", "never"])
+def test_a_deploy_at_work_is_told(begins: str, host: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    if begins == "before":
+        at_work(host, "me on desk")
+    other = "me on desk" if begins == "meanwhile" else ""
+    pytest_hands_back(monkeypatch, RED, meanwhile=lambda: at_work(host, other))
+    said: list[str] = []
+    verify.verify(host, say=lambda line, style: said.append(line))
+    sentence = "A deploy was at work on this host meanwhile (me on desk): what is red may be due to it; verify again afterwards."
+    assert (said[0] == "A deploy is at work on this host: me on desk.") == (begins == "before")
+    assert (sentence in said) == (begins != "never")
+    report = last_report(paths.reports_dir("gpu1"))
+    assert report and report.deploying == ("" if begins == "never" else "me on desk")
+    for name in ("report.html", "report.md", "junit.xml"):
+        assert (sentence in (paths.reports_dir("gpu1") / "latest" / name).read_text()) == (begins != "never"), name
