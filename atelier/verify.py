@@ -27,6 +27,7 @@ from atelier.certificates import Anchor, Certificate
 from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
+from atelier.doctor.redact import known_secrets
 from atelier.errors import AtelierError
 from atelier.forked import Forked
 from atelier.history import comparable, measured, past_reports
@@ -82,7 +83,7 @@ class InterruptedRun(KeyboardInterrupt):
 
 
 def secret_strings(known: Credentials, certificate: Certificate | None) -> list[str]:
-    """Everything that no report, log or argument may hold; of a private key each line."""
+    """Everything of a deployment that no log or argument may hold; of a private key each line."""
     accounts = [(account.user, account.password) for account in (known.comfyui, known.forge) if account.password]
     passwords = [text for user, password in accounts for text in (password, f"{user}:{password}")]
     hashes = [known.comfyui.password_bcrypt, known.forge.password_bcrypt]
@@ -201,7 +202,11 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as reach:
         work = Path(folder)
         certificate = read_certificate(target)
-        secrets = secret_strings(known, certificate)
+        secrets = [
+            *secret_strings(known, certificate),
+            *known_secrets(known, paths.secrets_dir(target.name), target.settings),
+            ssh._sudo_password,
+        ]
         context = {
             "target": {
                 "name": target.name,

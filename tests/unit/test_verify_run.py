@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from atelier import credentials, paths, verify
 from atelier.checks import existing
 from atelier.report.short import last_report
-from atelier.settings import Settings
+from atelier.settings import Settings, build_settings
 from atelier.ssh import Completed, Destination
 from atelier.target import Target
 
@@ -91,6 +92,24 @@ def test_an_interrupted_look_is_not_published(host: Target, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         verify.verify(host, say=lambda *_: None, publishes=False)
     assert not paths.reports_dir("gpu1").exists()
+
+
+def test_no_secret_of_this_computer_is_published(host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_of-the-file\n")
+    settings = {"models": {"token_file": str(token)}, "proxy": "http://me:of-the-proxy@10.0.0.1:3128"}
+    host = replace(host, settings=build_settings([("test", {"profile": "cpu", **settings})]))
+    monkeypatch.setattr(Host, "_sudo_password", "of-the-operator")
+    monkeypatch.setenv("HF_TOKEN", "hf_of-the-environment")
+    former = paths.secrets_dir("gpu1") / "former.yml"
+    former.write_text("password: of-before-the-rotation\n")
+    secrets = ("hf_of-the-file", "of-the-proxy", "of-the-operator", "hf_of-the-environment", "of-before-the-rotation")
+    pytest_hands_back(monkeypatch, {**RED, "observed": f"refused: {' '.join(secrets)}"})
+    said: list[str] = []
+    verify.verify(host, say=lambda line, style: said.append(line))
+    files = [file for file in (paths.reports_dir("gpu1") / "latest").iterdir() if file.is_file()]
+    texts = {"terminal": "\n".join(said), **{file.name: file.read_text() for file in files}}
+    assert len(texts) == 5 and [(name, text) for name, text in texts.items() if any(s in text for s in secrets)] == []
 
 
 def at_work(target: Target, who: str) -> None:
