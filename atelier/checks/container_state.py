@@ -13,6 +13,10 @@ from atelier.settings import Settings
 
 MARK = "::container::"
 REDEPLOY = "run `make deploy`; if it stays so, somebody or something changes the containers behind it"
+MASKED = ("/proc/kcore", "/proc/keys", "/sys/firmware")
+READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
+"""Of what every Docker hides from a container, or lets it only read; `systempaths=unconfined` empties both lists, and no
+security option tells of it."""
 GATEWAY_FILES = 16384
 """Open files that the gateway asks for: a connection is two."""
 
@@ -159,8 +163,12 @@ def confinement(told: Told, uid: int) -> list[Finding]:
     host, ids = told.inspect["HostConfig"], f"{process['Uid']} {process['Gid']}".split()
     capabilities = {name: process[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
     shared = [
-        name for name in ("NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode") if _shares(host.get(name))
+        name
+        for name in ("NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode", "CgroupnsMode")
+        if _shares(host.get(name))
     ]
+    bare = [path for path in MASKED if path not in (host["MaskedPaths"] or [])]
+    loose = [path for path in READ_ONLY if path not in (host["ReadonlyPaths"] or [])]
     sockets = [mount["Source"] for mount in told.inspect["Mounts"] if mount["Source"].endswith(".sock")]
     facts = {
         f"runs as user {user or 'root'} ({' '.join(ids)}), not as {uid}": user == f"{uid}:{uid}"
@@ -178,6 +186,8 @@ def confinement(told: Told, uid: int) -> list[Finding]:
         "has security options " + ", ".join(host["SecurityOpt"] or []): host["SecurityOpt"]
         == ["no-new-privileges:true"],
         "shares " + ", ".join(shared) + " with the host or another container": not shared,
+        "sees " + ", ".join(bare) + " of the host": not bare,
+        "may write to " + ", ".join(loose) + " of the host": not loose,
         "has devices of the host: " + ", ".join(device["PathOnHost"] for device in host["Devices"] or []): not host[
             "Devices"
         ],
@@ -215,6 +225,9 @@ def limits(told: Told, settings: Settings, controllers: frozenset[str]) -> list[
         }
         if memory:
             wanted["memory limit of the kernel"] = (told.memory_max, str(memory))
+            # Twice the memory is what Docker gives by default; -1 is no limit.
+            both, enough = host["MemorySwap"], f"at most {2 * memory}"
+            wanted["limit of memory and swap"] = (enough if memory <= both <= 2 * memory else both, enough)
     else:
         files = (told.limits or {}).get("Max open files", "0").split()[0]
         enough = f"at least {GATEWAY_FILES}"

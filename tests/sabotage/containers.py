@@ -198,6 +198,13 @@ SABOTAGES = (
         r"forge-turbo has no filter of system calls \(seccomp\)",
     ),
     hardened(
+        "kernel-paths",
+        "Forge sees and changes what Docker keeps of /proc and /sys from containers",
+        FORGE,
+        ("security_opt: [systempaths=unconfined]",),
+        "forge-turbo sees /proc/kcore, /proc/keys, /sys/firmware of the host; forge-turbo may write to /proc/sys",
+    ),
+    hardened(
         "host-processes", "ComfyUI sees the host's processes", COMFYUI, ("pid: host",), "comfyui-qwen shares PidMode"
     ),
     hardened(

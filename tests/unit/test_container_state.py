@@ -53,7 +53,11 @@ def inspect(name: str = "comfyui-qwen") -> dict:
             "SecurityOpt": ["no-new-privileges:true"],
             "Devices": None,
             "Init": True,
+            "CgroupnsMode": "private",
+            "MaskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/sys/firmware"],
+            "ReadonlyPaths": ["/proc/bus", "/proc/sys", "/proc/sysrq-trigger"],
             "Memory": 0,
+            "MemorySwap": 0,
             "NanoCpus": 0,
             "ShmSize": 2 << 30,
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
@@ -125,6 +129,10 @@ def test_nothing_is_wrong_with_a_good_container(name):
         ("hardened", {"HostConfig__SecurityOpt": ["seccomp=unconfined"]}, "security options seccomp=unconfined"),
         ("hardened", {"HostConfig__Devices": [{"PathOnHost": "/dev/sda"}]}, "has devices of the host: /dev/sda"),
         ("hardened", {"HostConfig__Init": None}, "has no init"),
+        ("hardened", {"HostConfig__CgroupnsMode": "host"}, "shares CgroupnsMode with the host"),
+        ("hardened", {"HostConfig__MaskedPaths": []}, "sees /proc/kcore, /proc/keys, /sys/firmware of the host"),
+        ("hardened", {"HostConfig__MaskedPaths": ["/proc/kcore", "/proc/keys"]}, "sees /sys/firmware of the host"),
+        ("hardened", {"HostConfig__ReadonlyPaths": None}, "may write to /proc/sys, /proc/sysrq-trigger of the host"),
         ("hardened", {"Mounts": [{"Source": "/run/docker.sock"}]}, "holds /run/docker.sock"),
         (
             "limits",
@@ -172,7 +180,8 @@ def test_limits_are_asked_for_where_the_host_has_the_controllers():
     settings = SETTINGS.model_validate(
         {"profile": "cpu", "services": {"comfyui": {"memory_limit": "48g", "cpu_limit": 8}}}
     )
-    both, good = frozenset({"memory", "cpu"}), {"HostConfig__Memory": 48 << 30, "HostConfig__NanoCpus": 8 * 10**9}
+    both = frozenset({"memory", "cpu"})
+    good = {"HostConfig__Memory": 48 << 30, "HostConfig__MemorySwap": 96 << 30, "HostConfig__NanoCpus": 8 * 10**9}
     assert problems(container_state.limits(container(), settings, frozenset())) == ""
     found = problems(container_state.limits(container(), settings, both))
     assert "memory limit is 0, not 51539607552" in found and "CPU limit is 0, not 8000000000" in found
@@ -183,6 +192,15 @@ def test_limits_are_asked_for_where_the_host_has_the_controllers():
     assert problems(container_state.limits(unlimited, settings, both)) == (
         "comfyui-qwen: memory limit of the kernel is max, not 51539607552"
     )
+    for swap, wrong in (
+        (48 << 30, ""),
+        (-1, "memory and swap is -1, not at most 103079215104"),
+        (97 << 30, "and swap is"),
+    ):
+        tree = container(**good | {"HostConfig__MemorySwap": swap}).inspect
+        swapping = container_state.Told(told.name, tree, HEALTH, PROCESS, OPEN, "ro", str(48 << 30))
+        found = problems(container_state.limits(swapping, settings, both))
+        assert wrong in found and bool(found) == bool(wrong)
     dumping = container_state.Told(
         "gateway", inspect("gateway"), HEALTH, PROCESS, {"Max open files": "1024 1024"}, "ro"
     )
