@@ -138,7 +138,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         ),
         undoes=given_back(CADDYFILE, GATEWAY),
         expects=("access.comfyui.websocket",),
-        names="WebSocket",
+        names="the WebSocket was refused with 400",
         also=("access.comfyui.matrix",),
         slow=True,
     ),

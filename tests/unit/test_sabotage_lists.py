@@ -73,3 +73,16 @@ def test_what_may_be_red_besides_is_looked_at(sabotage: Sabotage) -> None:
     asked = concerned(sabotage, existing(SANDBOXES[sabotage.needs]))
     unasked = [name for name in sabotage.also if not any(f"{id}.".startswith(f"{name}.") for id in asked)]
     assert not unasked
+
+
+UNREADABLE = "; ".join(
+    f"{what} cannot be read"
+    for what in ("docker inspect", "docker logs comfyui-qwen", "docker image inspect atelier/leaky:1", "journal")
+)
+"""What secrets.leaks says of places that it could not search."""
+
+
+@pytest.mark.parametrize("sabotage", ALL, ids=lambda sabotage: sabotage.id)
+def test_what_any_failure_of_the_check_says_does_not_name_the_cause(sabotage: Sabotage) -> None:
+    first = next(check for check in CATALOGUE if check.id == sabotage.expects[0])
+    assert not re.search(sabotage.names, f"{first.title}: {UNREADABLE} -> {first.hint}")
