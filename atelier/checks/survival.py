@@ -5,7 +5,7 @@ from atelier.checks.check import LOGS, Check, for_services
 CHECKS: tuple[Check, ...] = (
     *for_services(
         "survival.{service}.restart",
-        "{name}: a restart leaves it closed to strangers, open to its owner, and the images in place",
+        "{name}: a restart and a container made anew leave it closed to strangers, open to its owner, with all images",
         "nothing is lost and nothing opens at a restart (9, 13)",
         LOGS,
         quick=False,
