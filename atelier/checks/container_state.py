@@ -12,7 +12,7 @@ from atelier.render import network_name
 from atelier.settings import Settings
 
 MARK = "::container::"
-REDEPLOY = "run `make deploy`; if it stays so, somebody or something changes the containers behind it"
+REDEPLOY = "run `make deploy`; if it stays so, something else on the host keeps changing the containers"
 MASKED = ("/proc/kcore", "/proc/keys", "/sys/firmware")
 READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 """Of what every Docker hides from a container, or lets it only read; `systempaths=unconfined` empties both lists, and no
@@ -268,7 +268,7 @@ def doors(containers: Sequence[Mapping[str, Any]], settings: Settings) -> list[F
             found += [Finding(f"{name} does not publish {door}", REDEPLOY) for door in sorted(wanted - published)]
         elif name in ours and published:
             found.append(
-                Finding(f"{name} publishes {', '.join(sorted(published))}: a door beside the gateway", REDEPLOY)
+                Finding(f"{name} publishes {', '.join(sorted(published))}, which bypasses the gateway", REDEPLOY)
             )
         elif taken := sorted(door for door in published if _covers(door.rpartition(":")[2], ports)):
             problem = f"container {name} stands in for the gateway at {', '.join(taken)}"
@@ -312,7 +312,7 @@ def networks(found: Mapping[str, Mapping[str, Any]], told: Mapping[str, Told], s
         members = {member["Name"] for member in (network["Containers"] or {}).values()}
         findings += [
             Finding(
-                f"{stranger} is on {name} and reaches {container} beside the gateway",
+                f"{stranger} is on {name} and reaches {container}, bypassing the gateway",
                 f"on the host: docker network disconnect -f {name} {stranger}; then run `make deploy`",
             )
             for stranger in sorted(members - {container, gateway})
@@ -332,7 +332,7 @@ def ways(name: str, gateway: str, answered: frozenset[str], reached: bool) -> li
     """What an application reaches and must not. gateway: what it must reach, or the probe itself is broken.
 
     answered: the targets that answered its probe, `NAMES` where it resolves the gateway's name, `DNS` any other's.
-    reached: whether the host reaches the application beside the gateway.
+    reached: whether the host reaches the application, bypassing the gateway.
     """
     lost = [target for target in (gateway, "NAMES") if target not in answered]
     if lost:
@@ -346,7 +346,7 @@ def ways(name: str, gateway: str, answered: frozenset[str], reached: bool) -> li
         for target in sorted(answered - {gateway, "NAMES"})
     ]
     if reached:
-        problem = f"the host reaches {name} beside the gateway"
+        problem = f"the host reaches {name}, bypassing the gateway"
         found.append(Finding(problem, f"a network of {name} has an address of the host; run `make deploy`"))
     return found
 

@@ -33,7 +33,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "containers.ports",
         "No container but the gateway publishes a port",
-        "no door beside the gateway (8)",
+        "no published port bypasses the gateway (8)",
         "remove the container or the port that is named; " + REDEPLOY,
     ),
     Check(

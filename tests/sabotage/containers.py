@@ -272,7 +272,7 @@ SABOTAGES = (
         with_keys(COMFYUI, 'ports: ["127.0.0.1:18188:8188"]'),
         restored(COMFYUI),
         expects=("containers.ports",),
-        names="comfyui-qwen publishes 127.0.0.1:18188: a door beside the gateway",
+        names="comfyui-qwen publishes 127.0.0.1:18188, which bypasses the gateway",
         slow=True,
     ),
     Sabotage(
@@ -337,7 +337,7 @@ SABOTAGES = (
         INTRUDER.format(options=f"--network {network(FORGE)}"),
         WITHOUT_INTRUDER,
         expects=("containers.networks",),
-        names="sabotage-intruder is on atelier-forge-turbo and reaches forge-turbo beside the gateway.*disconnect -f",
+        names="sabotage-intruder is on atelier-forge-turbo and reaches forge-turbo, bypassing the gateway.*disconnect -f",
     ),
     Sabotage(
         "containers.cut-off",

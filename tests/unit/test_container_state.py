@@ -259,7 +259,9 @@ def test_doors():
     assert "gateway does not run" in problems(container_state.doors(lost, SETTINGS))
     # On an internal network Docker publishes nothing, until the network is not internal any more.
     beside[0]["HostConfig"]["PortBindings"] = {"8188/tcp": [{"HostIp": "127.0.0.1", "HostPort": "18188"}]}
-    assert "comfyui-qwen publishes 127.0.0.1:18188: a door" in problems(container_state.doors(beside, SETTINGS))
+    assert "comfyui-qwen publishes 127.0.0.1:18188, which bypasses the gateway" in problems(
+        container_state.doors(beside, SETTINGS)
+    )
     stranger.append(inspect("gateway") | {"Name": "/intruder"})
     assert "container intruder stands in for the gateway at" in problems(container_state.doors(stranger, SETTINGS))
     other = inspect("x") | {"Name": "/monitoring"}
@@ -313,7 +315,7 @@ def test_networks():
         (set(), True, "proves nothing"),
         ({"g:1", "NAMES", "DNS"}, False, "app resolves names of the internet"),
         ({"g:1", "NAMES", "1.1.1.1:443"}, False, "app reaches 1.1.1.1:443"),
-        ({"g:1", "NAMES"}, True, "the host reaches app beside the gateway"),
+        ({"g:1", "NAMES"}, True, "the host reaches app, bypassing the gateway"),
     ],
 )
 def test_ways_out_and_in(answered, reached, seen):
