@@ -49,8 +49,8 @@ from atelier.report import (
 )
 from atelier.report.judgement import RANDOM, counted
 from atelier.report.model import NOT_CHOSEN, REPORT_PAGE, Step
-from atelier.report.printable import printable
 from atelier.report.publication import publish
+from atelier.report.redaction import printable
 from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared

@@ -32,7 +32,7 @@ GROUPS = {
     "gpu": "GPU",
     "containers": "Containers",
     "drift": "Drift: is the host as the settings say?",
-    "access": "Access: who gets what",
+    "access": "Access: who can reach what",
     "secrets": "Secrets",
     "weights": "Weights",
     "storage": "Storage",
@@ -248,7 +248,7 @@ def _measure(metric: Metric, title: str, earlier: Sequence[float]) -> Measure:
     if not earlier:
         return Measure(title, metric.name, now, "first measurement", False, None)
     middle = median(earlier)
-    told = f"median {number(middle, metric.unit)} of {counted(len(earlier), 'earlier run')}"
+    told = f"median of {counted(len(earlier), 'earlier run')}: {number(middle, metric.unit)}"
     slow = metric.unit == "s" and is_slower(metric.value, earlier)
     drawing = plot(earlier, metric.value, f"{title}, {metric.name}: {now} now, {told}")
     return Measure(title, metric.name, now, told, slow, drawing)

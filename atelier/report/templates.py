@@ -7,7 +7,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from atelier import paths
-from atelier.report.printable import printable
+from atelier.report.redaction import printable
 
 NUMBERS = re.compile(r" \(\d+(, \d+)*\)$")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from atelier.history import PastReport, changes
 from atelier.report.judgement import caveats, headline, not_run, roots
 from atelier.report.model import ACCESS_PAGE, CheckResult, Report
-from atelier.report.printable import printable
+from atelier.report.redaction import printable
 
 ACTIVE = re.compile(r"(<|(?<=\])[(\[])")
 """Where Markdown begins a tag, and the address of a link or an image."""
@@ -37,7 +37,7 @@ def as_markdown(report: Report, past: Sequence[PastReport] = ()) -> str:
     versions = sorted(report.versions.items())
     text += ["", "## Versions", "", *(f"- {_plain(name)}: {_plain(version)}" for name, version in versions), ""]
     if report.matrices:
-        text += ["## Who gets what", "", f"[{ACCESS_PAGE}]({ACCESS_PAGE})", ""]
+        text += ["## Access matrix: who can reach what", "", f"[{ACCESS_PAGE}]({ACCESS_PAGE})", ""]
     if report.images:
         text += ["## Images", ""]
         text += [f"![{image.check}, {image.width}x{image.height}]({image.file})" for image in report.images]
