@@ -108,6 +108,24 @@ SABOTAGES: tuple[Sabotage, ...] = (
         slow=True,
     ),
     Sabotage(
+        id="secrets.in-rotated-log",
+        does="the token is in a large log of last week",
+        breaks=TOKEN
+        + 'head -c 9000000 /dev/zero >/var/log/sabotage.log.1; printf "using %s" "$token" >>/var/log/sabotage.log.1\n'
+        + "touch -d '7 days ago' /var/log/sabotage.log.1",
+        undoes="rm -f /var/log/sabotage.log.1",
+        expects=("secrets.leaks",),
+        names=r"/var/log/sabotage\.log\.1",
+    ),
+    Sabotage(
+        id="secrets.in-etc",
+        does="the token is in a job of cron that everybody may read",
+        breaks=TOKEN + 'printf "# %s\\n" "$token" >/etc/cron.d/sabotage; chmod 0644 /etc/cron.d/sabotage',
+        undoes="rm -f /etc/cron.d/sabotage",
+        expects=("secrets.leaks",),
+        names="/etc/cron.d/sabotage.*make rotate",
+    ),
+    Sabotage(
         id="secrets.in-argv",
         does="the token is in the arguments of a process",
         breaks=in_a_process("sh -c 'sleep 600; :' \"$token\""),
