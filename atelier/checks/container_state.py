@@ -27,6 +27,7 @@ class Told:
 
     healthcheck: the image's own. root: the mount options of its root file system, as the process sees it.
     memory_max: the kernel's limit in bytes, or `max`; empty where the host has no controller for it.
+    cgroups: the file system of the host's control groups. Those of version 1 Docker shares with every container.
     filters: how many filters of system calls (seccomp) every process of the host has; a container's has one more.
     """
 
@@ -38,6 +39,7 @@ class Told:
     root: str = ""
     memory_max: str = ""
     filters: int = 0
+    cgroups: str = ""
 
 
 def script(names: Sequence[str]) -> str:
@@ -53,6 +55,7 @@ for c in {" ".join(names)}; do
   s limits "$c"; cat "/proc/$p/limits"
   s root "$c"; awk '$5 == "/" {{print $6}}' "/proc/$p/mountinfo"
   s filters "$c"; awk '$1 == "Seccomp_filters:" {{print $2}}' /proc/1/status
+  s cgroups "$c"; stat -fc %T /sys/fs/cgroup
   s memory_max "$c"; cat "/proc/$p/root/sys/fs/cgroup/memory.max" 2>/dev/null
 done
 :
@@ -82,6 +85,7 @@ def parse(output: str) -> dict[str, Told]:
             text(container, "root"),
             text(container, "memory_max"),
             int(text(container, "filters") or 0),
+            text(container, "cgroups"),
         )
         for container, name in sections
         if name == "inspect"
@@ -162,11 +166,9 @@ def confinement(told: Told, uid: int) -> list[Finding]:
         return [Finding(f"{told.name} has no process to look at{wrong}", "see `make status`")]
     host, ids = told.inspect["HostConfig"], f"{process['Uid']} {process['Gid']}".split()
     capabilities = {name: process[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
-    shared = [
-        name
-        for name in ("NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode", "CgroupnsMode")
-        if _shares(host.get(name))
-    ]
+    modes = ["NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode"]
+    modes += ["CgroupnsMode"] if told.cgroups == "cgroup2fs" else []
+    shared = [name for name in modes if _shares(host.get(name))]
     bare = [path for path in MASKED if path not in (host["MaskedPaths"] or [])]
     loose = [path for path in READ_ONLY if path not in (host["ReadonlyPaths"] or [])]
     sockets = [mount["Source"] for mount in told.inspect["Mounts"] if mount["Source"].endswith(".sock")]

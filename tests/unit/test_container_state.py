@@ -77,7 +77,7 @@ def container(name: str = "comfyui-qwen", **changed) -> container_state.Told:
         for key in above:
             place = place[key]
         place[last] = value
-    return container_state.Told(name, tree, HEALTH, PROCESS, OPEN, "ro,relatime")
+    return container_state.Told(name, tree, HEALTH, PROCESS, OPEN, "ro,relatime", cgroups="cgroup2fs")
 
 
 def judged(told: container_state.Told, settings=SETTINGS, controllers=frozenset()) -> dict[str, str]:
@@ -171,6 +171,13 @@ def test_a_filter_that_every_process_of_the_host_has_is_none_of_the_containers()
     assert "no filter of system calls" in problems(container_state.confinement(told, UID))
 
 
+@pytest.mark.parametrize(("groups", "shared"), [("cgroup2fs", True), ("tmpfs", False)])
+def test_control_groups_of_the_first_version_are_always_shared(groups, shared):
+    host = container(HostConfig__CgroupnsMode="host").inspect
+    told = container_state.Told("x", host, HEALTH, PROCESS, OPEN, "ro", cgroups=groups)
+    assert ("shares CgroupnsMode" in problems(container_state.confinement(told, UID))) == shared
+
+
 def test_a_root_that_is_writable_by_the_kernels_word():
     told = container_state.Told("x", inspect(), HEALTH, PROCESS, OPEN, "rw,relatime")
     assert "writable root" in problems(container_state.confinement(told, UID))
@@ -224,6 +231,8 @@ Max core file size        0                    0                    bytes
 ro,relatime
 ::container::filters a
 3
+::container::cgroups a
+cgroup2fs
 ::container::memory_max a
 max
 ::container::inspect b
@@ -234,7 +243,7 @@ null
     told = container_state.parse(output)
     assert told["a"].process["Uid"] == "10001\t10001\t10001\t10001" and told["a"].root == "ro,relatime"
     assert told["a"].limits["Max core file size"].split()[:2] == ["0", "0"] and told["a"].memory_max == "max"
-    assert told["a"].filters == 3 and told["b"].filters == 0
+    assert told["a"].filters == 3 and told["a"].cgroups == "cgroup2fs" and told["b"].filters == 0
     assert told["b"].healthcheck is None and not told["b"].process
     assert problems(container_state.missing(told, ["a", "b", "c"])) == "there is no container c"
     stopped = problems(container_state.confinement(told["b"], UID))
