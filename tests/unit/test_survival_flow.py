@@ -31,7 +31,6 @@ class Host:
         self.queues, self.works, self.done = iter(queues), iter(works), []
         self.containers = {"comfyui": "comfyui-qwen", "gateway": "gateway"}
         self.applications = {"comfyui": "comfyui-qwen"}
-        self.comfyui = SimpleNamespace(queue=lambda: next(self.queues))
         self.settings = SimpleNamespace(config_root="/opt/atelier")
 
     def output(self, command: str) -> str:
@@ -39,6 +38,9 @@ class Host:
             return next(self.works)
         self.done.append(command)
         return ""
+
+    def at_work(self, services: list[str]) -> list[str]:
+        return survival_state.busy_applications(next(self.queues), 0)
 
     def http(self, service: str) -> SimpleNamespace:
         return SimpleNamespace(

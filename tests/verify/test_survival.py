@@ -83,11 +83,9 @@ def is_up(door: httpx.Client) -> bool:
 def leave_alone(stack: Stack, check, services: Collection[str], whole_host: bool) -> None:
     """Skip the check where these services, a deploy, or anything that a restart of the host would disturb, are at work."""
     try:
-        queue = stack.comfyui.queue() if "comfyui" in services else {}
-        jobs = stack.forge.jobs() if "forge" in services else 0
+        busy = stack.at_work(services)
     except AtelierError as error:
         check("the applications say whether they are at work", error.message, False, error.hint)
-    busy = survival_state.busy_applications(queue, jobs)
     lines = stack.output(survival_state.at_work_script()).splitlines()
     busy += survival_state.busy_host(lines, stack.containers.values(), whole_host)
     if busy:
