@@ -24,19 +24,17 @@ CHECKS: tuple[Check, ...] = (
         LOGS,
         depends=("access.certificate",),
     ),
-    *for_services(
-        "access.{service}.stranger", "{name}: strangers are refused", "no credential, no access (1, 24)", CLOSE
-    ),
+    *for_services("access.{service}.stranger", "{name}: strangers are refused", "no credential, no access", CLOSE),
     *for_services(
         "access.{service}.wrong",
         "{name}: wrong, malformed and foreign credentials are refused",
-        "only the service's own credential opens it (2, 3)",
+        "only the service's own credential opens it",
         CLOSE,
     ),
     Check(
         "access.comfyui.token",
         "ComfyUI: the bytes of the token file open it",
-        "the token kept here is the token in force, byte for byte (2, 3, 4)",
+        "the token kept here is the token in force, byte for byte",
         "the host holds other credentials than `.secrets`: `make deploy` says which way to go",
         service="comfyui",
         depends=COMFYUI,
@@ -59,7 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "access.comfyui.websocket",
         "ComfyUI: the WebSocket opens to the token only and speaks",
-        "live progress through the gateway (27)",
+        "live progress through the gateway",
         LOGS.format(service="gateway"),
         service="comfyui",
         depends=COMFYUI,
@@ -67,7 +65,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "access.forge.basic",
         "Forge: user and password open the API",
-        "the API's way in works (5)",
+        "the API's way in works",
         "the host holds other credentials than `.secrets`: `make deploy` says which way to go",
         service="forge",
         depends=FORGE,
@@ -75,7 +73,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "access.forge.login",
         "Forge: the login form opens the interface, a wrong password does not",
-        "the browser's way in works (5)",
+        "the browser's way in works",
         LOGS.format(service="forge"),
         service="forge",
         depends=FORGE,
@@ -83,7 +81,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "access.direct",
         "Nobody reaches a container beside the gateway's ports: no user of the host, no other container",
-        "no door beside the gateway (8)",
+        "no door beside the gateway",
         "look for a published port, a network with a way in, an address of the host on it: `docker network inspect`; "
         "then `make deploy`",
         quick=False,
@@ -91,7 +89,7 @@ CHECKS: tuple[Check, ...] = (
     *for_services(
         "access.{service}.matrix",
         "{name}: every path gives every kind of caller what the table says",
-        "each service's own credential opens it, nothing else does (1, 2, 3, 5, 24)",
+        "each service's own credential opens it, nothing else does",
         "access.html beside this report shows each request; " + CLOSE,
         quick=False,
     ),

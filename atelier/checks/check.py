@@ -11,7 +11,7 @@ LOGS = "see `make logs SERVICE={service}`"
 class Check:
     """One thing that is proven.
 
-    requirement: what must be true; numbers are lines of the list of known failures. hint: what to do when it is red.
+    requirement: what must be true. hint: what to do when it is red.
     service, profile: it exists only where that service is deployed, or under that profile: `gpu` (a simulated one too),
     `cuda` (one that computes), `cpu`. tls: it exists only where the gateway speaks TLS. weights: it exists only where the
     settings ask for all of these files. quick: part of QUICK=1.

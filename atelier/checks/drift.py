@@ -6,7 +6,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "drift.files",
         "Every file that a deploy writes is as the settings say now, and none lies among them that is not ours",
-        "a host edited by hand, or settings changed without a deploy, are noticed (3, 4, 13, 14)",
+        "a host edited by hand, or settings changed without a deploy, are noticed",
         REDEPLOY,
         depends=("secrets.files", "secrets.arrived"),
     ),
@@ -20,21 +20,21 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "drift.packages",
         "Packages are there, not older than deployed; pinned and held ones exactly as deployed",
-        "an upgrade does not take the driver away, and nothing goes back behind a security update (10, 17)",
+        "an upgrade does not take the driver away, and nothing goes back behind a security update",
         REDEPLOY,
         depends=("host.upgrades", "gpu.driver", "gpu.host"),
     ),
     Check(
         "drift.images",
         "Images and configurations are those that the settings ask for now",
-        "what runs is what was built from what is declared (4, 10)",
+        "what runs is what was built from what is declared",
         REDEPLOY,
         depends=("host.docker", "containers.running", "containers.images"),
     ),
     Check(
         "drift.containers",
         "The containers are as their compose files say, and nothing was changed inside them",
-        "a container changed by hand is noticed (4, 9)",
+        "a container changed by hand is noticed",
         REDEPLOY,
         depends=(
             "host.docker",

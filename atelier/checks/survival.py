@@ -6,7 +6,7 @@ CHECKS: tuple[Check, ...] = (
     *for_services(
         "survival.{service}.restart",
         "{name}: a restart and a container made anew leave it closed to strangers, open to its owner, with all images",
-        "nothing is lost and nothing opens at a restart (9, 13)",
+        "nothing is lost and nothing opens at a restart",
         LOGS,
         quick=False,
         run="full",
@@ -22,7 +22,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "survival.docker",
         "A restart of Docker ends no container, and all is well after it",
-        "an upgrade of Docker costs nobody a generation (17)",
+        "an upgrade of Docker costs nobody a generation",
         "see `journalctl -u docker` on the host, and `make doctor`",
         quick=False,
         run="full",
@@ -30,7 +30,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "survival.host",
         "After a restart of the host everything comes back by itself, closed as before",
-        "nothing is lost, nothing opens, and nobody has to start anything by hand (9, 13, 18)",
+        "nothing is lost, nothing opens, and nobody has to start anything by hand",
         "see `make status` and `make doctor`",
         quick=False,
         run="full",
