@@ -17,7 +17,7 @@ from atelier.errors import AtelierError
 from atelier.history import Changes, PastReport, changes, measured
 from atelier.imagecheck import decode
 from atelier.pace import is_slower
-from atelier.report.judgement import caveats, counted, not_run, roots, shorten
+from atelier.report.judgement import caveats, counted, lead, not_run, roots, shorten
 from atelier.report.model import ACCESS_PAGE, NOT_CHOSEN, REPORT_PAGE, CheckResult, Metric, Report, Step
 from atelier.report.plot import plot
 from atelier.report.templates import TEMPLATES
@@ -82,7 +82,8 @@ def as_page(report: Report, past: Sequence[PastReport], images: Path | None) -> 
     failed = [check for check in report.checks if check.verdict == "failed"]
     return TEMPLATES.get_template(f"{REPORT_PAGE}.j2").render(
         report=report,
-        lead=_lead(report, failed),
+        lead=lead(report),
+        shorten=shorten,
         counts=_counts(report.checks),
         unselected=sum(check.observed == NOT_CHOSEN for check in report.checks),
         took=took(report.started, report.finished),
@@ -144,38 +145,6 @@ def _counts(checks: Sequence[CheckResult]) -> dict[str, int]:
     return {
         verdict: chosen.count(verdict) for verdict in ("failed", "warning", "skipped", "passed") if verdict in chosen
     }
-
-
-@dataclass(frozen=True)
-class Lead:
-    """The one line that matters, in parts."""
-
-    text: str
-    observed: str = ""
-    remedy: str = ""
-    anchor: str = ""
-    label: str = "Observed"
-
-
-def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
-    if failed:
-        cause = roots(failed)[0]
-        return Lead(cause.title, shorten(cause.observed), cause.hint, cause.id)
-    if report.verdict == "failed":
-        return Lead(
-            f"The run broke off: {report.broke_off}" if report.broke_off else "No check ran", remedy="Run it again."
-        )
-    missing = not_run(report)
-    if report.verdict == "incomplete":
-        why = f"{report.broke_off.capitalize()}: " if report.broke_off else ""
-        text = f"{why}{counted(len(missing), 'required check')} did not run"
-        first = f"{missing[0].title}: {shorten(missing[0].observed)}" if missing else ""
-        return Lead(text, first, label="The first of them")
-    passed = sum(check.verdict in ("passed", "warning") for check in report.checks)
-    warnings = sum(check.verdict == "warning" for check in report.checks)
-    chosen = " of this run" if any(check.observed == NOT_CHOSEN for check in report.checks) else ""
-    held = f"The one check{chosen} passed" if passed == 1 else f"All {passed} checks{chosen} passed"
-    return Lead(f"{held}, {counted(warnings, 'warning')}" if warnings else held)
 
 
 def _tasks(report: Report, failed: Sequence[CheckResult], differs: Changes | None) -> list[Task]:

@@ -82,7 +82,7 @@ LINES = [
     ({"a.x": "skipped", "b.y": "skipped"}, "incomplete", "2 required checks did not run, first a.x: seen"),
     ({"a.x": "passed", "b.y": "warning"}, "passed", "1 check passed, 1 warning"),
     ({"a.x": "passed", "b.y": "passed"}, "passed", "2 checks passed"),
-    ({}, "failed", "no check ran"),
+    ({}, "failed", "No check ran"),
 ]
 
 
@@ -94,11 +94,11 @@ def test_the_line_that_matters(verdicts, verdict, line):
 
 def test_the_line_that_matters_of_a_run_that_broke_off():
     assert headline(report(verdict="failed", broke_off="pytest ended with 2 and 0 results")) == (
-        "the run broke off: pytest ended with 2 and 0 results"
+        "The run broke off: pytest ended with 2 and 0 results; run it again"
     )
     skipped = result("a.x", "skipped", "interrupted before its turn", required=True)
     assert headline(report(skipped, verdict="incomplete", broke_off="interrupted")) == (
-        "interrupted: 1 required check did not run, first a.x: interrupted before its turn"
+        "Interrupted: 1 required check did not run, first a.x: interrupted before its turn"
     )
 
 
