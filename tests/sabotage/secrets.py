@@ -40,7 +40,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=f"chmod 0444 {PASSWORD}",
         undoes=f"chmod 0400 {PASSWORD}",
         expects=("secrets.files",),
-        names="PASSWORD.*444",
+        names="PASSWORD.*444.* -> .*make deploy",
     ),
     Sabotage(
         id="secrets.owner",
@@ -88,7 +88,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited(PASSWORD, EXPANDED),
         undoes=given_back(PASSWORD),
         expects=("secrets.arrived",),
-        names="PASSWORD differs",
+        names="PASSWORD differs.* -> .*make deploy",
     ),
     Sabotage(
         id="secrets.in-tmp",
@@ -96,7 +96,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=f"install -m 0600 {HASHES} /tmp/credentials.json",
         undoes="rm -f /tmp/credentials.json",
         expects=("secrets.leaks",),
-        names="/tmp/credentials.json",
+        names="/tmp/credentials.json.* -> .*make rotate",
     ),
     Sabotage(
         id="secrets.in-journal",
@@ -203,6 +203,6 @@ settle""",
         breaks=lambda guest: (guest.secrets_dir / credentials.STORE_FILE).chmod(0o644),
         undoes=lambda guest: (guest.secrets_dir / credentials.STORE_FILE).chmod(0o600),
         expects=("secrets.here",),
-        names=r"credentials\.yml.*chmod",
+        names=r"credentials\.yml.* -> .*chmod",
     ),
 )

@@ -57,7 +57,7 @@ SABOTAGES = (
         mounted("{type: bind, source: /etc, target: /host-etc, read_only: true}"),
         restored(COMFYUI),
         expects=("storage.mounts",),
-        names="comfyui-qwen has /etc as /host-etc",
+        names="comfyui-qwen has /etc as /host-etc.* -> .*make deploy",
         slow=True,
     ),
     Sabotage(
@@ -66,7 +66,7 @@ SABOTAGES = (
         f"chown root:root {OUTPUTS}\n",
         f'chown "$UID_:$UID_" {OUTPUTS}\n',
         expects=("storage.outputs",),
-        names=r"outputs/comfyui belongs to 0:0, not to \d+:\d+.*make deploy",
+        names=r"outputs/comfyui belongs to 0:0, not to \d+:\d+.* -> .*make deploy",
     ),
     Sabotage(
         "storage.open-outputs",
@@ -90,6 +90,6 @@ SABOTAGES = (
         f"echo >{OUTPUTS}/by-root.png\n",
         f"rm -f {OUTPUTS}/by-root.png\n",
         expects=("storage.outputs",),
-        names="by-root.png does not belong to the service user.*chown",
+        names="by-root.png does not belong to the service user.* -> .*chown",
     ),
 )

@@ -23,7 +23,7 @@ done' sh {COMFYUI} "$DATA"
 """,
         f"systemctl stop {ERASER} 2>/dev/null || true",
         ("survival.comfyui.restart",),
-        "is lost.*clears up",
+        "is lost.* -> .*clears up",
         slow=True,
     ),
     Sabotage(
@@ -35,7 +35,7 @@ done' sh {COMFYUI} "$DATA"
         ),
         restored(FORGE),
         ("survival.forge.restart",),
-        "ends as soon as it is started.*make logs",
+        "ends as soon as it is started.* -> .*make logs",
         slow=True,
     ),
     Sabotage(
@@ -44,7 +44,7 @@ done' sh {COMFYUI} "$DATA"
         edited(CADDYFILE, OPEN_AGAIN),
         given_back(CADDYFILE, GATEWAY) + "settle\n",
         ("survival.gateway.restart",),
-        "access.comfyui.stranger: .*make stop",
+        "access.comfyui.stranger: .* -> .*make stop",
         slow=True,
     ),
     Sabotage(
@@ -53,7 +53,7 @@ done' sh {COMFYUI} "$DATA"
         edited(DAEMON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """),
         f"{given_back(DAEMON)}systemctl restart docker.service\ndocker start {FORGE} {COMFYUI} {GATEWAY} >/dev/null\nsettle\n",
         ("survival.docker",),
-        "is exited and Docker does not start it again.*live-restore",
+        "is exited and Docker does not start it again.* -> .*live-restore",
         slow=True,
     ),
     Sabotage(
@@ -62,7 +62,7 @@ done' sh {COMFYUI} "$DATA"
         edited(DAEMON, """echo '{' >"$FILE" """),
         f"{given_back(DAEMON)}{DOCKER_AGAIN}settle\n",
         ("survival.docker",),
-        "daemon.json.*journalctl -u docker",
+        "daemon.json.* -> .*journalctl -u docker",
         slow=True,
     ),
     Sabotage(
@@ -71,7 +71,7 @@ done' sh {COMFYUI} "$DATA"
         "systemctl disable -q docker.service docker.socket",
         f"{DOCKER_AGAIN}settle\n",
         ("survival.host",),
-        "Docker is inactive and disabled: it does not start with the host.*systemctl enable",
+        "Docker is inactive and disabled: it does not start with the host.* -> .*systemctl enable",
         slow=True,
     ),
     Sabotage(

@@ -59,7 +59,7 @@ AJAR = seen("door.closed", "failed", "the front door is ajar", "close it")
         ({}, [AJAR, seen("door.locked", "failed"), seen("door.bolted", "failed")], "door.bolted turned red, too"),
         (
             {"expects": ("window.closed", "door.closed"), "names": "rain"},
-            [seen("window.closed", "failed", "rain"), seen("door.closed"), seen("door.locked", "failed")],
+            [seen("window.closed", "failed", "rain", "dry it"), seen("door.closed"), seen("door.locked", "failed")],
             "door.closed should have turned red, but passed\ndoor.locked turned red, too",
         ),
         ({}, [seen("door.closed")], "door.closed should have turned red, but passed"),
@@ -77,7 +77,9 @@ AJAR = seen("door.closed", "failed", "the front door is ajar", "close it")
         ({"also": ("win",)}, [AJAR, seen("window.closed", "failed")], "window.closed turned red, too"),
         ({}, [seen("door.closed", "failed", "a 500", "see the logs")], "door.closed does not name the cause.*a 500"),
         ({}, [seen("door.closed", "failed", "draught", "the door is ajar: close it")], None),
-        ({"names": "door.*ajar.*close it"}, [AJAR], None),
+        ({"names": "door.*ajar.* -> .*close it"}, [AJAR], None),
+        ({"names": "ajar.* -> .*lock it"}, [AJAR], "door.closed does not name the cause.*ajar -> close it"),
+        ({}, [seen("door.closed", "failed", "the front door is ajar")], "door.closed does not say what to do"),
     ],
     ids=[
         "noticed and named",
@@ -96,6 +98,8 @@ AJAR = seen("door.closed", "failed", "the front door is ajar", "close it")
         "not named",
         "named by the hint",
         "named by both",
+        "named, with another remedy",
+        "named, without a remedy",
     ],
 )
 def test_what_is_a_fault(more: dict[str, object], results: list[CheckResult], fault: str | None) -> None:

@@ -15,6 +15,7 @@ from atelier.settings import Settings
 ALL = lists.every()
 SANDBOXES = {
     "": Settings.model_validate({"profile": "cpu"}),
+    "doubles": Settings.model_validate({"profile": "cpu"}),
     "gpu": Settings.model_validate({"profile": "gpu-simulated"}),
     "tls": Settings.model_validate({"profile": "cpu", "tls": {"mode": "internal"}}),
 }
@@ -86,3 +87,8 @@ UNREADABLE = "; ".join(
 def test_what_any_failure_of_the_check_says_does_not_name_the_cause(sabotage: Sabotage) -> None:
     first = next(check for check in CATALOGUE if check.id == sabotage.expects[0])
     assert not re.search(sabotage.names, f"{first.title}: {UNREADABLE} -> {first.hint}")
+
+
+@pytest.mark.parametrize("check", sorted({sabotage.expects[0] for sabotage in ALL}))
+def test_what_a_check_says_to_do_is_tried_for_one_sabotage_at_least(check: str) -> None:
+    assert any(" ->" in sabotage.names for sabotage in ALL if sabotage.expects[0] == check)
