@@ -69,6 +69,8 @@ class HostFacts:
     deployed: bool = False
     deployed_gpus: dict[str, str] = field(default_factory=dict)
     """UUID by service, as the last deploy gave them."""
+    container: str = ""
+    """As in the facts about the GPU, but also of a sandbox with a simulated one: a container has no clock of its own."""
     gpu: GpuFacts = field(default_factory=GpuFacts)
 
 
@@ -237,6 +239,7 @@ def parse(output: str) -> HostFacts:
     release = {key: value.strip('"') for key, _, value in (line.partition("=") for line in sections.get("os", []))}
     packages = [line.split("\t") for line in sections.get("packages", [])]
     disks = {path: where for path, where in pairs("disk").items() if len(where.split()) > 1}
+    gpu = gpu_facts.parse(sections)
     return HostFacts(
         os_id=release.get("ID", ""),
         os_codename=release.get("VERSION_CODENAME", ""),
@@ -264,7 +267,8 @@ def parse(output: str) -> HostFacts:
         schema=one("schema"),
         deployed=bool(one("deployed")),
         deployed_gpus=_deployed_gpus("\n".join(sections.get("deployed", []))),
-        gpu=gpu_facts.parse(sections),
+        container=gpu.container,
+        gpu=gpu,
     )
 
 

@@ -75,9 +75,9 @@ def parse(output: str) -> dict[str, list[str]]:
 
 
 def container(told: Sections) -> str:
-    """What kind of container the host is; empty for a machine with a kernel and a clock of its own."""
+    """What kind of container the host is; empty for a machine with a kernel and a clock of its own, which WSL has not."""
     kind = _first(told, "container")
-    return "" if kind in ("", "none", "wsl") else kind
+    return "" if kind == "none" else kind
 
 
 def system_text(told: Sections) -> str:

@@ -202,8 +202,11 @@ def test_what_is_wrong_with_a_host(group, changes, seen):
 
 
 def test_a_container_is_asked_for_no_time_service_and_no_kernel_of_its_own():
-    told = host(CONTAINER, ("inactive active inactive", "inactive inactive inactive"), ("=yes", "=no"), ("-28", "-77"))
-    assert not whole(told)["time"] and not whole(told)["reboot"]
+    for container in (CONTAINER, ("::host::container\nnone", "::host::container\nwsl")):
+        told = host(
+            container, ("inactive active inactive", "inactive inactive inactive"), ("=yes", "=no"), ("-28", "-77")
+        )
+        assert not whole(told)["time"] and not whole(told)["reboot"]
     assert "outer machine's" in host_state.time_text(told) and "outer machine's" in host_state.system_text(told)
     assert "chrony" in host_state.time_text(host()) and "outer" not in host_state.system_text(host())
 

@@ -30,7 +30,7 @@ def settings(**values: object) -> Settings:
 
 
 def deployment(**values: object) -> Deployment:
-    return replace(plain_deployment(), settings=settings(**values))
+    return replace(plain_deployment(), settings=settings(**values), facts=replace(FACTS, container="systemd-nspawn"))
 
 
 def config(of: Deployment) -> dict:
@@ -95,6 +95,12 @@ def test_a_real_gpu_host_is_asked_for_its_gpu_and_its_clock() -> None:
     assert "PrivateDevices" not in text(host, "monitor.service") and "PrivateDevices=yes" in text(
         deployment(), "monitor.service"
     )
+
+
+def test_only_a_container_is_not_asked_for_its_clock() -> None:
+    machine = replace(deployment(), facts=FACTS)
+    assert "chrony" in config(machine)["time_services"] and "chrony" in machine.time_services()
+    assert config(deployment())["time_services"] == [] and deployment().time_services() == ()
 
 
 def test_a_disabled_service_is_not_asked() -> None:
