@@ -45,6 +45,8 @@ s reboot; stat -c '%Y' /run/reboot-required 2>/dev/null && cat /run/reboot-requi
 s memory; cat /proc/meminfo
 s docker; limited docker info --format '{{{{json .}}}}' | tail -n 1
 s docker-unit; systemctl is-enabled docker 2>&1; stat -c '%a %U' /run/docker.sock 2>&1; ss -Hltnp 2>/dev/null | grep '"dockerd"' || :
+s docker-users; getent group "$(stat -c %G /run/docker.sock 2>/dev/null)" | cut -d: -f4 | tr , '\\n' | while read -r user; do
+  [ -z "$user" ] || id -nG "$user" | grep -qwE 'root|sudo|admin|wheel' || echo "$user"; done
 s disk; for d in {places} \\
   "$(sed -n 's/.*"data-root"[^"]*"\\([^"]*\\)".*/\\1/p' /etc/docker/daemon.json 2>/dev/null | grep . || echo /var/lib/docker)"
 do printf '%s|%s\\n' "$d" "$(limited df -B1 --output=avail,itotal,iavail,target "$d" | tail -n 1)"; done
@@ -349,6 +351,17 @@ def docker(told: Sections) -> list[Finding]:
         problem = f"Docker listens on {line.split()[3]}: whoever reaches that is root"
         found.append(Finding(problem, "take `hosts` out of /etc/docker/daemon.json and -H tcp out of Docker's unit"))
     return found
+
+
+def docker_users(told: Sections) -> list[Finding]:
+    """Who besides the administrators may command Docker."""
+    remedy = (
+        "take them out of the group of /run/docker.sock on the host (`gpasswd -d USER docker`), or trust them with root"
+    )
+    return [
+        Finding(f"{user} may command Docker without being an administrator, and that makes root of anybody", remedy)
+        for user in told["docker-users"]
+    ]
 
 
 def docker_text(told: Sections) -> str:

@@ -45,6 +45,7 @@ MemAvailable:   20000000 kB
 ::host::docker-unit
 enabled
 660 root
+::host::docker-users
 ::host::disk
 /|100000000000 1000000   900000 /
 /var/log|100000000000 1000000   900000 /
@@ -209,6 +210,16 @@ def test_a_container_is_asked_for_no_time_service_and_no_kernel_of_its_own():
         assert not whole(told)["time"] and not whole(told)["reboot"]
     assert "outer machine's" in host_state.time_text(told) and "outer machine's" in host_state.system_text(told)
     assert "chrony" in host_state.time_text(host()) and "outer" not in host_state.system_text(host())
+
+
+def test_who_may_command_docker(run):
+    groups = {"stat": "echo docker", "getent": "echo docker:x:999:ann,bob,eve"}
+    ids = {"id": "case $2 in ann) echo ann sudo docker ;; bob) echo bob docker ;; eve) echo eve sudoku docker ;; esac"}
+    told = host_state.parse(run(host_state.script(SETTINGS), groups | ids))
+    assert (
+        problems(host_state.docker_users(told)).startswith("bob may command Docker") and len(told["docker-users"]) == 2
+    )
+    assert host_state.docker_users(host()) == []
 
 
 def test_what_only_warns_of_a_host():

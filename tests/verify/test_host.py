@@ -80,6 +80,7 @@ def test_docker_is_as_it_must_be(check, told):
     wrong = host_state.docker(told)
     expected = "Docker answers, is started at boot, keeps containers through its own restart, and is root's alone"
     check.free_of(expected, wrong, "" if wrong else host_state.docker_text(told))
+    check.warn_of("only administrators command Docker", host_state.docker_users(told))
 
 
 @pytest.mark.check("host.listening")
