@@ -122,7 +122,7 @@ class Forge:
         return [model["filename"].rpartition("/")[2] for model in self._api("GET", "sd-models")]
 
     def jobs(self) -> int:
-        """How many generations Forge is at work on."""
+        """How many generations Forge is at work on; -1 while it gets ready for one, which includes loading its model."""
         return int(self._api("GET", "progress", params={"skip_current_image": "true"})["state"]["job_count"])
 
     def txt2img(self, prompt: str, *, checkpoint: str, timeout: float, **parameters: Any) -> list[ForgeImage]:

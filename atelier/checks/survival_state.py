@@ -34,12 +34,12 @@ docker ps -q | xargs -r docker inspect -f 'container: {{{{.Name}}}} {{{{.HostCon
 
 
 def busy_applications(queue: Mapping[str, Sequence[str]], jobs: int) -> list[str]:
-    """Which applications make images, from ComfyUI's queue and the number of Forge's jobs."""
+    """Which applications make images, from ComfyUI's queue and Forge's jobs, both as the clients tell them."""
     found = []
     if any(queue.values()):
         found.append(f"ComfyUI is at work ({', '.join(f'{len(ids)} {name}' for name, ids in queue.items())})")
     if jobs:
-        found.append(f"Forge is at work ({jobs} jobs)")
+        found.append("Forge is at work")
     return found
 
 

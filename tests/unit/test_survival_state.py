@@ -18,7 +18,8 @@ APPLICATIONS = {
     "idle": ({"running": [], "pending": []}, 0, []),
     "ComfyUI runs one": ({"running": ["a"], "pending": ["b", "c"]}, 0, ["ComfyUI is at work (1 running, 2 pending)"]),
     "ComfyUI has one waiting": ({"running": [], "pending": ["a"]}, 0, ["ComfyUI is at work (0 running, 1 pending)"]),
-    "Forge": ({}, 2, ["Forge is at work (2 jobs)"]),
+    "Forge": ({}, 2, ["Forge is at work"]),
+    "Forge loads a model": ({}, -1, ["Forge is at work"]),
 }
 
 
