@@ -6,9 +6,8 @@ import bcrypt
 
 from atelier import certificates, credentials
 from atelier.render import DIRECT_RULE
-from sabotage.sabotage import Guest, Sabotage, edited, given_back, patched, restored
+from sabotage.sabotage import COMFYUI, FORGE, GATEWAY, Guest, Sabotage, edited, given_back, patched, restored
 
-COMFYUI, FORGE, GATEWAY = '"$COMFYUI"', '"$FORGE"', '"$GATEWAY"'
 CONFIG = '"$CONFIG/services/$GATEWAY/config"'
 CADDYFILE, GUARD = f"{CONFIG}/Caddyfile", f"{CONFIG}/guard.json"
 HASHES = '"$CONFIG/secrets/$GATEWAY/credentials.json"'

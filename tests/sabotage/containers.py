@@ -3,9 +3,8 @@
 import shlex
 
 from atelier import render
-from sabotage.sabotage import Guest, Sabotage, edited, given_back, restored
+from sabotage.sabotage import COMFYUI, FORGE, GATEWAY, Guest, Sabotage, edited, given_back, restored
 
-COMFYUI, FORGE, GATEWAY = '"$COMFYUI"', '"$FORGE"', '"$GATEWAY"'
 ENV = '"$CONFIG/services/$GATEWAY/.env"'
 INTRUDER = """
 image=$(docker inspect -f '{{{{.Image}}}}' "$GATEWAY")

@@ -1,7 +1,7 @@
 """Ways to make a host another than the settings say."""
 
 from atelier.drift import RULES
-from sabotage.sabotage import Sabotage, changed, edited, given_back
+from sabotage.sabotage import DAEMON, Sabotage, changed, edited, given_back
 
 COMPOSE = '"$CONFIG/services/$GATEWAY/compose.yaml"'
 ENV = '"$CONFIG/services/$FORGE/.env"'
@@ -10,7 +10,6 @@ AUTH = '"$CONFIG/secrets/$FORGE/auth.json"'
 PROGRAM = '"$CONFIG/lib/weights"'
 FORMER = "/etc/apt/apt.conf.d/89atelier"
 APT = "/etc/apt/apt.conf.d/90atelier"
-DAEMON = "/etc/docker/daemon.json"
 MANIFEST, RECORD = '"$DATA/state/manifest.json"', '"$DATA/state/deployed.json"'
 GUARD, WEIGHTS = "atelier-loopback-guard", "atelier-weights"
 GUARD_FILE = f"/etc/systemd/system/{GUARD}.service"

@@ -2,9 +2,8 @@
 
 from textwrap import dedent
 
-from sabotage.sabotage import Sabotage, patched, restored
+from sabotage.sabotage import COMFYUI, FORGE, Sabotage, patched, restored
 
-COMFYUI, FORGE = '"$COMFYUI"', '"$FORGE"'
 SMOKE, CHECKPOINT, EDIT = (f"generation.comfyui.{name}" for name in ("smoke", "checkpoint", "edit"))
 TXT2IMG = "generation.forge.txt2img"
 UNET = '"$DATA/models/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"'

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 
 from atelier.gpu import torch_probe
-from sabotage.sabotage import Sabotage, changed, edited, given_back
+from sabotage.sabotage import COMFYUI, DAEMON, Sabotage, changed, edited, given_back
 
-COMFYUI = '"$COMFYUI"'
 ADDRESS = "ADDRESS=$(ls /run/simulated-gpu/minors | head -n 1)\n"
 """Of the first card."""
 INSTALLED = '"$(modinfo -F version nvidia)"'
 SPECIFICATION = "/var/run/cdi/nvidia.yaml"
 REFRESHED = "systemctl reset-failed nvidia-cdi-refresh.service\nsystemctl restart nvidia-cdi-refresh.service\n"
-DAEMON = "/etc/docker/daemon.json"
 DROP_IN = "/etc/systemd/system/docker.service.d/atelier-gpu.conf"
 MODULE = '"$(modinfo -n nvidia)"'
 TOOLKIT = "libnvidia-container1 libnvidia-container-tools nvidia-container-toolkit-base nvidia-container-toolkit"

@@ -1,9 +1,8 @@
 """Ways to spoil the machine below the services."""
 
-from sabotage.sabotage import Sabotage, edited, given_back
+from sabotage.sabotage import DAEMON, Sabotage, edited, given_back
 
 GUEST_ADDRESS = '$(ip -4 -o addr show scope global | awk \'{sub("/.*", "", $4); print $4; exit}\')'
-DAEMON_JSON = "/etc/docker/daemon.json"
 FURTHER_SETTINGS = "/etc/apt/apt.conf.d/99-sabotage"
 FILLER = '"$DATA/sabotage-filler"'
 
@@ -190,9 +189,9 @@ SABOTAGES = (
     Sabotage(
         "host.no-live-restore",
         "a restart of Docker would end the services",
-        edited(DAEMON_JSON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """)
+        edited(DAEMON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """)
         + "systemctl reload docker; eventually 10 \"docker info -f '{{.LiveRestoreEnabled}}' | grep false\"\n",
-        given_back(DAEMON_JSON) + "systemctl reload docker\n",
+        given_back(DAEMON) + "systemctl reload docker\n",
         expects=("host.docker",),
         names="live-restore is off: a restart of Docker ends the services",
     ),

@@ -1,10 +1,9 @@
 """Ways to lose what users make, or to show it to others."""
 
-from sabotage.sabotage import Sabotage, restored
+from sabotage.sabotage import COMFYUI, Sabotage, restored
 
 OUTPUTS = '"$DATA/outputs/comfyui"'
 USERS = '"$DATA/users/comfyui"'
-COMFYUI = '"$COMFYUI"'
 
 
 def mounted(*volumes: str) -> str:

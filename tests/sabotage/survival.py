@@ -1,9 +1,7 @@
 """Ways in which all is well until the next restart."""
 
-from sabotage.sabotage import Sabotage, changed, edited, given_back, restored
+from sabotage.sabotage import COMFYUI, DAEMON, FORGE, GATEWAY, Sabotage, changed, edited, given_back, restored
 
-COMFYUI, FORGE, GATEWAY = '"$COMFYUI"', '"$FORGE"', '"$GATEWAY"'
-DAEMON = "/etc/docker/daemon.json"
 CADDYFILE = '"$CONFIG/services/$GATEWAY/config/Caddyfile"'
 ERASER = "sabotage-eraser"
 OPEN_AGAIN = r"""sed -i '/forward_auth unix/,/^\t\t}$/d; s/@admitted header X-Atelier-Route application/@admitted path */' "$FILE" """
