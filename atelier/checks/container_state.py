@@ -9,7 +9,7 @@ from typing import Any
 
 from atelier.errors import Finding
 from atelier.render import network_name
-from atelier.settings import Settings
+from atelier.settings import Settings, bytes_of
 
 MARK = "::container::"
 REDEPLOY = "run `make deploy`; if it stays so, something else on the host keeps changing the containers"
@@ -219,11 +219,11 @@ def limits(told: Told, settings: Settings, controllers: frozenset[str]) -> list[
         "core dumps": ((told.limits or {}).get("Max core file size", "").split()[:2], ["0", "0"]),
     }
     if service:
-        memory = _bytes(service.memory_limit) if "memory" in controllers else 0
+        memory = bytes_of(service.memory_limit) if "memory" in controllers else 0
         wanted |= {
             "memory limit": (host["Memory"], memory),
             "CPU limit": (host["NanoCpus"], round((service.cpu_limit or 0) * 1e9) if "cpu" in controllers else 0),
-            "size of /dev/shm": (host["ShmSize"], _bytes(service.shm_size)),
+            "size of /dev/shm": (host["ShmSize"], bytes_of(service.shm_size)),
         }
         if memory:
             wanted["memory limit of the kernel"] = (told.memory_max, str(memory))
@@ -239,10 +239,6 @@ def limits(told: Told, settings: Settings, controllers: frozenset[str]) -> list[
         for what, (seen, want) in wanted.items()
         if seen != want
     ]
-
-
-def _bytes(size: str | None) -> int:
-    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1]] if size else 0
 
 
 def _plain(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from atelier.apt import HOLDER
 from atelier.errors import Finding
 from atelier.hostfacts import TIME_SERVICES
-from atelier.preflight import GB, GIB, SUPPORTED
+from atelier.preflight import GB, GIB, SUPPORTED, too_little_memory
 from atelier.settings import Settings
 
 Sections = Mapping[str, Sequence[str]]
@@ -156,14 +156,7 @@ def _free(told: Sections) -> dict[str, tuple[int, int, int]]:
 def memory(told: Sections, settings: Settings) -> list[Finding]:
     """As much memory as preflight asks for, and some of it free."""
     total, available = _memory(told)
-    found = []
-    if total < settings.minimum_memory_gb * GIB * 0.93:  # firmware and kernel keep some of what was bought
-        found.append(
-            Finding(
-                f"{total / GIB:.1f} GB of memory, {settings.minimum_memory_gb} GB are wanted",
-                "use a larger machine, or lower minimum_memory_gb at your own risk",
-            )
-        )
+    found = too_little_memory(total, settings)
     if available < LEAST_MEMORY:
         found.append(
             Finding(
