@@ -39,6 +39,9 @@ HOLDER = secrets.token_hex(8)
 BEAT, SILENCE = 20.0, 90
 """Seconds between the signs of life that keep the lock, and without one after which the host takes it back."""
 
+MOMENT = 1
+"""Seconds in which whoever only looks at the host's lock has let go of it."""
+
 
 def choose_credentials(
     target: Target, facts: HostFacts, environment: Mapping[str, str], imported: Credentials | None = None
@@ -384,7 +387,7 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
     who = f"{getpass.getuser()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M} UTC"
     script = (
         f"mkdir -p -m 0700 {LOCK_DIRECTORY} && cd {LOCK_DIRECTORY} && exec 9<>lock 8<>busy; "
-        f"flock -n 9 || {{ echo \"held by $(head -n 1 owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} {HOLDER} >owner; "
+        f"flock -w {MOMENT} 9 || {{ echo \"held by $(head -n 1 owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} {HOLDER} >owner; "
         "flock -n 8 || { echo waiting; flock 8; }; flock -u 8; echo locked; "
         # A closed laptop leaves a connection that the host takes for alive, for a quarter of an hour or longer.
         f'while [ -n "$(timeout {SILENCE} head -c 1)" ]; do :; done'
@@ -416,10 +419,10 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
 def deploy_at_work(ssh: Ssh) -> str:
     """Who holds the host's lock, a sabotage included; empty where nobody does.
 
-    It is read of the kernel: who tried the lock would keep it from a deploy that begins at that moment.
+    The lock is tried, for a moment that `host_lock` waits: inside a PID namespace the kernel lists none whose taker ended.
     """
-    held = 'grep -q "FLOCK.*:$(stat -c %i lock) " /proc/locks'
-    return ssh.run(f"cd {LOCK_DIRECTORY} && {held} && head -n 1 owner", timeout=30).stdout.strip()
+    free = "[ ! -e lock ] || flock -ns lock true"
+    return ssh.run(f"cd {LOCK_DIRECTORY} && {{ {free} || head -n 1 owner; }}", timeout=30).stdout.strip()
 
 
 def _beat(lock: IO[bytes], ended: threading.Event) -> None:

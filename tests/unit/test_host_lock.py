@@ -33,6 +33,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "LOCK_DIRECTORY", str(tmp_path / "lock"))
     monkeypatch.setattr(lifecycle, "BEAT", 0.02)
     monkeypatch.setattr(lifecycle, "SILENCE", 0.6)
+    monkeypatch.setattr(lifecycle, "MOMENT", 0.5)
 
 
 def _guarded(script: str) -> "subprocess.CompletedProcess[str]":
@@ -65,7 +66,7 @@ def test_a_deploy_that_lives_keeps_the_lock_and_one_that_ended_does_not() -> Non
         pass
 
 
-def test_who_has_a_deploy_at_work_is_told_without_touching_the_lock() -> None:
+def test_who_has_a_deploy_at_work_is_told(tmp_path: Path) -> None:
     def held() -> str:
         return lifecycle.deploy_at_work(HOST)
 
@@ -75,6 +76,16 @@ def test_who_has_a_deploy_at_work_is_told_without_touching_the_lock() -> None:
         with pytest.raises(AtelierError, match=f"held by {held()}"), lifecycle.host_lock(HOST):
             pass
     assert held() == ""
+    (tmp_path / "lock" / "lock").unlink()
+    assert held() == "", "there was none since the host was restarted"
+
+
+def test_a_look_at_the_lock_refuses_no_deploy() -> None:
+    with lifecycle.host_lock(HOST):
+        pass
+    look = _left_running(f"exec 9<>{lifecycle.LOCK_DIRECTORY}/lock; flock -s 9; echo; sleep 0.3")
+    with lifecycle.host_lock(HOST):
+        assert look.wait() == 0
 
 
 def test_a_deploy_out_of_reach_loses_the_lock_and_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ class Host:
         """It is there."""
 
     def run(self, script: str, **_: object) -> Completed:
-        if "/proc/locks" in script:
+        if "flock" in script:
             return Completed(0, self.deploying, "")
         return Completed(0, json.dumps(DEPLOYED) if "deployed.json" in script else "", "")
 
