@@ -87,7 +87,7 @@ done' sh {COMFYUI} "$DATA"
         "systemctl disable -q atelier-loopback-guard.service",
         "systemctl enable -q --now atelier-loopback-guard.service\nsettle\n",
         ("survival.host",),
-        "host.closed: ",
+        r"host\.closed: rule missing",
         slow=True,
     ),
 )
