@@ -94,7 +94,9 @@ def read_hashes(text: str) -> dict[str, str]:
 
 def lost(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Which files are not there any more, or not the same. Both: sha256 by path."""
-    wrong = {path: "has other bytes" if path in after else "is lost" for path in before if after.get(path) != before[path]}
+    wrong = {
+        path: "has other bytes" if path in after else "is lost" for path in before if after.get(path) != before[path]
+    }
     told = [f"{path} {what}" for path, what in sorted(wrong.items())]
     return told[:TOLD] + [f"{len(told)} in all"] * (len(told) > TOLD)
 
@@ -230,6 +232,14 @@ def unsettled(results: Iterable[CheckResult]) -> list[str]:
     return [] if any(result.group in STRICT for result in red) else [result.id for result in red]
 
 
+def left_out(results: Iterable[CheckResult], wanted: Iterable[Check]) -> list[str]:
+    """Which of the quick checks were skipped, and why: others were at work."""
+    needed = {check.id for check in wanted if not check.optional}
+    return [
+        f"{result.id}: {result.observed}" for result in results if result.verdict == "skipped" and result.id in needed
+    ]
+
+
 def held_up(red: Iterable[str], seconds: float) -> tuple[list[str], list[str]]:
     """What to tell of checks that were red first and green that many seconds later: where it had to be so, and elsewhere."""
     told = {id: f"{id} was red for up to {seconds:.0f} s" for id in red}
@@ -245,16 +255,15 @@ LONGEST = 200
 
 
 def red_afterwards(results: Iterable[CheckResult], wanted: Iterable[Check], crashed: bool) -> list[Finding]:
-    """What the quick checks found, and those of them that did not run."""
+    """What the quick checks found, and those of them that never came to their turn."""
     seen = {result.id: result for result in results}
     found = []
     for check in wanted:
         result = seen.get(check.id)
         if result is not None and result.verdict == "failed":
             found.append(Finding(f"{check.id}: {result.observed[:LONGEST]}", result.hint))
-        elif (result is None or result.verdict == "skipped") and not check.optional:
-            said = result.observed if result else "it did not run"
-            found.append(Finding(f"{check.id}: {said}", f"make verify CHECK={check.id}"))
+        elif result is None and not check.optional:
+            found.append(Finding(f"{check.id}: it did not run", f"make verify CHECK={check.id}"))
     if crashed and not found:
         found.append(Finding("the quick checks ended before their end", "make verify QUICK=1"))
     return found

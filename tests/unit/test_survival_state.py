@@ -66,7 +66,7 @@ def test_a_deploy_at_work_is_told(tmp_path: Path, owner: str | None, held: str |
         (tmp_path / "lock").touch()
         (tmp_path / "owner").write_text(f"{owner}\n")
     script = survival_state.at_work_script(str(tmp_path))
-    script = script.partition("held=$(holder)")[2].partition("\n")[2].partition("\n[ \"$(systemctl")[0]
+    script = script.partition("held=$(holder)")[2].partition("\n")[2].partition('\n[ "$(systemctl')[0]
     with (tmp_path / (held or "nothing")).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         printed = subprocess.run(["sh", "-c", script], text=True, capture_output=True)
@@ -167,7 +167,7 @@ AFTERWARDS = {
     "a warning": ([result("host.closed", "warning"), *GREEN[1:]], False, []),
     "red": ([result("host.closed", "failed", "192.0.2.1:80 answers", "close it"), *GREEN[1:]], False, ["192.0.2.1:80"]),
     "not run": (GREEN[1:], False, ["host.closed: it did not run"]),
-    "skipped": ([result("host.closed", "skipped", "no tool"), *GREEN[1:]], False, ["host.closed: no tool"]),
+    "skipped": ([result("host.closed", "skipped", "others are at work"), *GREEN[1:]], False, []),
     "optional, not run": (GREEN[:2], False, []),
     "broken off": (GREEN, True, ["ended before their end"]),
 }
@@ -179,6 +179,12 @@ def test_what_is_red_after_a_restart_is_told(results: list[CheckResult], crashed
     assert len(found) == len(problems)
     assert all(part in finding.problem for finding, part in zip(found, problems, strict=True)), found
     assert all(finding.remedy for finding in found)
+
+
+def test_what_was_skipped_after_a_restart_is_told() -> None:
+    results = [result("host.closed", "skipped", "others are at work"), *GREEN[1:2], result("host.b", "skipped", "full")]
+    assert survival_state.left_out(results, WANTED) == ["host.closed: others are at work"]
+    assert survival_state.left_out(GREEN, WANTED) == []
 
 
 SETTLING = {
