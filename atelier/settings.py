@@ -257,7 +257,7 @@ class MonitoringSettings(_Model):
     """What looks at the host from itself, by a timer."""
 
     enabled: bool = Field(
-        True, description="Whether the host looks at itself by a timer: metrics, a state, one command for a change."
+        True, description="Whether a host monitor runs by a systemd timer: metrics, a state, one command for a change."
     )
     interval: Annotated[int, Field(ge=45, le=3600)] = Field(60, description="Seconds from one look to the next.")
     confirmations: Annotated[int, Field(ge=1, le=10)] = Field(

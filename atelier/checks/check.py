@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-REDEPLOY = "run `make deploy`; if it stays red, somebody or something changes the host behind it"
+REDEPLOY = "run `make deploy`; if it stays red, something else on the host keeps changing it"
 LOGS = "see `make logs SERVICE={service}`"
 
 

@@ -23,7 +23,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "host.time",
-        "The clock is right and kept so",
+        "The clock is correct and synchronised",
         "a clock that is off makes certificates, logs and proofs of freshness worthless",
         "see `timedatectl` on the host",
     ),
@@ -35,7 +35,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "host.upgrades",
-        "Security updates come by themselves and never restart the host",
+        "Security updates install automatically and never restart the host",
         "holes are closed, and no generation is lost to an upgrade",
         REDEPLOY,
     ),
@@ -59,7 +59,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "host.monitor",
-        "The host looks at itself by a timer, as the settings say",
+        "The host's monitor runs by its systemd timer, as the settings say",
         "what breaks between two runs of verify is noticed, and unknown is never taken for idle or down",
         "see `journalctl -u atelier-monitor` on the host; then `make deploy`",
     ),

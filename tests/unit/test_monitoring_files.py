@@ -259,14 +259,14 @@ def test_an_unchanged_record_needs_no_other_files() -> None:
 @pytest.mark.parametrize(
     ("state", "line", "verdict"),
     [
-        ("", "it has not told yet what it saw", "unknown"),
-        ("{", "it has not told yet what it saw", "unknown"),
-        ({}, "up, seen 20 s ago: comfyui is busy, forge is unknown", "up"),
-        ({"time": 1200}, "up, seen 0 s ago: comfyui is busy, forge is unknown", "up"),
-        ({"time": 849}, "up, seen 151 s ago, which is long: comfyui is busy, forge is unknown", "unknown"),
+        ("", "no result yet", "unknown"),
+        ("{", "no result yet", "unknown"),
+        ({}, "up, last result 20 s old: comfyui is busy, forge is unknown", "up"),
+        ({"time": 1200}, "up, last result 0 s old: comfyui is busy, forge is unknown", "up"),
+        ({"time": 849}, "up, last result 151 s old (stale): comfyui is busy, forge is unknown", "unknown"),
         (
             {"state": "down", "subjects": {"forge": {"state": "down", "why": "it is exited"}}},
-            "down, seen 20 s ago: forge down (it is exited), comfyui is busy, forge is unknown",
+            "down, last result 20 s old: forge down (it is exited), comfyui is busy, forge is unknown",
             "down",
         ),
     ],
