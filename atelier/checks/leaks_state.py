@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from atelier import render
 from atelier.doctor.redact import forms
 from atelier.errors import Finding
 from atelier.settings import Settings
@@ -25,7 +26,9 @@ class Told:
 
 SCRIPT = r"""
 private=$(mktemp -d -p /dev/shm) && trap 'rm -rf "$private"' EXIT && umask 077 && cat >"$private/patterns" || exit 1
+# Secrets that this host alone has.
 [ ! -e "$CONFIG/weights.token" ] || grep -E '.{6}' "$CONFIG/weights.token" >>"$private/patterns"
+[ ! -d "$ACME" ] || find "$ACME" -name '*.key' -exec grep -hE '^[^-]{20}' {} + >>"$private/patterns"
 search() {
   what=$1; shift
   "$@" >"$private/text" 2>&1 || { echo "unread $what"; return; }
@@ -43,7 +46,7 @@ done
 find /proc -maxdepth 2 -path '/proc/[0-9]*' \( -name cmdline -o -name environ \) -print0 2>/dev/null | files found
 printf '%s\0' "$CANARY" | files found
 find "$CONFIG" -path "$CONFIG/secrets" -prune -o -path "$CONFIG/weights.token" -prune -o -type f -print0 | files found
-find "$DATA/state" -type f -print0 | files found
+find "$DATA/state" -path "$ACME" -prune -o -type f -print0 | files found
 find "$DATA/users" -type f \( -name '*.log' -o -name '*.json' \) -print0 | files found
 # What an application writes into one image it writes into all.
 find "$DATA/outputs" -type f -printf '%T@ %p\n' | sort -rn | head -n 20 | cut -d' ' -f2- | tr '\n' '\0' | files found
@@ -76,6 +79,7 @@ def script(settings: Settings, containers: Iterable[str], canary: str, root: str
     like are, for tests.
     """
     names = {
+        "ACME": render.acme_storage(settings),
         "CANARY": canary,
         "CONTAINERS": " ".join(containers),
         "CONFIG": settings.config_root,

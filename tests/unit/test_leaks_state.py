@@ -10,6 +10,7 @@ from atelier.checks.leaks_state import Told
 from atelier.settings import Settings
 
 SECRET = "Zq7-correct$horse/battery"
+KEY = "MHcCAQEEIHvWzFz1m4yq7jNf0Zq0dQbq3v1yKf0m3V5gkZxkq8T2oAoGCCqGSM49"
 TOKEN = "hf_0123456789abcdef"
 
 
@@ -25,6 +26,8 @@ def search(tmp_path):
     for folder in ("run", "tmp", "etc", "root/.secrets", "home", "var/log/journal/x"):
         (tmp_path / folder).mkdir(parents=True)
     canary.write_text(SECRET)
+    (data / "state/acme/a").mkdir(parents=True)
+    (data / "state/acme/a/a.key").write_text(f"-----BEGIN EC PRIVATE KEY-----\n{KEY}\n-----END EC PRIVATE KEY-----\n")
     (config / "weights.token").write_text(TOKEN + "\n")
     (tmp_path / "root/.secrets/store").write_text(SECRET)
 
@@ -59,6 +62,7 @@ def search(tmp_path):
         ("tmp/copy", SECRET, 0o600),
         ("etc/cron.d/job", SECRET, 0o644),
         ("etc/profile", TOKEN, 0o644),
+        ("etc/copy.pem", f"{KEY}\n", 0o644),
         ("var/log/proxy.log.1", "Basic " + "WnE3LWNvcnJlY3QkaG9yc2UvYmF0dGVyeQ==", 0o600),
         ("var/log/journal/x/old.journal", "\0" * 9_000_000 + f"MESSAGE={SECRET}", 0o640),
     ],
