@@ -354,8 +354,13 @@ NOTABLE = (
     "|unet missing: [[]"
 )
 """Extended regular expression, without backslashes for awk's sake, for what no log of a start may hold."""
-STARTED = {"comfyui": "(^| )Starting server$", "forge": "^Startup time: ", "gateway": "."}
-"""By service, the line with which its start ends. What a log says after that is of the work of its users.
+STARTED = {
+    "comfyui": "(^| )Starting server$",
+    "forge": "^(atelier: the logins are in force|Startup time: )",
+    "gateway": ".",
+}
+"""By service, the line with which its start ends: it is there before the health check can succeed. What a log says after
+that is of the work of its users.
 
 The gateway imports nothing that it can do without, and logs what strangers ask for: its log must only be written.
 """

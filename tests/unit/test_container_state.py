@@ -334,7 +334,7 @@ def test_ways_out_and_in(answered, reached, seen):
 
 MARKS = {"comfyui-qwen": container_state.STARTED["comfyui"], "forge-turbo": container_state.STARTED["forge"]}
 COMFYUI_UP = "\x1b[32m[INFO]\x1b[0m Starting server\n\nTo see the GUI go to: http://0.0.0.0:8188\n"
-FORGE_UP = "Running on local URL:  http://0.0.0.0:7860\nStartup time: 12.1s (prepare environment: 1.3s).\n"
+FORGE_UP = "Running on local URL:  http://0.0.0.0:7860\natelier: the logins are in force\nStartup time: 12.1s.\n"
 FAILED = "   0.1 seconds (IMPORT FAILED): /opt/comfyui/custom_nodes/pack\n"
 OF_USERS = "clip missing: ['text_projection.weight']\nModuleNotFoundError: No module named 'x'\n" + FAILED
 WELL, ILL = "up 2026-11-22T10:00:00Z", "ill 2026-11-20T10:00:00Z"
