@@ -152,7 +152,7 @@ def test_applications_cannot_get_out(stack, check):
     }
     own, _, listening = stack.output("ip -o addr show scope global; echo --; ss -Hltn").partition("--\n")
     host = [line.split()[3].partition("/")[0] for line in own.splitlines()]
-    places = [line.split()[3].rpartition(":") for line in listening.strip().splitlines()]
+    places = [line.split()[3].rpartition(":") for line in listening.splitlines()]
     ports = {port for address, _, port in places if not address.startswith(("127.", "[::1]"))}
     services = {container: service for service, container in stack.applications.items()}
     gateways, inward, asked = {}, {}, {}
