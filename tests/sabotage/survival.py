@@ -3,6 +3,7 @@
 from sabotage.sabotage import COMFYUI, DAEMON, FORGE, GATEWAY, Sabotage, changed, edited, given_back, restored
 
 CADDYFILE = '"$CONFIG/services/$GATEWAY/config/Caddyfile"'
+ENVIRONMENT = '"$CONFIG/services/$COMFYUI/.env"'
 ERASER = "sabotage-eraser"
 OPEN_AGAIN = r"""sed -i '/forward_auth unix/,/^\t\t}$/d; s/@admitted header X-Atelier-Route application/@admitted path */' "$FILE" """
 DOCKER_AGAIN = (
@@ -22,6 +23,15 @@ done' sh {COMFYUI} "$DATA"
         f"systemctl stop {ERASER} 2>/dev/null || true",
         ("survival.comfyui.restart",),
         "is lost.* -> .*clears up",
+        slow=True,
+    ),
+    Sabotage(
+        "survival.mounted-elsewhere",
+        "the next container of ComfyUI saves and looks for its images in another directory",
+        edited(ENVIRONMENT, """sed -i "s|^OUTPUTS_DIR=.*|OUTPUTS_DIR=$DATA/outputs/forge|" "$FILE" """),
+        given_back(ENVIRONMENT) + restored(COMFYUI) + "settle\n",
+        ("survival.comfyui.restart",),
+        "GET /view.* with 404.* -> .*compare its mounts",
         slow=True,
     ),
     Sabotage(
