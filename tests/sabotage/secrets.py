@@ -119,11 +119,11 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         id="secrets.in-etc",
-        does="the token is in a job of cron that everybody may read",
-        breaks=TOKEN + 'printf "# %s\\n" "$token" >/etc/cron.d/sabotage; chmod 0644 /etc/cron.d/sabotage',
-        undoes="rm -f /etc/cron.d/sabotage",
+        does="the token is in a file that every login shell reads",
+        breaks=TOKEN + 'printf "# %s\\n" "$token" >/etc/profile.d/sabotage.sh; chmod 0644 /etc/profile.d/sabotage.sh',
+        undoes="rm -f /etc/profile.d/sabotage.sh",
         expects=("secrets.leaks",),
-        names="/etc/cron.d/sabotage.*make rotate",
+        names=r"/etc/profile\.d/sabotage\.sh.*make rotate",
     ),
     Sabotage(
         id="secrets.in-argv",
