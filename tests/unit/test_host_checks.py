@@ -425,6 +425,15 @@ def test_weights_by_every_byte():
     assert found == "vae/v.safetensors: wrong: sha256 0, expected a; checkpoints/c.safetensors: not looked at"
 
 
+def test_what_an_application_says_of_a_missing_weight_does_not_get_into_the_line_of_another(run):
+    row = "100|1700000000.123456789|11|444|root:root|regular file|vae/v.safetensors"
+    interleaved = f"printf 'stat: ' >&2; echo '{row}'; echo 'cannot statx checkpoints/c.safetensors' >&2"
+    told = weights_state.parse(run(weights_state.script(SETTINGS, WANTED), {"docker": interleaved}))
+    assert {name: list(files) for name, files in told.seen.items()} == {
+        service.container: ["vae/v.safetensors"] for service in SETTINGS.enabled().values()
+    }
+
+
 def stored(settings=SETTINGS) -> storage_state.Told:
     """As the script tells it of a good host."""
     places, mounts, inside, writable = {}, {}, {}, {}
