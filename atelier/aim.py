@@ -18,15 +18,25 @@ Sources = Annotated[
 ]
 
 
+class EndedEarlyError(Exception):
+    """The user ended the whole command in the middle of one action, which had something to finish. status: what that came to."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 def for_each(
     host: str, limit: str, action: Callable[[Target, Narrator], int], console: Console | None = None
 ) -> NoReturn:
-    """Run an action on each target, also after one failed; exits 1 when one failed, else with the highest status.
+    """Run an action on each target, also after one failed, until the user ends it; exits 1 when one failed, else with the
+    highest status.
 
     console: where it is told; standard output unless an answer for programs goes there.
     """
     statuses = []
-    for target in resolve(host, limit):
+    targets = resolve(host, limit)
+    for number, target in enumerate(targets, 1):
         with Narrator(console) as narrator:
             narrator.say(target.headline(), style="bold cyan")
             try:
@@ -34,4 +44,9 @@ def for_each(
             except AtelierError as error:
                 fail(str(error))
                 statuses.append(1)
+            except EndedEarlyError as ended:
+                statuses.append(ended.status)
+                if left := [further.name for further in targets[number:]]:
+                    fail(f"interrupted; not begun: {', '.join(left)}")
+                break
     raise typer.Exit(1 if 1 in statuses else max(statuses))

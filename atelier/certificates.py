@@ -105,6 +105,14 @@ def up_to_date(kept: Internal, host: str, names: Sequence[str], now: Time) -> In
     return Internal(authority, issue(authority, names, now))
 
 
+def is_for(certificate: Certificate, names: Iterable[str]) -> bool:
+    """Whether it is for all of these names, and maybe for others, however old it is."""
+    try:
+        return set(names) <= set(_alternative_names(_first(certificate.chain)))
+    except ValueError:
+        return False
+
+
 def authority_outdated(authority: Certificate, names: Iterable[str], now: Time) -> str:
     """Why the authority needs another certificate; empty where it does not."""
     if not authority.chain:

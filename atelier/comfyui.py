@@ -32,6 +32,7 @@ Progress = Callable[[str, int, int], None]
 WEIGHT_INPUTS = ("ckpt_name", "unet_name", "clip_name", "vae_name", "lora_name")
 POLL_SECONDS = 0.25
 TIMEOUT_HINT = "see `make logs SERVICE=comfyui`, or raise timeouts.generation"
+QUEUED = "run again when they are done; if none of them ever ends: `make restart SERVICE=comfyui`"
 LOGS = "see `make logs SERVICE=comfyui`"
 NOT_SERVED = "the gateway does not serve ComfyUI: it is down, or it does not refuse strangers"
 NO_PLACE = "use a workflow in API form that has one"
@@ -51,6 +52,10 @@ class GenerationError(ComfyUIError):
 
 class InterruptedGenerationError(GenerationError):
     """Somebody interrupted the generation."""
+
+
+class StillQueuedError(GenerationError):
+    """The generation did not begin in time: others came first."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +301,17 @@ def _rejection(answer: Mapping[str, Any]) -> ComfyUIError:
     return ComfyUIError("ComfyUI refused the workflow: " + "; ".join([": ".join(parts), *nodes] if parts else nodes))
 
 
+def too_late(prompt_id: str, queue: Mapping[str, Collection[str]], timeout: float) -> GenerationError:
+    """What is to be said of a generation without a result, from ComfyUI's queue: whether it or those before it took long."""
+    state = next((name for name, ids in queue.items() if prompt_id in ids), "unknown to ComfyUI")
+    if state == "pending" and queue["running"]:
+        others = sum(len(ids) for ids in queue.values()) - 1
+        return StillQueuedError(
+            f"time-out: not begun within {timeout:.0f} s: {others} others in ComfyUI's queue", QUEUED
+        )
+    return GenerationError(f"time-out: no result within {timeout:.0f} s ({state})", TIMEOUT_HINT)
+
+
 def _parsed(response: httpx.Response) -> Any:
     try:
         return response.json()
@@ -375,18 +391,18 @@ class ComfyUI:
         answer = self._json("GET", "/queue")
         return {name: [item[1] for item in answer[f"queue_{name}"]] for name in ("running", "pending")}
 
-    def wait(self, prompt_id: str, timeout: float) -> Generation:
+    def wait(self, prompt_id: str, timeout: float, deadline: float | None = None) -> Generation:
         """Wait for a generation to succeed.
 
-        timeout: seconds, queueing included; then the generation is cancelled and GenerationError raised.
+        timeout: seconds from now, or those that end at the deadline (of `time.monotonic`); then the generation is
+        cancelled and GenerationError raised, StillQueuedError where it waits for others.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout if deadline is None else deadline
         while (entry := self.history(prompt_id)) is None:
             if time.monotonic() > deadline:
                 queue = self.queue()
-                state = next((name for name, ids in queue.items() if prompt_id in ids), "unknown to ComfyUI")
                 self.cancel(prompt_id)
-                raise GenerationError(f"time-out: no result within {timeout:.0f} s ({state})", TIMEOUT_HINT)
+                raise too_late(prompt_id, queue, timeout)
             time.sleep(POLL_SECONDS)
         return read_history(prompt_id, entry)
 
@@ -410,44 +426,49 @@ class ComfyUI:
     def generate(self, workflow: Workflow, timeout: float, progress: Progress | None = None) -> Generation:
         """Submit a workflow, follow its progress and wait for its success.
 
-        timeout: seconds. A WebSocket lost on the way costs the progress, not the generation; Ctrl-C cancels it.
+        timeout: seconds for the work, and as many before it for the wait in the queue. A WebSocket lost on the way costs
+        the progress, not the generation; Ctrl-C cancels it.
         """
-        client_id, deadline = str(uuid.uuid4()), time.monotonic() + timeout
+        client_id = str(uuid.uuid4())
         with self.socket(client_id) as socket:
             prompt_id = self.submit(workflow, client_id=client_id)
             try:
-                self._follow(socket, workflow, prompt_id, deadline, progress)
-                return self.wait(prompt_id, max(0.0, deadline - time.monotonic()))
+                deadline = self._follow(socket, workflow, prompt_id, timeout, progress)
+                return self.wait(prompt_id, timeout, deadline)
             except KeyboardInterrupt:
                 self.cancel(prompt_id)
                 raise
 
     def _follow(
-        self, socket: ClientConnection, workflow: Workflow, prompt_id: str, deadline: float, progress: Progress | None
-    ) -> None:
-        node = ""
+        self, socket: ClientConnection, workflow: Workflow, prompt_id: str, timeout: float, progress: Progress | None
+    ) -> float:
+        """Tell of its progress until its end or the deadline, which begins anew with its work; returns the deadline."""
+        node, deadline = "", time.monotonic() + timeout
         while time.monotonic() < deadline:
             try:
                 message = socket.recv(timeout=1)
             except TimeoutError:
                 if self.history(prompt_id):
-                    return
+                    return deadline
                 continue
             except WebSocketException:
-                return
+                return deadline
             if isinstance(message, bytes):  # a preview image
                 continue
             event = json.loads(message)
             data = event.get("data") or {}
             if data.get("prompt_id") != prompt_id:
                 continue
+            if event["type"] == "execution_start":
+                deadline = time.monotonic() + timeout
             if event["type"] == "executing":
                 node = data.get("node") or node
             if event["type"] == "progress" and progress:
                 name = workflow.get(str(data.get("node") or node), {}).get("class_type", "")
                 progress(name, int(data["value"]), int(data["max"]))
             if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
-                return
+                return deadline
+        return deadline
 
     def view(self, image: OutputImage) -> bytes:
         """The bytes of a saved image."""

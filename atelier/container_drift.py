@@ -11,10 +11,10 @@ import yaml
 
 from atelier.errors import Finding
 from atelier.render import Project
+from atelier.settings import bytes_of
 from atelier.tree import File
 
 MARK = "::drift::"
-UNITS = {"k": 10, "m": 20, "g": 30}
 UNDECLARED = {
     "CapAdd": "added capabilities",
     "Devices": "devices",
@@ -31,8 +31,17 @@ UNDECLARED = {
     "AutoRemove": "an end that removes it",
     "CpuShares": "CPU shares",
     "CpuQuota": "a CPU quota",
+    "CpuPeriod": "a CPU period",
+    "CpuRealtimePeriod": "a real-time CPU period",
+    "CpuRealtimeRuntime": "real-time CPU",
     "CpusetCpus": "CPUs of its own",
+    "CpusetMems": "memory nodes of its own",
     "BlkioWeight": "an I/O weight",
+    "BlkioWeightDevice": "I/O weights",
+    "BlkioDeviceReadBps": "a limit of reading",
+    "BlkioDeviceReadIOps": "a limit of reads",
+    "BlkioDeviceWriteBps": "a limit of writing",
+    "BlkioDeviceWriteIOps": "a limit of writes",
     "CgroupParent": "another control group",
     "OomScoreAdj": "another place in the order of killing",
     "OomKillDisable": "no killing for memory",
@@ -155,7 +164,10 @@ def configuration(wanted: Declared, told: Told) -> list[str]:
     service, host, own = wanted.service, told.inspect["HostConfig"], told.inspect["Config"]
     image = told.image
     log = service["logging"]
-    limits = {"memory limit": _bytes(service.get("mem_limit")), "CPU limit": round(float(service.get("cpus", 0)) * 1e9)}
+    limits = {
+        "memory limit": bytes_of(service.get("mem_limit")),
+        "CPU limit": round(float(service.get("cpus", 0)) * 1e9),
+    }
     facts: dict[str, tuple[Any, Any]] = {
         "image": (own["Image"], service["image"]),
         "user": (own["User"], service["user"]),
@@ -177,7 +189,7 @@ def configuration(wanted: Declared, told: Told) -> list[str]:
         "security options": (host["SecurityOpt"] or [], service["security_opt"]),
     }
     if "shm_size" in service:
-        facts["size of /dev/shm"] = (host["ShmSize"], _bytes(service["shm_size"]))
+        facts["size of /dev/shm"] = (host["ShmSize"], bytes_of(service["shm_size"]))
     problems = [
         f"its {what} is {_plain(seen)} and must be {_plain(must)}"
         for what, (seen, must) in facts.items()
@@ -190,10 +202,6 @@ def configuration(wanted: Declared, told: Told) -> list[str]:
     problems += _sets("GPU", _devices(host), _reservations(service))
     problems += _variables(own.get("Env") or [], image.get("Env") or [], service.get("environment", {}))
     return problems + [f"it has {what}, which nothing declares" for key, what in UNDECLARED.items() if host.get(key)]
-
-
-def _bytes(size: str | None) -> int:
-    return int(size[:-1]) << UNITS[size[-1]] if size else 0
 
 
 def _root(read_only: bool) -> str:

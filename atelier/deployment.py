@@ -133,11 +133,14 @@ class Deployment:
         )
 
     def monitor(self) -> tuple[Entry, ...]:
-        """What looks at the host by a timer. Only a real host has power over its clock."""
-        time_services = TIME_SERVICES if self.settings.profile == "gpu" else ()
+        """What looks at the host by a timer."""
         return monitoring.entries(
-            self.settings, self.facts.disk_free, has_gpu=self.gpu.action != "none", time_services=time_services
+            self.settings, self.facts.disk_free, has_gpu=self.gpu.action != "none", time_services=self.time_services()
         )
+
+    def time_services(self) -> tuple[str, ...]:
+        """Units any of which must keep the host's clock; none in a container, whose clock is its host's."""
+        return () if self.facts.container else TIME_SERVICES
 
     def parts(self) -> dict[str, str]:
         """By path of every entry the service whose deploy writes it, or `host` for what every deploy writes."""

@@ -26,6 +26,10 @@ class ForgeError(AtelierError):
     """Forge refused a request, failed, or did something else than it was asked."""
 
 
+class ForgeTimeoutError(ForgeError):
+    """Forge did not answer in time."""
+
+
 @dataclass(frozen=True)
 class ForgeImage:
     """One generated image and Forge's own account of how it was made."""
@@ -78,7 +82,7 @@ class Forge:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx.TimeoutException:
-            raise ForgeError(f"time-out: Forge did not answer {method} {path}", LOGS) from None
+            raise ForgeTimeoutError(f"time-out: Forge did not answer {method} {path}", LOGS) from None
         except httpx.HTTPError as error:
             raise ForgeError(f"Forge cannot be reached: {error}", "see `make status`") from None
         if response.status_code == 503:
@@ -118,7 +122,7 @@ class Forge:
         return [model["filename"].rpartition("/")[2] for model in self._api("GET", "sd-models")]
 
     def jobs(self) -> int:
-        """How many generations Forge is at work on."""
+        """How many generations Forge is at work on; -1 while it gets ready for one, which includes loading its model."""
         return int(self._api("GET", "progress", params={"skip_current_image": "true"})["state"]["job_count"])
 
     def txt2img(self, prompt: str, *, checkpoint: str, timeout: float, **parameters: Any) -> list[ForgeImage]:

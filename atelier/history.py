@@ -14,7 +14,9 @@ from atelier.report.model import CheckVerdict, Report, Verdict
 STAMP = re.compile(r"\d{8}T\d{6}Z")
 """The name of a run's folder."""
 READ = 200
-"""How many runs are read at most, the newest; a thousand would take seconds."""
+"""How many runs are read at most, the newest, and as many measured ones before them; a thousand would take seconds."""
+QUICK_IMAGES = 1
+"""How many images a quick run makes, which measures nothing."""
 SAMPLES = 20
 """How many values of one measure are kept, the newest."""
 
@@ -55,11 +57,16 @@ class PastReport(_Lenient):
 
 
 def past_reports(directory: Path) -> list[PastReport]:
-    """The runs kept in a host's folder, oldest first. Those that cannot be read are left out."""
+    """The runs kept in a host's folder, oldest first: the newest, and the newest measured ones before them.
+
+    A host that is verified each hour has so many quick runs that none of the newest measured anything. Those that cannot
+    be read are left out.
+    """
     folders = sorted(
         folder for folder in directory.glob("*") if STAMP.fullmatch(folder.name) and not folder.is_symlink()
     )
-    found = [_read(folder) for folder in folders[-READ:]]
+    measured = [folder for folder in folders[:-READ] if len(list(folder.glob("*.png"))) > QUICK_IMAGES]
+    found = [_read(folder) for folder in (*measured[-READ:], *folders[-READ:])]
     return [report for report in found if report]
 
 

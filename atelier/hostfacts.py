@@ -74,6 +74,8 @@ class HostFacts:
     deployed: bool = False
     deployed_gpus: dict[str, str] = field(default_factory=dict)
     """UUID by service, as the last deploy gave them."""
+    container: str = ""
+    """As in the facts about the GPU, but also of a sandbox with a simulated one: a container has no clock of its own."""
     gpu: GpuFacts = field(default_factory=GpuFacts)
 
 
@@ -240,6 +242,7 @@ def parse(output: str) -> HostFacts:
     disks = {path: where for path, where in pairs("disk").items() if len(where.split()) > 1}
     documents = recorded.documents(output)
     known = recorded.parse(documents)
+    gpu = gpu_facts.parse(sections)
     return HostFacts(
         os_id=release.get("ID", ""),
         os_codename=release.get("VERSION_CODENAME", ""),
@@ -270,7 +273,8 @@ def parse(output: str) -> HostFacts:
         state_place=known.place,
         deployed="deployed" in documents,
         deployed_gpus=known.gpus(),
-        gpu=gpu_facts.parse(sections),
+        container=gpu.container,
+        gpu=gpu,
     )
 
 

@@ -39,6 +39,9 @@ HOLDER = secrets.token_hex(8)
 BEAT, SILENCE = 20.0, 90
 """Seconds between the signs of life that keep the lock, and without one after which the host takes it back."""
 
+MOMENT = 1
+"""Seconds in which whoever only looks at the host's lock has let go of it."""
+
 
 def choose_credentials(
     target: Target, facts: HostFacts, environment: Mapping[str, str], imported: Credentials | None = None
@@ -130,7 +133,9 @@ def prepare(
     narrator.end(changed=False)
     if chosen.mode == "double":
         narrator.say("  doubles stand in for ComfyUI and Forge", style="yellow")
-    deployment = _decide(target, facts, credentials, chosen, narrator.say)
+    internal = choose_internal(target, narrator.say) if target.settings.tls.mode == "internal" else None
+    deployment = _decide(target, facts, credentials, chosen, internal)
+    _require_valid(deployment.certificate, target.settings.tls)
     script = hostfacts.presence_script(deployment.settings, deployment.weights, deployment.fetcher())
     return replace(deployment, only=only, present=frozenset(ssh.run(script).stdout.split()))
 
@@ -144,17 +149,19 @@ def decide_as_deployed(target: Target, ssh: Ssh, record: Mapping[str, Any]) -> D
     known = store.load(paths.secrets_dir(target.name))
     if known is None:
         raise AtelierError(f"no credentials of {target.name} on this computer", target.command("deploy"))
-    return _decide(target, gather(ssh, target), known, sources.pinned(record["sources"]), lambda _: None)
+    internal = internal_as_deployed(target) if target.settings.tls.mode == "internal" else None
+    return _decide(target, gather(ssh, target), known, sources.pinned(record["sources"]), internal)
 
 
 def _decide(
-    target: Target, facts: HostFacts, credentials: Credentials, chosen: Sources, say: Callable[..., None]
+    target: Target,
+    facts: HostFacts,
+    credentials: Credentials,
+    chosen: Sources,
+    internal: certificates.Internal | None,
 ) -> Deployment:
     settings = sandbox_settings(target.settings, chosen.mode) if target.kind == "sandbox" else target.settings
     gpu = plan_gpu(facts, settings)
-    internal = choose_internal(target, say) if settings.tls.mode == "internal" else None
-    certificate = internal.gateway if internal else read_certificate(target)
-    _require_valid(certificate, settings.tls)
     return Deployment(
         settings=settings,
         facts=facts,
@@ -162,7 +169,7 @@ def _decide(
         builds=images.plan(settings, chosen, torch_variant(settings, gpu)),
         weights=weights_for(settings, paths.PROJECT),
         sources=chosen.mode,
-        certificate=certificate,
+        certificate=internal.gateway if internal else read_certificate(target),
         gpu=gpu,
         token=models_token(settings),
         internal=internal,
@@ -232,6 +239,18 @@ def choose_internal(target: Target, say: Callable[..., None]) -> certificates.In
                 f"  TLS: it cannot be for `{address}`; users need an address of those above, or a full name in tls.names"
             )
     return chosen
+
+
+def internal_as_deployed(target: Target) -> certificates.Internal:
+    """Authority and certificate of mode `internal` as the last deploy from here left them.
+
+    However old they are, and by whatever address this computer knows the host. Where the settings name what they are not
+    for, those that a deploy would make. Nothing is stored. Raises AtelierError when it cannot be done with what is kept.
+    """
+    settings = target.settings
+    names = certificates.usable_names((settings.bind_address, *settings.tls.names, *certificates.OWN_NAMES))
+    kept = certificates.load(paths.secrets_dir(target.name))
+    return kept if certificates.is_for(kept.gateway, names) else choose_internal(target, lambda _: None)
 
 
 def read_certificate(target: Target) -> Certificate | None:
@@ -368,7 +387,7 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
     who = f"{getpass.getuser()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M} UTC"
     script = (
         f"mkdir -p -m 0700 {LOCK_DIRECTORY} && cd {LOCK_DIRECTORY} && exec 9<>lock 8<>busy; "
-        f"flock -n 9 || {{ echo \"held by $(head -n 1 owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} {HOLDER} >owner; "
+        f"flock -w {MOMENT} 9 || {{ echo \"held by $(head -n 1 owner)\"; exit 1; }}; printf '%s\\n' {shlex.quote(who)} {HOLDER} >owner; "
         "flock -n 8 || { echo waiting; flock 8; }; flock -u 8; echo locked; "
         # A closed laptop leaves a connection that the host takes for alive, for a quarter of an hour or longer.
         f'while [ -n "$(timeout {SILENCE} head -c 1)" ]; do :; done'
@@ -395,6 +414,15 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def deploy_at_work(ssh: Ssh) -> str:
+    """Who holds the host's lock, a sabotage included; empty where nobody does.
+
+    The lock is tried, for a moment that `host_lock` waits: inside a PID namespace the kernel lists none whose taker ended.
+    """
+    free = "[ ! -e lock ] || flock -ns lock true"
+    return ssh.run(f"cd {LOCK_DIRECTORY} && {{ {free} || head -n 1 owner; }}", timeout=30).stdout.strip()
 
 
 def _beat(lock: IO[bytes], ended: threading.Event) -> None:

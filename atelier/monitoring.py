@@ -21,7 +21,7 @@ MARGIN = 5
 STRANGERS = {"comfyui": "/prompt", "forge": "/sdapi/v1/samplers"}
 """What each application must refuse a stranger."""
 LATE_SECONDS = 30
-"""What two intervals may be exceeded by before a look counts as missing."""
+"""What two intervals may be exceeded by before a look counts as late."""
 ACTIVE = "active"
 FORMER = "former "
 
@@ -179,7 +179,12 @@ def in_short(state: str, now: float, interval: int) -> tuple[str, str]:
         amiss = [f"{name} {it['state']} ({it['why']})" for name, it in told["subjects"].items() if it["state"] != "up"]
         doing = [f"{name} is {activity}" for name, activity in told["activity"].items()]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "it has not told yet what it saw", "unknown"
-    late = age > 2 * interval + LATE_SECONDS
-    text = f"{verdict}, seen {max(0, round(age))} s ago{', which is long' if late else ''}: {', '.join(amiss + doing)}"
+        return "no result yet", "unknown"
+    late = is_late(age, interval)
+    text = f"{verdict}, last result {max(0, round(age))} s old{' (stale)' if late else ''}: {', '.join(amiss + doing)}"
     return text, "unknown" if late else verdict
+
+
+def is_late(age: float, interval: int) -> bool:
+    """Whether the last look is so long ago, in seconds, that one is missing."""
+    return age > 2 * interval + LATE_SECONDS

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from atelier import credentials as store
 from atelier import monitoring, paths, recorded, transfer
+from atelier.aim import EndedEarlyError
 from atelier.certificates import AUTHORITY_FILE
 from atelier.console import Narrator
 from atelier.errors import AtelierError, Finding
@@ -104,8 +105,10 @@ def print_gpu_plan(plan: GpuPlan, narrator: Narrator) -> None:
 
 
 def quick_verify(target: Target, narrator: Narrator) -> int:
-    """The checks that take seconds, after a deploy."""
-    return run_verify(target, narrator, quick=True)
+    """The checks that take seconds, after a deploy; an interrupt of them is one of the deploy."""
+    from atelier import verify
+
+    return verify.EXIT_STATUS[verify.verify(target, quick=True, say=narrator.say).verdict]
 
 
 def run_verify(
@@ -118,10 +121,15 @@ def run_verify(
     groups: tuple[str, ...] = (),
     checks: tuple[str, ...] = (),
 ) -> int:
-    """Run verify and return its exit status: 0 passed, 1 failed, 3 incomplete."""
+    """Run verify and return its exit status: 0 passed, 1 failed, 3 incomplete. Raises EndedEarlyError on Ctrl-C."""
     from atelier import verify
 
-    report = verify.verify(target, quick=quick, full=full, deep=deep, groups=groups, checks=checks, say=narrator.say)
+    try:
+        report = verify.verify(
+            target, quick=quick, full=full, deep=deep, groups=groups, checks=checks, say=narrator.say
+        )
+    except verify.InterruptedRun as interrupted:
+        raise EndedEarlyError(verify.EXIT_STATUS[interrupted.verdict]) from None
     return verify.EXIT_STATUS[report.verdict]
 
 

@@ -13,6 +13,15 @@ USAGE = "memory.used,power.draw"
 """What nvidia-smi is asked for, as `usage` reads it: MiB and W."""
 
 
+def unhindered(times: Sequence[float | None]) -> float | None:
+    """The least of the times of several images, without the first, which may load the model. None in the place of one, or
+    of all: others were at work, so that it holds their time as well.
+
+    The least: somebody else's image between two of ours makes the second one load the model again.
+    """
+    return min((seconds for seconds in times[1:] if seconds is not None), default=None)
+
+
 def is_slower(seconds: float, earlier: Sequence[float]) -> bool:
     """Whether a time is out of line with the host's own earlier ones, all in seconds."""
     if len(earlier) < ENOUGH:

@@ -12,7 +12,7 @@ from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan, host_refusals
 from atelier.hostfacts import HostFacts
 from atelier.images import ImageBuild
-from atelier.settings import ACME_PORTS, Settings
+from atelier.settings import ACME_PORTS, Settings, bytes_of
 from sandbox import sources as apt_sources
 
 GIB = 1 << 30
@@ -243,17 +243,18 @@ def image_directory(facts: HostFacts) -> str:
     return chosen[1] if chosen else DOCKER_ROOT
 
 
+def too_little_memory(memory: int, settings: Settings) -> list[Finding]:
+    """That a host has less memory than the settings ask for."""
+    if memory >= settings.minimum_memory_gb * GIB * 0.93:  # firmware and kernel keep some of what was bought
+        return []
+    problem = f"the host has {memory / GIB:.1f} GB of memory, {settings.minimum_memory_gb} GB are wanted"
+    return [Finding(problem, "use a larger machine, or lower minimum_memory_gb at your own risk")]
+
+
 def _memory(facts: HostFacts, settings: Settings) -> list[Finding]:
-    found = []
-    if facts.memory < settings.minimum_memory_gb * GIB * 0.93:  # firmware and kernel keep some of what was bought
-        found.append(
-            Finding(
-                f"the host has {facts.memory / GIB:.0f} GB of memory, {settings.minimum_memory_gb} GB are wanted",
-                "use a larger machine, or lower minimum_memory_gb at your own risk",
-            )
-        )
+    found = too_little_memory(facts.memory, settings)
     services = settings.enabled()
-    shared = sum(_bytes(service.shm_size) for service in services.values())
+    shared = sum(bytes_of(service.shm_size) for service in services.values())
     if shared > facts.memory:
         found.append(
             Finding(
@@ -269,13 +270,9 @@ def _memory(facts: HostFacts, settings: Settings) -> list[Finding]:
             f"raise services.{name}.memory_limit, or lower shm_size",
         )
         for name, service in services.items()
-        if service.memory_limit and _bytes(service.shm_size) >= _bytes(service.memory_limit)
+        if service.memory_limit and bytes_of(service.shm_size) >= bytes_of(service.memory_limit)
     ]
     return found
-
-
-def _bytes(size: str) -> int:
-    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1]]
 
 
 def _network(facts: HostFacts, settings: Settings) -> list[Finding]:

@@ -183,10 +183,10 @@ class Sabotage:
 
     id: its group and what is broken, such as `containers.published-port`. does: one line for the table.
     breaks, undoes: see `Guest.root` for the variables and functions of a script; undoes works after half a `breaks` too.
-    expects: ids of the checks that must turn red. names: what the first of them must say (a regular expression, searched
-    in observed and hint): the cause. also: ids, or beginnings of ids, that may be red besides, beyond what `depends` of
-    the catalogue explains. groups: groups to verify besides those of `expects`.
-    needs: nothing but a sandbox, one with a simulated GPU, or one with TLS. slow: more than about 5 s with its verify and its undo.
+    expects: ids of the checks that must turn red. names: what the first of them must say: the cause, and maybe the remedy
+    (a regular expression, searched in `observed -> hint`). also: ids, or beginnings of ids, that may be red besides,
+    beyond what depends directly on one of `expects` by the catalogue. groups: groups to verify besides those of `expects`.
+    needs: nothing but a sandbox, or one that has more, of NEEDS. slow: more than about 5 s with its verify and its undo.
     """
 
     id: str
@@ -197,11 +197,16 @@ class Sabotage:
     names: str
     also: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    needs: Literal["", "gpu", "tls"] = ""
+    needs: Literal["", "gpu", "tls", "doubles"] = ""
     slow: bool = False
 
 
-NEEDS = {"gpu": "a sandbox with a simulated GPU, such as HOST=sandbox-gpu", "tls": "a sandbox with TLS (tls.mode)"}
+DOUBLES = "a sandbox with doubles in the place of the applications (SOURCES=double)"
+NEEDS = {
+    "gpu": "a sandbox with a simulated GPU, such as HOST=sandbox-gpu",
+    "tls": "a sandbox with TLS (tls.mode)",
+    "doubles": DOUBLES,
+}
 
 
 def load() -> tuple[Sabotage, ...]:
@@ -213,8 +218,8 @@ def load() -> tuple[Sabotage, ...]:
 
 
 def possible(sabotage: Sabotage, settings: Settings) -> bool:
-    """Whether a sandbox with these settings has what the sabotage needs."""
-    has = {"": True, "gpu": settings.profile == "gpu-simulated", "tls": settings.tls.mode != "off"}
+    """Whether a sandbox with these settings has what the sabotage needs; whether it has doubles, they do not tell."""
+    has = {"": True, "doubles": True, "gpu": settings.profile == "gpu-simulated", "tls": settings.tls.mode != "off"}
     return has[sabotage.needs]
 
 
@@ -259,7 +264,7 @@ def faults(sabotage: Sabotage, results: Mapping[str, CheckResult], checks: Seque
             found.append(f"{id} should have turned red, but this host has no such check")
         elif id not in red:
             found.append(f"{id} should have turned red, but {results[id].verdict}: {results[id].observed}")
-    allowed = set(sabotage.expects) | explained(sabotage.expects, checks)
+    allowed = set(sabotage.expects) | explained(red & set(sabotage.expects), checks)
     for id, result in results.items():
         if id in allowed or any(f"{id}.".startswith(f"{name}.") for name in sabotage.also):
             continue
@@ -267,6 +272,7 @@ def faults(sabotage: Sabotage, results: Mapping[str, CheckResult], checks: Seque
             found.append(f"{id} turned red, too, and nothing says why it may: {told(result)}")
         elif result.verdict == "skipped":
             found.append(f"{id} did not run: {result.observed}")
+    found += [f"{id} does not say what to do" for id in sabotage.expects if id in red and not results[id].hint]
     first = sabotage.expects[0]
     if first in red and not re.search(sabotage.names, told(results[first])):
         found.append(f"{first} does not name the cause (no {sabotage.names!r} in it): {told(results[first])}")
@@ -443,7 +449,11 @@ def run(
     ssh.connect()
     guest = Guest(target, ssh)
     guest.require_sandbox()
-    checks = declared(target, ssh)
+    sources = verify.read_deployed(ssh, settings)["sources"]
+    if sources != "double" and (needing := [sabotage for sabotage in chosen if sabotage.needs == "doubles"]):
+        narrator.say(f"{len(needing)} sabotages need {DOUBLES}; they are left out.", "dim")
+        chosen = [sabotage for sabotage in chosen if sabotage not in needing]
+    checks = declared(target, sources)
     ids = {check.id for check in checks}
     if strange := [sabotage.id for sabotage in chosen if not ids.issuperset(sabotage.expects)]:
         narrator.say(f"Left out, as this sandbox has not what they break: {', '.join(strange)}", "dim")
@@ -470,10 +480,9 @@ def run(
     return 0 if whole and good == len(chosen) else 1
 
 
-def declared(target: Target, ssh: Ssh) -> list[Check]:
-    """The checks of a deployed sandbox. Raises AtelierError where nothing is deployed."""
-    deployed = verify.read_deployed(ssh, target.settings)
-    wanted = models.weights_for(lifecycle.sandbox_settings(target.settings, deployed["sources"]), paths.PROJECT)
+def declared(target: Target, sources: str) -> list[Check]:
+    """The checks of a sandbox that was deployed from these sources."""
+    wanted = models.weights_for(lifecycle.sandbox_settings(target.settings, sources), paths.PROJECT)
     return existing(target.settings, {weight.name for weight in wanted})
 
 

@@ -32,6 +32,11 @@ ACME_PORTS = (80, 443)
 """Where an ACME server asks whether a name is ours."""
 
 
+def bytes_of(size: str | None) -> int:
+    """A Size in bytes; 0 for none."""
+    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1]] if size else 0
+
+
 def _absolute(path: str) -> str:
     if not path.startswith("/") or ".." in PurePosixPath(path).parts:
         raise ValueError("must be an absolute path on the host, without '..', for example /srv/atelier")
@@ -252,7 +257,7 @@ class MonitoringSettings(_Model):
     """What looks at the host from itself, by a timer."""
 
     enabled: bool = Field(
-        True, description="Whether the host looks at itself by a timer: metrics, a state, one command for a change."
+        True, description="Whether a host monitor runs by a systemd timer: metrics, a state, one command for a change."
     )
     interval: Annotated[int, Field(ge=45, le=3600)] = Field(60, description="Seconds from one look to the next.")
     confirmations: Annotated[int, Field(ge=1, le=10)] = Field(

@@ -27,10 +27,11 @@ from atelier.certificates import Anchor, Certificate
 from atelier.checks import Check, existing, required, select
 from atelier.console import Narrator
 from atelier.credentials import Credentials
+from atelier.doctor.redact import known_secrets
 from atelier.errors import AtelierError
 from atelier.forked import Forked
 from atelier.history import comparable, measured, past_reports
-from atelier.lifecycle import read_anchor, read_certificate, sandbox_settings
+from atelier.lifecycle import deploy_at_work, read_anchor, read_certificate, sandbox_settings
 from atelier.models import Weight, weights_for
 from atelier.report import (
     AccessMatrix,
@@ -39,6 +40,7 @@ from atelier.report import (
     Report,
     ReportImage,
     Verdict,
+    caveats,
     headline,
     judge,
     redact,
@@ -47,8 +49,8 @@ from atelier.report import (
 )
 from atelier.report.judgement import RANDOM, counted
 from atelier.report.model import NOT_CHOSEN, REPORT_PAGE, Step
-from atelier.report.printable import printable
 from atelier.report.publication import publish
+from atelier.report.redaction import printable
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
@@ -73,8 +75,16 @@ VERSIONS = (
 )
 
 
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C during a run, after its report was published. verdict: that of the report."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
 def secret_strings(known: Credentials, certificate: Certificate | None) -> list[str]:
-    """Everything that no report, log or argument may hold; of a private key each line."""
+    """Everything of a deployment that no log or argument may hold; of a private key each line."""
     accounts = [(account.user, account.password) for account in (known.comfyui, known.forge) if account.password]
     passwords = [text for user, password in accounts for text in (password, f"{user}:{password}")]
     hashes = [known.comfyui.password_bcrypt, known.forge.password_bcrypt]
@@ -165,9 +175,10 @@ def verify(
 
     quick: only the quick checks. full: those that restart services and the host, too. deep: every byte of the weights,
     too. groups, checks: only these (see `atelier.checks.select`). say: prints a line.
-    An interrupt publishes what was seen so far, as incomplete. publishes: False for a look that is not one of the host's
-    runs; an interrupt of it raises KeyboardInterrupt. forks: see `atelier.forked`. Raises AtelierError before the first check when there
-    is nothing to verify: unknown names, no connection, nothing deployed, no credentials here.
+    An interrupt publishes what was seen so far, at best as incomplete, and raises InterruptedRun. publishes: False for a
+    look that is not one of the host's runs; an interrupt of it raises KeyboardInterrupt. forks: see `atelier.forked`.
+    Raises AtelierError before the first check when there is nothing to verify: unknown names, no connection, nothing
+    deployed, no credentials here.
     """
     say = say or Narrator().say
     # A name that fits nothing is told before anything is contacted.
@@ -182,6 +193,9 @@ def verify(
     ssh.connect()
     deployed = read_deployed(ssh, target.settings)
     weights = _wanted_weights(target, deployed)
+    deploying = deploy_at_work(ssh) if publishes else ""
+    if deploying:
+        say(f"A deploy is at work on this host: {deploying}.", "yellow")
     declared = existing(target.settings, {weight.name for weight in weights})
     selected = select(declared, quick=quick, full=full, deep=deep, groups=groups, ids=checks)
     asked = {"QUICK": quick, "FULL": full, "DEEP": deep}
@@ -195,7 +209,11 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="atelier-verify-") as folder, services(target, ssh) as reach:
         work = Path(folder)
         certificate = read_certificate(target)
-        secrets = secret_strings(known, certificate)
+        secrets = [
+            *secret_strings(known, certificate),
+            *known_secrets(known, paths.secrets_dir(target.name), target.settings),
+            ssh._sudo_password,
+        ]
         context = {
             "target": {
                 "name": target.name,
@@ -236,13 +254,16 @@ def verify(
             metrics=run.metrics,
             command=" ".join([target.command("verify"), *(f"{name}=1" for name, on in asked.items() if on)]),
             broke_off=run.broke_off,
+            deploying=deploying or (_deploying_now(ssh) if publishes else ""),
         )
         if not publishes:
             if run.interrupted:
                 raise KeyboardInterrupt
             return report
         place = publish(report, paths.reports_dir(target.name), secrets, work, past)
-    _conclude(report, place, unreal, say)
+    _conclude(report, place, say)
+    if run.interrupted:
+        raise InterruptedRun(report.verdict)
     return report
 
 
@@ -262,11 +283,17 @@ def _versions(ssh: Ssh, deployed: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines) if value} | release | images
 
 
-def _conclude(report: Report, place: Path, unreal: list[str], say: Say) -> None:
+def _deploying_now(ssh: Ssh) -> str:
+    with contextlib.suppress(AtelierError):  # as above
+        return deploy_at_work(ssh)
+    return ""
+
+
+def _conclude(report: Report, place: Path, say: Say) -> None:
     unselected = sum(check.observed == NOT_CHOSEN for check in report.checks)
     if unselected:
         say(f"{counted(unselected, 'further check')} not part of this run.", "dim")
-    for sentence in unreal:
+    for sentence in caveats(report):
         say(sentence, "yellow")
     say(f"Report: {os.path.relpath(place / REPORT_PAGE)}", "")
     say(f"Verdict: {report.verdict}. {headline(report)}", STYLES[report.verdict])

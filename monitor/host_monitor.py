@@ -76,7 +76,7 @@ def plain(text: str, length: int = 200) -> str:
 
 
 def docker_seen(unit: Answer, inspected: Answer) -> Seen:
-    """Docker, from `systemctl show -P ActiveState docker` and from asking it for our containers.
+    """Docker, from its unit's ActiveState and from asking it for our containers.
 
     It is never asked while its unit is down: its socket would start it.
     """
@@ -152,7 +152,7 @@ def strangers_seen(answer: Answer) -> Seen:
     if answer.status == 401:
         return Seen("up")
     if answer.status is None or answer.status >= 500:
-        return Seen("unknown", plain(f"no word on strangers: {answer.status or ''} {answer.text}", 80))
+        return Seen("unknown", plain(f"cannot tell whether strangers are refused: {answer.status or ''} {answer.text}"))
     return Seen("down", f"a stranger was answered {answer.status}, 401 expected")
 
 
@@ -218,7 +218,7 @@ def disk_seen(disks: Mapping[str, Disk | None], least: float) -> Seen:
 
 
 def weights_seen(unit: Answer) -> Seen:
-    """The unit that fetches the weights, from `systemctl show -P ActiveState`."""
+    """The unit that fetches the weights, from its ActiveState."""
     if unit.status != 0 or not unit.text.strip():
         return Seen("unknown", plain(f"systemd does not say: {unit.text}"))
     return Seen("down", "not all weights could be fetched") if unit.text.strip() == "failed" else Seen("up")

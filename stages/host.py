@@ -4,7 +4,6 @@ from pyinfra.api import deploy
 
 from atelier import deployment as decide
 from atelier.deployment import Deployment
-from atelier.hostfacts import TIME_SERVICES
 from stages.operations import entries, finished, packages, unless
 
 
@@ -15,10 +14,10 @@ def base(deployment: Deployment) -> None:
     finished(name="Finish interrupted package installations")
     entries(name="Set apt's lock wait and unattended upgrades", entries=decide.APT_SETTINGS)
     packages(name="Install base packages", names=decide.host_packages(deployment.facts))
-    if deployment.settings.profile == "gpu":  # the sandbox has no power over its clock
+    if services := deployment.time_services():
         unless(
             name="Keep the time in sync",
-            probe=f"systemctl is-active {' '.join(TIME_SERVICES)} | grep -x active",
+            probe=f"systemctl is-active {' '.join(services)} | grep -x active",
             script=f"DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends {decide.TIME_PACKAGE} "
             f"&& systemctl enable -q --now {decide.TIME_PACKAGE}",
         )

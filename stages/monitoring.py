@@ -38,6 +38,6 @@ def timer(deployment: Deployment) -> None:
     """The timer and its first look, or nothing of it."""
     wanted = deployment.settings.monitoring.enabled
     _as_wanted(
-        name="Have the host look at itself by a timer" if wanted else "Leave the host without a look at itself",
+        name="Start the host monitor (systemd timer)" if wanted else "Remove the host monitor",
         deployment=deployment,
     )

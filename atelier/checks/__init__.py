@@ -81,14 +81,6 @@ def required(checks: Sequence[Check]) -> set[str]:
 
 
 def explained(red: Iterable[str], checks: Sequence[Check] = CATALOGUE) -> set[str]:
-    """The ids whose failure is explained by one of these, at any distance; those themselves are not among them."""
+    """The ids that depend on one of these: their failure may follow from it."""
     causes = set(red)
-    found: set[str] = set()
-    while more := {
-        check.id
-        for check in checks
-        if check.id not in causes | found
-        and any(known == name or known.startswith(name + ".") for name in check.depends for known in causes | found)
-    }:
-        found |= more
-    return found
+    return {check.id for check in checks if causes & set(check.depends)}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-REDEPLOY = "run `make deploy`; if it stays red, somebody or something changes the host behind it"
+REDEPLOY = "run `make deploy`; if it stays red, something else on the host keeps changing it"
 LOGS = "see `make logs SERVICE={service}`"
 
 
@@ -11,12 +11,13 @@ LOGS = "see `make logs SERVICE={service}`"
 class Check:
     """One thing that is proven.
 
-    requirement: what must be true; numbers are lines of the list of known failures. hint: what to do when it is red.
+    requirement: what must be true. hint: what to do when it is red.
     service, profile: it exists only where that service is deployed, or under that profile: `gpu` (a simulated one too),
     `cuda` (one that computes), `cpu`. tls: it exists only where the gateway speaks TLS. weights: it exists only where the
     settings ask for all of these files. quick: part of QUICK=1.
     run: `full` and `deep` ones run with FULL=1 and DEEP=1, or when they or their group are named.
-    depends: ids, or beginnings of ids, whose failure explains this one's.
+    depends: ids whose failure explains this one's, by the same cause. What shows whether somebody gets in, or out, who
+    must not has none: it is never called a consequence.
     optional: may be skipped without making the verdict incomplete.
     """
 

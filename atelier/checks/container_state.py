@@ -9,10 +9,14 @@ from typing import Any
 
 from atelier.errors import Finding
 from atelier.render import network_name
-from atelier.settings import Settings
+from atelier.settings import Settings, bytes_of
 
 MARK = "::container::"
-REDEPLOY = "run `make deploy`; if it stays so, somebody or something changes the containers behind it"
+REDEPLOY = "run `make deploy`; if it stays so, something else on the host keeps changing the containers"
+MASKED = ("/proc/kcore", "/proc/keys", "/sys/firmware")
+READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
+"""Of what every Docker hides from a container, or lets it only read; `systempaths=unconfined` empties both lists, and no
+security option tells of it."""
 GATEWAY_FILES = 16384
 """Open files that the gateway asks for: a connection is two."""
 
@@ -23,6 +27,7 @@ class Told:
 
     healthcheck: the image's own. root: the mount options of its root file system, as the process sees it.
     memory_max: the kernel's limit in bytes, or `max`; empty where the host has no controller for it.
+    cgroups: the file system of the host's control groups. Those of version 1 Docker shares with every container.
     filters: how many filters of system calls (seccomp) every process of the host has; a container's has one more.
     """
 
@@ -34,6 +39,7 @@ class Told:
     root: str = ""
     memory_max: str = ""
     filters: int = 0
+    cgroups: str = ""
 
 
 def script(names: Sequence[str]) -> str:
@@ -49,6 +55,7 @@ for c in {" ".join(names)}; do
   s limits "$c"; cat "/proc/$p/limits"
   s root "$c"; awk '$5 == "/" {{print $6}}' "/proc/$p/mountinfo"
   s filters "$c"; awk '$1 == "Seccomp_filters:" {{print $2}}' /proc/1/status
+  s cgroups "$c"; stat -fc %T /sys/fs/cgroup
   s memory_max "$c"; cat "/proc/$p/root/sys/fs/cgroup/memory.max" 2>/dev/null
 done
 :
@@ -78,6 +85,7 @@ def parse(output: str) -> dict[str, Told]:
             text(container, "root"),
             text(container, "memory_max"),
             int(text(container, "filters") or 0),
+            text(container, "cgroups"),
         )
         for container, name in sections
         if name == "inspect"
@@ -158,9 +166,11 @@ def confinement(told: Told, uid: int) -> list[Finding]:
         return [Finding(f"{told.name} has no process to look at{wrong}", "see `make status`")]
     host, ids = told.inspect["HostConfig"], f"{process['Uid']} {process['Gid']}".split()
     capabilities = {name: process[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")}
-    shared = [
-        name for name in ("NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode") if _shares(host.get(name))
-    ]
+    modes = ["NetworkMode", "PidMode", "IpcMode", "UTSMode", "UsernsMode"]
+    modes += ["CgroupnsMode"] if told.cgroups == "cgroup2fs" else []
+    shared = [name for name in modes if _shares(host.get(name))]
+    bare = [path for path in MASKED if path not in (host["MaskedPaths"] or [])]
+    loose = [path for path in READ_ONLY if path not in (host["ReadonlyPaths"] or [])]
     sockets = [mount["Source"] for mount in told.inspect["Mounts"] if mount["Source"].endswith(".sock")]
     facts = {
         f"runs as user {user or 'root'} ({' '.join(ids)}), not as {uid}": user == f"{uid}:{uid}"
@@ -178,6 +188,8 @@ def confinement(told: Told, uid: int) -> list[Finding]:
         "has security options " + ", ".join(host["SecurityOpt"] or []): host["SecurityOpt"]
         == ["no-new-privileges:true"],
         "shares " + ", ".join(shared) + " with the host or another container": not shared,
+        "sees " + ", ".join(bare) + " of the host": not bare,
+        "may write to " + ", ".join(loose) + " of the host": not loose,
         "has devices of the host: " + ", ".join(device["PathOnHost"] for device in host["Devices"] or []): not host[
             "Devices"
         ],
@@ -207,14 +219,17 @@ def limits(told: Told, settings: Settings, controllers: frozenset[str]) -> list[
         "core dumps": ((told.limits or {}).get("Max core file size", "").split()[:2], ["0", "0"]),
     }
     if service:
-        memory = _bytes(service.memory_limit) if "memory" in controllers else 0
+        memory = bytes_of(service.memory_limit) if "memory" in controllers else 0
         wanted |= {
             "memory limit": (host["Memory"], memory),
             "CPU limit": (host["NanoCpus"], round((service.cpu_limit or 0) * 1e9) if "cpu" in controllers else 0),
-            "size of /dev/shm": (host["ShmSize"], _bytes(service.shm_size)),
+            "size of /dev/shm": (host["ShmSize"], bytes_of(service.shm_size)),
         }
         if memory:
             wanted["memory limit of the kernel"] = (told.memory_max, str(memory))
+            # Twice the memory is what Docker gives by default; -1 is no limit.
+            both, enough = host["MemorySwap"], f"at most {2 * memory}"
+            wanted["limit of memory and swap"] = (enough if memory <= both <= 2 * memory else both, enough)
     else:
         files = (told.limits or {}).get("Max open files", "0").split()[0]
         enough = f"at least {GATEWAY_FILES}"
@@ -224,10 +239,6 @@ def limits(told: Told, settings: Settings, controllers: frozenset[str]) -> list[
         for what, (seen, want) in wanted.items()
         if seen != want
     ]
-
-
-def _bytes(size: str | None) -> int:
-    return int(size[:-1]) << {"k": 10, "m": 20, "g": 30}[size[-1]] if size else 0
 
 
 def _plain(value: object) -> str:
@@ -255,7 +266,7 @@ def doors(containers: Sequence[Mapping[str, Any]], settings: Settings) -> list[F
             found += [Finding(f"{name} does not publish {door}", REDEPLOY) for door in sorted(wanted - published)]
         elif name in ours and published:
             found.append(
-                Finding(f"{name} publishes {', '.join(sorted(published))}: a door beside the gateway", REDEPLOY)
+                Finding(f"{name} publishes {', '.join(sorted(published))}, which bypasses the gateway", REDEPLOY)
             )
         elif taken := sorted(door for door in published if _covers(door.rpartition(":")[2], ports)):
             problem = f"container {name} stands in for the gateway at {', '.join(taken)}"
@@ -299,7 +310,7 @@ def networks(found: Mapping[str, Mapping[str, Any]], told: Mapping[str, Told], s
         members = {member["Name"] for member in (network["Containers"] or {}).values()}
         findings += [
             Finding(
-                f"{stranger} is on {name} and reaches {container} beside the gateway",
+                f"{stranger} is on {name} and reaches {container}, bypassing the gateway",
                 f"on the host: docker network disconnect -f {name} {stranger}; then run `make deploy`",
             )
             for stranger in sorted(members - {container, gateway})
@@ -319,7 +330,7 @@ def ways(name: str, gateway: str, answered: frozenset[str], reached: bool) -> li
     """What an application reaches and must not. gateway: what it must reach, or the probe itself is broken.
 
     answered: the targets that answered its probe, `NAMES` where it resolves the gateway's name, `DNS` any other's.
-    reached: whether the host reaches the application beside the gateway.
+    reached: whether the host reaches the application, bypassing the gateway.
     """
     lost = [target for target in (gateway, "NAMES") if target not in answered]
     if lost:
@@ -333,55 +344,110 @@ def ways(name: str, gateway: str, answered: frozenset[str], reached: bool) -> li
         for target in sorted(answered - {gateway, "NAMES"})
     ]
     if reached:
-        problem = f"the host reaches {name} beside the gateway"
+        problem = f"the host reaches {name}, bypassing the gateway"
         found.append(Finding(problem, f"a network of {name} has an address of the host; run `make deploy`"))
     return found
 
 
-NOTABLE = r"IMPORT FAILED|missing: \[|Cannot import|Successfully installed|ModuleNotFoundError"
-"""Extended regular expression for what no log of a start may hold."""
+NOTABLE = (
+    "IMPORT FAILED|Cannot import|ModuleNotFoundError|[*][*][*] Error loading script|Successfully installed"
+    "|unet missing: [[]"
+)
+"""Extended regular expression, without backslashes for awk's sake, for what no log of a start may hold."""
+STARTED = {
+    "comfyui": "(^| )Starting server$",
+    "forge": "^(atelier: the logins are in force|Startup time: )",
+    "gateway": ".",
+}
+"""By service, the line with which its start ends: it is there before the health check can succeed. What a log says after
+that is of the work of its users.
+
+The gateway imports nothing that it can do without, and logs what strangers ask for: its log must only be written.
+"""
 
 
-def log_script(names: Sequence[str]) -> str:
-    """A shell script that prints, for each container, the size of its log since its start and the notable lines of it.
+def log_script(marks: Mapping[str, str]) -> str:
+    """A shell script that prints the notable lines of each container's start, and how it came to the end of them.
 
-    Of one that is not well, since it was made: one that starts again and again is met before it says why.
+    marks: expressions of STARTED by container. Of one that is not well, it looks at all since it was made: one that starts
+    again and again is met before it says why.
     """
-    began = (
-        '{{if and .State.Health (eq .State.Health.Status "healthy")}}{{.State.StartedAt}}{{else}}{{.Created}}{{end}}'
-    )
+    began = '{{if and .State.Health (eq .State.Health.Status "healthy")}}up {{.State.StartedAt}}{{else}}ill {{.Created}}{{end}}'
+    looks = "\n".join(f"look {name} {shlex.quote(mark)}" for name, mark in marks.items())
     return f"""
-t=$(mktemp) && trap 'rm -f "$t"' EXIT || exit 1
-for c in {" ".join(names)}; do
-  s=$(docker inspect --type container --format {shlex.quote(began)} "$c") && timeout 60 docker logs --since "$s" "$c" >"$t" 2>&1 \
-    || {{ echo "{MARK}unreadable $c"; continue; }}
-  echo "{MARK}$(wc -c <"$t") $c"; grep -a -m 5 -E {shlex.quote(NOTABLE)} "$t"
-done
+look() {{
+  s=$(docker inspect --type container --format {shlex.quote(began)} "$1") || return
+  case $s in up*) m=$2 ;; *) m= ;; esac
+  echo "{MARK}${{s%% *}} $1"
+  {{ timeout 60 docker logs --since "${{s#* }}" "$1" 2>&1; printf '\\n%s' $?; }} |
+    LC_ALL=C awk -v m="$m" -v n={shlex.quote(NOTABLE)} '
+      m != "" && $0 ~ m {{ started = 1; exit }}
+      $0 ~ n && k < 5 {{ k++; print "| " $0 }}
+      /./ {{ lines++; last = $0 }}
+      END {{ if (started) print "started"; else print "ended", last, lines - 1 }}'
+}}
+{looks}
 :
 """
 
 
-def notable(output: str, names: Sequence[str]) -> list[Finding]:
+@dataclass(frozen=True)
+class Start:
+    """The log of a container's start: its notable lines, and how the look at it ended, `started` or `ended STATUS LINES`.
+
+    up: whether the container is well now, so that there was an end of its start.
+    """
+
+    up: bool
+    lines: tuple[str, ...]
+    end: str
+
+
+def starts(output: str) -> dict[str, Start]:
+    """What the script told, by container."""
+    found = {}
+    for section in output.split(MARK)[1:]:
+        head, *lines, end = section.splitlines() if "\n" in section.strip() else (section.strip(), "")
+        state, _, name = head.partition(" ")
+        found[name] = Start(state == "up", tuple(line.removeprefix("| ").strip() for line in lines), end)
+    return found
+
+
+def notable(told: Mapping[str, Start], names: Sequence[str]) -> list[Finding]:
     """What the logs tell of. One that cannot be read, or holds nothing, must not look like a clean one."""
-    lines: dict[str, list[str]] = {}
-    sizes: dict[str, str] = {}
-    for line in output.splitlines():
-        if line.startswith(MARK):
-            size, _, name = line.removeprefix(MARK).partition(" ")
-            sizes[name], lines[name] = size, []
-        elif lines:
-            lines[name].append(line.strip())
     found = []
     for name in names:
-        size = sizes.get(name, "unreadable")
-        if size in ("0", "unreadable"):
-            why = "is empty since its start" if size == "0" else "cannot be read"
+        start = told.get(name, Start(False, (), ""))
+        if start.end != "started" and (why := _unwritten(start.end)):
             remedy = f"see `docker logs {name}` on the host, and the log driver in /etc/docker/daemon.json; then `make deploy`"
             found.append(Finding(f"the log of {name} {why}", remedy))
-        if lines.get(name):
-            problem = f"{name}: {' | '.join(lines[name])}"
+        if start.lines and (start.end == "started" or not start.up):
+            problem = f"{name}: {' | '.join(start.lines)}"
             remedy = (
                 "the line names what is missing or was installed at start; `make deploy` builds what an image lacks"
             )
             found.append(Finding(problem, remedy))
     return found
+
+
+def _unwritten(end: str) -> str:
+    """Why a log that does not tell of the end of a start tells nothing else either; empty where it does."""
+    _, _, rest = end.partition(" ")
+    status, _, lines = rest.partition(" ")
+    if status == "124":
+        return "cannot be read within 60 s: a time-out"
+    if status != "0":
+        return "cannot be read"
+    return "" if int(lines) else "is empty since its start"
+
+
+def unseen(told: Mapping[str, Start]) -> list[Finding]:
+    """Starts of which the log does not tell any more: what failed then would not be noticed."""
+    return [
+        Finding(
+            f"the log of {name} does not go back to its start",
+            "it was rotated since, as a long one is: its next start is looked at again (`make restart`, when nobody is at work)",
+        )
+        for name, start in told.items()
+        if start.up and start.end.startswith("ended 0 ") and not start.end.endswith(" 0")
+    ]

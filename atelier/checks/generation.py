@@ -6,7 +6,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "generation.comfyui.smoke",
         "ComfyUI: a workflow without weights makes exactly the image asked for",
-        "a generation counts when its own fresh image is seen (20, 21, 22)",
+        "a generation counts when its own fresh image is seen",
         LOGS.format(service="comfyui"),
         service="comfyui",
         depends=("containers.running",),
@@ -14,16 +14,16 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "generation.comfyui.checkpoint",
         "ComfyUI: text to image with a checkpoint",
-        "the weights load and sample (23)",
+        "the weights load and sample",
         "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
         service="comfyui",
         quick=False,
-        depends=("generation.comfyui.smoke", "weights"),
+        depends=("generation.comfyui.smoke", "weights.present", "weights.seen", "weights.deep"),
     ),
     Check(
         "generation.comfyui.edit",
         "ComfyUI: Qwen-Image-Edit changes a reference image, in FP8",
-        "the model that this host is for loads as FP8 and samples (20, 21, 22, 23)",
+        "the model that this host is for loads as FP8 and samples",
         "see `make logs SERVICE=comfyui`; a missing weight: `make deploy`",
         service="comfyui",
         weights=(
@@ -32,15 +32,15 @@ CHECKS: tuple[Check, ...] = (
             "qwen_image_vae.safetensors",
         ),
         quick=False,
-        depends=("generation.comfyui.smoke", "weights"),
+        depends=("generation.comfyui.smoke", "weights.present", "weights.seen", "weights.deep"),
     ),
     Check(
         "generation.forge.txt2img",
         "Forge: text to image with the sampler and checkpoint asked for",
-        "a 200 proves nothing (20, 21, 22)",
+        "a 200 proves nothing",
         "see `make logs SERVICE=forge`; a missing weight: `make deploy`",
         service="forge",
         quick=False,
-        depends=("containers.running", "weights"),
+        depends=("containers.running", "weights.present", "weights.seen", "weights.deep"),
     ),
 )

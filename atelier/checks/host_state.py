@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atelier.apt import HOLDER
 from atelier.errors import Finding
 from atelier.hostfacts import TIME_SERVICES
-from atelier.preflight import GIB, SUPPORTED
+from atelier.preflight import GB, GIB, SUPPORTED, too_little_memory
 from atelier.settings import Settings
 
 Sections = Mapping[str, Sequence[str]]
@@ -21,7 +22,7 @@ SECONDS = 20
 OLDEST_KERNEL = (5, 15)
 """Ubuntu 22.04's, the oldest of the systems that are supported."""
 CLOCK_TOLERANCE = 60  # seconds between the host's clock and this computer's
-FULL, ALMOST_FULL = GIB, 5 * GIB
+FULL = GB
 LEAST_MEMORY = GIB // 2
 GRACE_DAYS = 7
 """A restart that an update asks for may wait so long before it is a failure: the host never restarts by itself."""
@@ -44,13 +45,22 @@ s reboot; stat -c '%Y' /run/reboot-required 2>/dev/null && cat /run/reboot-requi
 s memory; cat /proc/meminfo
 s docker; limited docker info --format '{{{{json .}}}}' | tail -n 1
 s docker-unit; systemctl is-enabled docker 2>&1; stat -c '%a %U' /run/docker.sock 2>&1; ss -Hltnp 2>/dev/null | grep '"dockerd"' || :
-s disk; df -B1 --output=target,avail,itotal,iavail {places} \\
+s docker-users; getent group "$(stat -c %G /run/docker.sock 2>/dev/null)" | cut -d: -f4 | tr , '\\n' | while read -r user; do
+  [ -z "$user" ] || id -nG "$user" | grep -qwE 'root|sudo|admin|wheel' || echo "$user"; done
+s disk; for d in {places} \\
   "$(sed -n 's/.*"data-root"[^"]*"\\([^"]*\\)".*/\\1/p' /etc/docker/daemon.json 2>/dev/null | grep . || echo /var/lib/docker)"
+do printf '%s|%s\\n' "$d" "$(limited df -B1 --output=avail,itotal,iavail,target "$d" | tail -n 1)"; done
 s time; systemctl is-active {" ".join(TIME_SERVICES)} | paste -s -d' '; limited timedatectl show -p NTPSynchronized
 s upgrades; apt-config dump | grep -E '^(APT::Periodic|Unattended-Upgrade)::'
 s timers; for t in {" ".join(TIMERS)}; do echo "$t $(systemctl is-enabled $t 2>&1 | head -n 1) $(systemctl is-active $t)"; done
 s unattended; dpkg-query -W -f '${{db:Status-Status}}\\n' unattended-upgrades 2>&1
-s audit; dpkg --audit
+{HOLDER}
+at_work=$(holder)
+broken=$(dpkg-query -W -f '${{db:Status-Eflag}} ${{db:Status-Status}} ${{Package}}\\n' |
+  sed -nE 's/^(reinstreq [^ ]+|ok half-installed|ok unpacked|ok half-configured) //p')
+at_work=${{at_work:-$(holder)}}
+s package-manager; echo "$at_work"
+s broken; [ -n "$at_work" ] || echo "$broken"
 :
 """
 
@@ -67,9 +77,9 @@ def parse(output: str) -> dict[str, list[str]]:
 
 
 def container(told: Sections) -> str:
-    """What kind of container the host is; empty for a machine with a kernel and a clock of its own."""
+    """What kind of container the host is; empty for a machine with a kernel and a clock of its own, which WSL has not."""
     kind = _first(told, "container")
-    return "" if kind in ("", "none", "wsl") else kind
+    return "" if kind == "none" else kind
 
 
 def system_text(told: Sections) -> str:
@@ -103,44 +113,50 @@ def system(told: Sections) -> list[Finding]:
     return found
 
 
-def disk(told: Sections) -> tuple[list[Finding], list[Finding]]:
-    """File systems that are full, and those that soon will be."""
-    full, almost = [], []
-    for target, *numbers in dict.fromkeys(tuple(line.split()) for line in told["disk"][1:]):
-        free, inodes, free_inodes = (int(number) if number.isdigit() else 0 for number in numbers)
-        room = f"{target} has {free / GIB:.1f} GB free"
+_FREE = re.compile(r" *(\d+) +(\d+|-) +(\d+|-) +(/.*)").fullmatch
+
+
+def disk(told: Sections, settings: Settings) -> tuple[list[Finding], list[Finding]]:
+    """File systems that are full or do not answer, and those that soon will be full."""
+    found, almost = [], []
+    answers = [line.partition("|")[::2] for line in told["disk"]]
+    for place, answer in answers or [("/", "df said nothing")]:
+        if not _FREE(answer):
+            remedy = f"see `df {place}` and `mount` on the host"
+            found.append(Finding(f"nobody can say how full {place} is: {answer or 'no answer'}", remedy))
+    for mount, (free, inodes, free_inodes) in _free(told).items():
+        room = f"{mount} has {free / GB:.1f} GB free"
         remedy = (
-            f"free some space on {target}: `du -xh --max-depth=2 {target} | sort -h | tail` shows what takes it; "
+            f"free some space on {mount}: `du -xh --max-depth=2 {mount} | sort -h | tail` shows what takes it; "
             "`make models-prune` lists weights that no set needs, `docker image prune` removes old images"
         )
         if free < FULL:
-            full.append(Finding(room, remedy))
-        elif free < ALMOST_FULL:
+            found.append(Finding(room, remedy))
+        elif free < settings.monitoring.minimum_free_gb * GB:
             almost.append(Finding(room, remedy))
         if inodes and free_inodes * 100 < inodes:
-            full.append(
-                Finding(f"{target} has {free_inodes} of {inodes} inodes free", f"remove small files on {target}")
+            found.append(
+                Finding(f"{mount} has {free_inodes} of {inodes} inodes free", f"remove small files on {mount}")
             )
-    return full, almost
+    return found, almost
 
 
 def disk_text(told: Sections) -> str:
     """Free space by file system."""
-    rows = dict.fromkeys(tuple(line.split()) for line in told["disk"][1:])
-    return ", ".join(f"{target} {int(free) / GIB:.0f} GB free" for target, free, *_ in rows)
+    return ", ".join(f"{mount} {free / GB:.0f} GB free" for mount, (free, *_) in _free(told).items())
+
+
+def _free(told: Sections) -> dict[str, tuple[int, int, int]]:
+    """By mount point: bytes free, inodes, inodes free; no inodes where the file system counts none."""
+    rows = (row for line in told["disk"] if (row := _FREE(line.partition("|")[2])))
+    numbers = {row[4]: [int(row[column].replace("-", "0")) for column in (1, 2, 3)] for row in rows}
+    return {mount: (free, inodes, free_inodes) for mount, (free, inodes, free_inodes) in numbers.items()}
 
 
 def memory(told: Sections, settings: Settings) -> list[Finding]:
     """As much memory as preflight asks for, and some of it free."""
     total, available = _memory(told)
-    found = []
-    if total < settings.minimum_memory_gb * GIB * 0.93:  # firmware and kernel keep some of what was bought
-        found.append(
-            Finding(
-                f"{total / GIB:.1f} GB of memory, {settings.minimum_memory_gb} GB are wanted",
-                "use a larger machine, or lower minimum_memory_gb at your own risk",
-            )
-        )
+    found = too_little_memory(total, settings)
     if available < LEAST_MEMORY:
         found.append(
             Finding(
@@ -275,15 +291,24 @@ def upgrades(told: Sections) -> list[Finding]:
                     f"on the host: systemctl unmask {timer}; systemctl enable --now {timer}",
                 )
             )
-    if told["audit"]:
-        package = next((line.split()[0] for line in told["audit"] if line.startswith(" ")), "a package")
+    if told["broken"]:
         found.append(
             Finding(
-                f"{package} is half installed, and until it is whole apt installs nothing",
+                f"{told['broken'][0]} is half installed, and until it is whole apt installs nothing",
                 "run `make deploy`, which finishes it; by hand: dpkg --configure -a; apt-get install -f",
             )
         )
     return found
+
+
+def upgrades_text(told: Sections) -> str:
+    """What was not looked at, as nothing is half installed by a package manager that is still at work."""
+    at_work = _first(told, "package-manager")
+    return (
+        f"nothing wrong found; packages were not judged: {at_work} is at work on them"
+        if at_work
+        else "nothing wrong found"
+    )
 
 
 def docker(told: Sections) -> list[Finding]:
@@ -319,6 +344,17 @@ def docker(told: Sections) -> list[Finding]:
         problem = f"Docker listens on {line.split()[3]}: whoever reaches that is root"
         found.append(Finding(problem, "take `hosts` out of /etc/docker/daemon.json and -H tcp out of Docker's unit"))
     return found
+
+
+def docker_users(told: Sections) -> list[Finding]:
+    """Who besides the administrators may command Docker."""
+    remedy = (
+        "take them out of the group of /run/docker.sock on the host (`gpasswd -d USER docker`), or trust them with root"
+    )
+    return [
+        Finding(f"{user} may command Docker without being an administrator, and that makes root of anybody", remedy)
+        for user in told["docker-users"]
+    ]
 
 
 def docker_text(told: Sections) -> str:

@@ -7,7 +7,6 @@ import json
 import shlex
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from atelier import monitoring
 from atelier.checks.check import REDEPLOY
@@ -15,8 +14,6 @@ from atelier.errors import Finding
 from atelier.settings import Settings
 
 JOURNAL = f"see `journalctl -u {monitoring.SERVICE}` on the host"
-SLACK = 30
-"""Seconds that a look may be late."""
 
 
 def script(settings: Settings) -> str:
@@ -49,7 +46,7 @@ def wrong(told: Mapping[str, str], settings: Settings) -> list[Finding]:
     """What keeps the host from looking at itself as the settings say."""
     if not settings.monitoring.enabled:
         there = told.get("active") == "active" or bool(told.get("state"))
-        return [Finding("it looks at itself although monitoring.enabled is false", REDEPLOY)] if there else []
+        return [Finding("the monitor runs although monitoring.enabled is false", REDEPLOY)] if there else []
     return [*_timer(told), *_look(told, settings), *_metrics(told, settings), *_command(told, settings)]
 
 
@@ -57,7 +54,7 @@ def _timer(told: Mapping[str, str]) -> list[Finding]:
     states = (told.get("enabled"), told.get("active"))
     if states == ("enabled", "active"):
         return []
-    problem = f"{monitoring.TIMER} is {states[0] or 'not there'} and {states[1] or 'not there'}"
+    problem = f"{monitoring.TIMER} is {states[0] or 'not installed'} and {states[1] or 'not running'}"
     return [
         Finding(problem, f"somebody stopped the timer: `systemctl enable --now {monitoring.TIMER}`, or `make deploy`")
     ]
@@ -81,14 +78,17 @@ def _metrics(told: Mapping[str, str], settings: Settings) -> list[Finding]:
     try:
         written = float(told["metrics_time"])
     except (KeyError, ValueError):
-        return [Finding(f"{path} says no time", JOURNAL)]
+        return [Finding(f"{path} has no timestamp", JOURNAL)]
     return _late(f"{path} is of", written, told, settings)
 
 
 def _late(what: str, moment: float, told: Mapping[str, str], settings: Settings) -> list[Finding]:
     clock, interval = float(told["clock"]), settings.monitoring.interval
     # A timer that has just come up has yet to run.
-    if clock - moment <= 2 * interval + SLACK or float(told["uptime"]) <= interval + 2 * SLACK:
+    if (
+        not monitoring.is_late(clock - moment, interval)
+        or float(told["uptime"]) <= interval + 2 * monitoring.LATE_SECONDS
+    ):
         return []
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(moment))
     return [Finding(f"{what} {when} UTC, {clock - moment:.0f} s ago, every {interval} s expected", JOURNAL)]
@@ -101,13 +101,6 @@ def _command(told: Mapping[str, str], settings: Settings) -> list[Finding]:
     return [Finding(problem, "put it there, or set monitoring.command to one that is there and run `make deploy`")]
 
 
-def text(told: Mapping[str, str]) -> str:
+def text(told: Mapping[str, str], settings: Settings) -> str:
     """What the monitor last said, for people."""
-    try:
-        document: Any = json.loads(told["state"])
-        age = float(told["clock"]) - float(document["time"])
-        subjects: Mapping[str, Mapping[str, str]] = document["subjects"]
-    except (KeyError, TypeError, ValueError):
-        return "no state"
-    other = [f"{name} {seen['state']}" for name, seen in subjects.items() if seen["state"] != "up"]
-    return f"looked {max(age, 0):.0f} s ago at {len(subjects)} things: {', '.join(other) or 'all up'}"
+    return monitoring.in_short(told.get("state", ""), float(told["clock"]), settings.monitoring.interval)[0]

@@ -6,25 +6,25 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "secrets.files",
         "Secret files belong to the service user and nobody else can read them",
-        "secrets are readable by exactly who needs them (7)",
+        "secrets are readable by exactly who needs them",
         REDEPLOY,
     ),
     Check(
         "secrets.arrived",
         "The secrets in the containers equal those generated",
-        "what reaches the container is what was generated, byte for byte (2, 3, 4)",
+        "what reaches the container is what was generated, byte for byte",
         REDEPLOY,
     ),
     Check(
         "secrets.leaks",
         "No secret in logs, arguments, environments, inspect output or rendered files",
-        "secrets never appear where others look (5, 7)",
+        "secrets never appear where others look",
         "close the leak that is named; the secret is known now and has to be replaced",
     ),
     Check(
         "secrets.here",
         "The credentials on this computer are their owner's alone, and not in git",
-        "what opens the host is nobody else's to read (7)",
+        "what opens the host is nobody else's to read",
         "on this computer: chmod -R go= .secrets",
     ),
 )

@@ -6,14 +6,14 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "storage.mounts",
         "Each container has the declared directories and no other, and they are the host's own",
-        "what users make lands where the host keeps it, and survives the container (9, 13)",
+        "what users make lands where the host keeps it, and survives the container",
         REDEPLOY,
         depends=("containers.running",),
     ),
     Check(
         "storage.outputs",
         "What users make belongs to the service user, and nobody else can change it",
-        "outputs land in the declared directories, owned right (13, 25)",
+        "outputs land in the declared directories, owned right",
         REDEPLOY,
         depends=("containers.running",),
     ),

@@ -179,7 +179,7 @@ def mounts(told: Told, settings: Settings) -> list[Finding]:
             elif container not in told.late and (
                 difference := _difference(told, container, path, str(mount["Destination"]))
             ):
-                found.append(Finding(difference, f"bring what lies in the other one over, then {REDEPLOY}"))
+                found.append(Finding(difference, f"copy the files from the old directory, then {REDEPLOY}"))
         if container in told.late:
             found.append(_late(container))
         further = [mount for mount in told.mounts.get(container, ()) if mount["Source"] not in wanted]

@@ -76,7 +76,7 @@ s incoming; ls {store}/{INCOMING} 2>/dev/null
 s aside; cd {store} && find . -maxdepth 2 -name '*.wrong-*' | cut -c3-
 s untold; {weights_unit.changed_script(settings)}
 for c in {applications}; do
-  s "in $c"; timeout {SECONDS} docker exec "$c" sh -c {shlex.quote(inside)} 2>&1 || {{ [ $? != 124 ] || s "late $c"; }}
+  s "in $c"; timeout {SECONDS} docker exec "$c" sh -c {shlex.quote(inside)} 2>/dev/null || {{ [ $? != 124 ] || s "late $c"; }}
 done
 :
 """

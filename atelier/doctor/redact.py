@@ -31,7 +31,9 @@ def known_secrets(
             found |= {account.password or "", digest, digest[7:], digest[29:], f"{account.user}:{account.password}"}
         found.add(credentials.comfyui_cookie_key)
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    files += [paths.PROJECT / Path(name).expanduser() for name in (settings.tls.key,) if name]
+    files += [
+        paths.PROJECT / Path(name).expanduser() for name in (settings.tls.key, settings.models.token_file) if name
+    ]
     for path in files:
         found |= _values(path)
     found |= {value for name, value in environment.items() if SECRET_NAMES.search(name)}

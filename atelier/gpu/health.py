@@ -201,10 +201,8 @@ def _without_persistence(seen: Seen, wanted: Collection[str], remedy: str) -> li
 def card_faults(card: Card) -> list[Finding]:
     """What makes a card unfit: what it says of its memory, its state and its heat."""
     named, found = card.named(), []
-    mute = [name for name, value in card.fields.items() if re.search(r"Unknown Error|ERR!|GPU is lost", value)]
-    if mute:
-        problem = f"{named}: no answer to {', '.join(mute[:3])}{' and others' if mute[3:] else ''}"
-        found.append(Finding(problem, f"{RESTART_HOST}; see `make doctor`"))
+    if mute := [name for name in _mute(card) if name.startswith(VITAL)]:
+        found.append(Finding(_unanswered(card, mute), f"{RESTART_HOST}; see `make doctor`"))
     found += [
         Finding(f"{named}: {name} is Yes", SET_ASIDE if "Pending" in name else REPLACE)
         for name, value in card.fields.items()
@@ -227,6 +225,18 @@ def card_faults(card: Card) -> list[Finding]:
 
 
 MEMORY_STATES = ("ECC Errors/", "Retired Pages/", "Remapped Rows/")
+VITAL = (*MEMORY_STATES, "GPU UUID", "ECC Mode/", "FB Memory Usage/", "Temperature/GPU Current Temp")
+"""What every card that is well tells, or says `N/A` to. Others, such as fans and power, some boards never tell."""
+
+
+def _mute(card: Card) -> list[str]:
+    return [name for name, value in card.fields.items() if re.search(r"Unknown Error|ERR!|GPU is lost", value)]
+
+
+def _unanswered(card: Card, mute: Sequence[str]) -> str:
+    return f"{card.named()}: no answer to {', '.join(mute[:3])}{' and others' if mute[3:] else ''}"
+
+
 SET_ASIDE = f"bad memory is set aside at the next reset of the card: {RESTART_HOST}"
 REPLACE = "the card cannot set aside its bad memory any more: have it replaced"
 RESET = f"{RESTART_HOST}, which resets the card"
@@ -243,6 +253,9 @@ def _is_uncorrected(name: str) -> bool:
 def card_warnings(card: Card) -> list[Finding]:
     """What does not make a card unfit and should be known."""
     named, found = card.named(), []
+    if mute := [name for name in _mute(card) if not name.startswith(VITAL)]:
+        told = "some boards never tell it; where it is told otherwise, check the card's fans, cables and seat"
+        found.append(Finding(_unanswered(card, mute), told))
     for where in ("Clocks Event Reasons", "Clocks Throttle Reasons"):
         for reason, remedy in (
             ("HW Thermal Slowdown", COOL),
@@ -267,6 +280,12 @@ def card_warnings(card: Card) -> list[Finding]:
     return found
 
 
+def too_full(seen: Seen, wanted: Collection[str], needed: int) -> list[str]:
+    """The cards in use that have less than so many MiB free."""
+    free = {card.named(): _number(card.fields.get("FB Memory Usage/Free", "")) for card in in_use(seen, wanted)}
+    return [f"{named} has {mib:g} MiB free" for named, mib in free.items() if mib is not None and mib < needed]
+
+
 NEARLY_FULL = 256
 """MiB below which the next generation is likely to find no memory."""
 
@@ -280,7 +299,7 @@ def _too_hot(card: Card) -> Finding | None:
     if now is not None and slows is not None and now >= slows:
         return Finding(f"{card.named()} has {now:g} C and slows itself down from {slows:g} C on", COOL)
     if distance is not None and least is not None and distance <= least:
-        return Finding(f"{card.named()} is as hot as it can bear ({now or 0:g} C) and slows itself down", COOL)
+        return Finding(f"{card.named()} has reached its temperature limit ({now or 0:g} C) and slows itself down", COOL)
     return None
 
 

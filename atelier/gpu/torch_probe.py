@@ -5,14 +5,23 @@ from typing import Any
 
 SCRIPT = """
 import json, torch
+def multiply():
+    left, right = torch.rand(256, 256), torch.rand(256, 256)
+    return float((left.cuda() @ right.cuda()).cpu().sub(left @ right).abs().max())
 answer = {"torch": torch.__version__, "available": torch.cuda.is_available(), "devices": torch.cuda.device_count()}
 if answer["available"]:
     answer["capability"] = list(torch.cuda.get_device_capability(0))
     answer["architectures"] = torch.cuda.get_arch_list()
-    left, right = torch.rand(256, 256), torch.rand(256, 256)
-    answer["error"] = float((left.cuda() @ right.cuda()).cpu().sub(left @ right).abs().max())
+    try:
+        answer["error"] = multiply()
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        answer["full"] = str(error).splitlines()[0]
 print(json.dumps(answer))
 """
+NEEDED_MIB = 2048
+"""Memory that a card must have free for two of these programs at once: each brings a CUDA context of up to 0.6 GiB."""
 TOLERANCE = 0.5
 """Largest difference to the CPU in a product of 256 by 256 numbers below 1, whose entries are about 64: TF32 keeps 10 bits."""
 

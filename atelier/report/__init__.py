@@ -1,5 +1,6 @@
 """The report of a verification: its form, its verdict, and what people and programs read. See docs/report.md."""
 
+from atelier.report.judgement import caveats as caveats
 from atelier.report.judgement import headline as headline
 from atelier.report.judgement import judge as judge
 from atelier.report.judgement import stand_ins as stand_ins

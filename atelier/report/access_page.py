@@ -3,6 +3,7 @@
 from itertools import takewhile
 
 from atelier import paths
+from atelier.report.judgement import caveats
 from atelier.report.model import ACCESS_PAGE, Report
 from atelier.report.templates import TEMPLATES
 
@@ -17,7 +18,9 @@ def as_access_page(report: Report) -> str:
     ]
     lines = ACCESS_TABLE.read_text(encoding="utf-8").splitlines()
     legend = "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
-    return TEMPLATES.get_template(f"{ACCESS_PAGE}.j2").render(report=report, tables=tables, legend=legend)
+    return TEMPLATES.get_template(f"{ACCESS_PAGE}.j2").render(
+        report=report, caveats=caveats(report), tables=tables, legend=legend
+    )
 
 
 def _cell(text: str) -> dict[str, str]:

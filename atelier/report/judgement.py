@@ -1,6 +1,7 @@
 """What follows from what the checks saw: the verdict, the one line that matters, what is not the real thing."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from atelier.checks import explained
 from atelier.report.model import CheckResult, Report, Verdict
@@ -24,27 +25,45 @@ def judge(checks: Sequence[CheckResult], required: Collection[str], *, crashed: 
 
 def roots(failed: Sequence[CheckResult]) -> list[CheckResult]:
     """Those of the failed checks that no other of them explains: what is to be mended first."""
-    first = [check for check in failed if check.id not in explained({other.id for other in failed} - {check.id})]
-    return first or list(failed[:1])
+    consequences = explained(check.id for check in failed)
+    return [check for check in failed if check.id not in consequences]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What matters of a run: where a check is named, the first failure to be mended, or the first that is missing."""
+
+    text: str
+    check: CheckResult | None = None
+
+
+def lead(report: Report) -> Lead:
+    """The first failure, else what is missing, else how much passed."""
+    if failed := [check for check in report.checks if check.verdict == "failed"]:
+        cause = roots(failed)[0]
+        return Lead(cause.title, cause)
+    if report.verdict == "failed":
+        return Lead(f"The run broke off: {report.broke_off}; run it again" if report.broke_off else "No check ran")
+    if report.verdict == "incomplete":
+        missing = not_run(report)
+        why = f"{report.broke_off.capitalize()}: " if report.broke_off else ""
+        text = f"{why}{counted(len(missing), 'required check')} did not run"
+        return Lead(text, missing[0] if missing else None)
+    passed = sum(check.verdict == "passed" for check in report.checks)
+    warnings = sum(check.verdict == "warning" for check in report.checks)
+    return Lead(f"{counted(passed, 'check')} passed" + (f", {counted(warnings, 'warning')}" if warnings else ""))
 
 
 def headline(report: Report) -> str:
-    """The one line that matters: the first failure with its remedy, else what is missing, else how much passed."""
-    if report.verdict == "failed":
-        failed = [check for check in report.checks if check.verdict == "failed"]
-        if not failed:
-            return f"the run broke off: {report.broke_off}" if report.broke_off else "no check ran"
-        cause = roots(failed)[0]
-        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        return f"{cause.id}{others}: {shorten(cause.observed)} -> {cause.hint}"
-    if report.verdict == "incomplete":
-        missing = not_run(report)
-        first = f", first {missing[0].id}: {shorten(missing[0].observed)}" if missing else ""
-        interrupted = f"{report.broke_off}: " if report.broke_off else ""
-        return f"{interrupted}{counted(len(missing), 'required check')} did not run{first}"
-    passed = sum(check.verdict == "passed" for check in report.checks)
-    warnings = sum(check.verdict == "warning" for check in report.checks)
-    return f"{counted(passed, 'check')} passed" + (f", {counted(warnings, 'warning')}" if warnings else "")
+    """What matters in one line, with the remedy."""
+    found = lead(report)
+    if found.check is None:
+        return found.text
+    observed = shorten(found.check.observed)
+    if found.check.verdict == "skipped":
+        return f"{found.text}, first {found.check.id}: {observed}"
+    others = sum(check.verdict == "failed" for check in report.checks) - 1
+    return f"{found.check.id}{f' (and {others} more)' if others else ''}: {observed} -> {found.check.hint}"
 
 
 def not_run(report: Report) -> list[CheckResult]:
@@ -61,6 +80,12 @@ def shorten(text: str, length: int = 240) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 check`, `2 checks`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def caveats(report: Report) -> list[str]:
+    """A sentence for each thing to know before a verdict is believed."""
+    deploy = f"A deploy was at work on this host meanwhile ({report.deploying}): what is red may be due to it; verify again afterwards."
+    return [*stand_ins(report.versions), *([deploy] if report.deploying else [])]
 
 
 def stand_ins(deployed: Mapping[str, object]) -> list[str]:

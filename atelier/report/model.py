@@ -91,7 +91,8 @@ class AccessMatrix(_Model):
 class Report(_Model):
     """One verification of one host. Times are UTC, as 2026-11-21T20:44:00Z.
 
-    `command` verifies that host again. `broke_off`: why the run ended before its end, else empty.
+    `command` verifies that host again. `broke_off`: why the run ended before its end, else empty. `deploying`: who had a
+    deploy at work on the host meanwhile, else empty.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -107,6 +108,7 @@ class Report(_Model):
     metrics: list[Metric] = []
     command: str = ""
     broke_off: str = ""
+    deploying: str = ""
 
 
 def timestamp(moment: datetime) -> str:

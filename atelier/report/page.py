@@ -17,7 +17,7 @@ from atelier.errors import AtelierError
 from atelier.history import Changes, PastReport, changes, measured
 from atelier.imagecheck import decode
 from atelier.pace import is_slower
-from atelier.report.judgement import counted, not_run, roots, shorten, stand_ins
+from atelier.report.judgement import caveats, counted, lead, not_run, roots, shorten
 from atelier.report.model import ACCESS_PAGE, NOT_CHOSEN, REPORT_PAGE, CheckResult, Metric, Report, Step
 from atelier.report.plot import plot
 from atelier.report.templates import TEMPLATES
@@ -32,7 +32,7 @@ GROUPS = {
     "gpu": "GPU",
     "containers": "Containers",
     "drift": "Drift: is the host as the settings say?",
-    "access": "Access: who gets what",
+    "access": "Access: who can reach what",
     "secrets": "Secrets",
     "weights": "Weights",
     "storage": "Storage",
@@ -82,11 +82,12 @@ def as_page(report: Report, past: Sequence[PastReport], images: Path | None) -> 
     failed = [check for check in report.checks if check.verdict == "failed"]
     return TEMPLATES.get_template(f"{REPORT_PAGE}.j2").render(
         report=report,
-        lead=_lead(report, failed),
+        lead=lead(report),
+        shorten=shorten,
         counts=_counts(report.checks),
         unselected=sum(check.observed == NOT_CHOSEN for check in report.checks),
         took=took(report.started, report.finished),
-        stand_ins=stand_ins(report.versions),
+        caveats=caveats(report),
         changes=differs,
         tasks=_tasks(report, failed, differs),
         missing=_missing(report),
@@ -146,45 +147,13 @@ def _counts(checks: Sequence[CheckResult]) -> dict[str, int]:
     }
 
 
-@dataclass(frozen=True)
-class Lead:
-    """The one line that matters, in parts."""
-
-    text: str
-    observed: str = ""
-    remedy: str = ""
-    anchor: str = ""
-    label: str = "Observed"
-
-
-def _lead(report: Report, failed: Sequence[CheckResult]) -> Lead:
-    if failed:
-        cause = roots(failed)[0]
-        return Lead(cause.title, shorten(cause.observed), cause.hint, cause.id)
-    if report.verdict == "failed":
-        return Lead(
-            f"The run broke off: {report.broke_off}" if report.broke_off else "No check ran", remedy="Run it again."
-        )
-    missing = not_run(report)
-    if report.verdict == "incomplete":
-        why = f"{report.broke_off.capitalize()}: " if report.broke_off else ""
-        text = f"{why}{counted(len(missing), 'required check')} did not run"
-        first = f"{missing[0].title}: {shorten(missing[0].observed)}" if missing else ""
-        return Lead(text, first, label="The first of them")
-    passed = sum(check.verdict in ("passed", "warning") for check in report.checks)
-    warnings = sum(check.verdict == "warning" for check in report.checks)
-    chosen = " of this run" if any(check.observed == NOT_CHOSEN for check in report.checks) else ""
-    held = f"The one check{chosen} passed" if passed == 1 else f"All {passed} checks{chosen} passed"
-    return Lead(f"{held}, {counted(warnings, 'warning')}" if warnings else held)
-
-
 def _tasks(report: Report, failed: Sequence[CheckResult], differs: Changes | None) -> list[Task]:
     """Causes first, then what follows from them, then warnings."""
     since = differs.red_since if differs else {}
     first = roots(failed)
     causes = [Task(check, since.get(check.id, ""), []) for check in first]
     consequences = [
-        Task(check, since.get(check.id, ""), [cause.title for cause in first if check.id in explained({cause.id})])
+        Task(check, since.get(check.id, ""), [cause.title for cause in failed if check.id in explained({cause.id})])
         for check in failed
         if check not in first
     ]
@@ -248,7 +217,7 @@ def _measure(metric: Metric, title: str, earlier: Sequence[float]) -> Measure:
     if not earlier:
         return Measure(title, metric.name, now, "first measurement", False, None)
     middle = median(earlier)
-    told = f"median {number(middle, metric.unit)} of {counted(len(earlier), 'earlier run')}"
+    told = f"median of {counted(len(earlier), 'earlier run')}: {number(middle, metric.unit)}"
     slow = metric.unit == "s" and is_slower(metric.value, earlier)
     drawing = plot(earlier, metric.value, f"{title}, {metric.name}: {now} now, {told}")
     return Measure(title, metric.name, now, told, slow, drawing)

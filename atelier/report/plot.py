@@ -5,7 +5,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from atelier.report.printable import printable
+from atelier.report.redaction import printable
 
 WIDTH, HEIGHT, MARGIN = 240, 56, 6
 

@@ -1,4 +1,4 @@
-"""No secret in what is written down."""
+"""What is taken out of a text before it is written down or shown: secrets, and characters that mislead."""
 
 import base64
 import html
@@ -13,6 +13,11 @@ from markupsafe import escape
 REMOVED = "[secret]"
 SHORTEST_SECRET = 6
 """Shorter strings are not searched for: they would be found everywhere. Passwords have 8 characters at least."""
+
+
+def printable(text: str) -> str:
+    """The same without control and format characters: XML cannot hold them, terminals obey them, readers are misled."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "?" for character in text)
 
 
 def redact(value: Any, secrets: Iterable[str]) -> Any:

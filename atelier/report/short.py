@@ -4,7 +4,7 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
-from atelier.report.judgement import counted, headline
+from atelier.report.judgement import caveats, counted, headline
 from atelier.report.model import NOT_CHOSEN, Report
 
 STEPS = ((86400, "day"), (3600, "hour"), (60, "minute"))
@@ -20,11 +20,14 @@ def last_report(directory: Path) -> Report | None:
 
 
 def in_short(report: Report, now: datetime, changed: str) -> list[str]:
-    """Verdict and age, the line that matters, and what was left out. changed: when the host was last changed, or empty."""
+    """Verdict and age, the line that matters, what to know of both, and what was left out.
+
+    changed: when the host was last changed, or empty.
+    """
     stale = ", before the last change" if changed > report.finished else ""
     unchosen = sum(check.observed == NOT_CHOSEN for check in report.checks)
     left_out = [f"{counted(unchosen, 'further check')} not part of that run"] if unchosen else []
-    return [f"{report.verdict}, {ago(report.finished, now)}{stale}", headline(report), *left_out]
+    return [f"{report.verdict}, {ago(report.finished, now)}{stale}", headline(report), *caveats(report), *left_out]
 
 
 def ago(stamp: str, now: datetime) -> str:

@@ -1,15 +1,12 @@
 """The pages' templates: what is filled in is text, never markup."""
 
-import re
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
 from atelier import paths
-from atelier.report.printable import printable
-
-NUMBERS = re.compile(r" \(\d+(, \d+)*\)$")
+from atelier.report.redaction import printable
 
 
 def codes(text: str) -> Markup:
@@ -19,11 +16,6 @@ def codes(text: str) -> Markup:
         return escape(printable(text))
     pieces = (Markup("<code>{}</code>") if number % 2 else Markup("{}") for number in range(len(parts)))
     return Markup("").join(piece.format(part) for piece, part in zip(pieces, parts, strict=True))
-
-
-def unnumbered(text: str) -> str:
-    """A requirement without the numbers that it bears in the list of known failures."""
-    return NUMBERS.sub("", text)
 
 
 def _shown(value: Any) -> Any:
@@ -38,4 +30,4 @@ TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     finalize=_shown,
 )
-TEMPLATES.filters.update(codes=codes, unnumbered=unnumbered)
+TEMPLATES.filters.update(codes=codes)

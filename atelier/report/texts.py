@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from atelier.history import PastReport, changes
-from atelier.report.judgement import headline, not_run, roots, stand_ins
+from atelier.report.judgement import caveats, headline, not_run, roots
 from atelier.report.model import ACCESS_PAGE, CheckResult, Report
-from atelier.report.printable import printable
+from atelier.report.redaction import printable
 
 ACTIVE = re.compile(r"(<|(?<=\])[(\[])")
 """Where Markdown begins a tag, and the address of a link or an image."""
@@ -19,7 +19,7 @@ def as_markdown(report: Report, past: Sequence[PastReport] = ()) -> str:
     past: comparable earlier runs, oldest first.
     """
     text = [f"# {_plain(report.host)}: {report.verdict}", "", _plain(headline(report)), ""]
-    for sentence in stand_ins(report.versions):
+    for sentence in caveats(report):
         text += [f"**{sentence}**", ""]
     text += [f"{report.started} to {report.finished}", "", *_changed(report, past)]
     failed = [check for check in report.checks if check.verdict == "failed"]
@@ -37,7 +37,7 @@ def as_markdown(report: Report, past: Sequence[PastReport] = ()) -> str:
     versions = sorted(report.versions.items())
     text += ["", "## Versions", "", *(f"- {_plain(name)}: {_plain(version)}" for name, version in versions), ""]
     if report.matrices:
-        text += ["## Who gets what", "", f"[{ACCESS_PAGE}]({ACCESS_PAGE})", ""]
+        text += ["## Access matrix: who can reach what", "", f"[{ACCESS_PAGE}]({ACCESS_PAGE})", ""]
     if report.images:
         text += ["## Images", ""]
         text += [f"![{image.check}, {image.width}x{image.height}]({image.file})" for image in report.images]
@@ -84,7 +84,7 @@ def as_junit(report: Report) -> str:
     for verdict, attribute in (("failed", "failures"), ("skipped", "skipped")):
         suite.set(attribute, str(sum(check.verdict == verdict for check in report.checks)))
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in (("verdict", report.verdict), *(("stand-in", text) for text in stand_ins(report.versions))):
+    for name, value in (("verdict", report.verdict), *(("caveat", text) for text in caveats(report))):
         ElementTree.SubElement(properties, "property", name=name, value=value)
     if unsaid:
         suite.set("tests", str(len(report.checks) + 1))

@@ -67,6 +67,22 @@ def test_a_seed_is_sampled_again_where_the_cache_knows_it(comfyui_client: comfyu
     assert 0 < generation.seconds < 30
 
 
+def test_what_waits_for_others_is_not_called_slow(comfyui_client: comfyui.ComfyUI) -> None:
+    theirs = next(workflows.load(path.stem) for path in (paths.PROJECT / "workflows").glob("qwen*.json"))
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, format="PNG")
+    image = comfyui_client.upload_image("theirs.png", buffer.getvalue())
+    theirs = comfyui.prepare(theirs, seed=8, prefix="clients/theirs", image=image)
+    sampler = next(node["inputs"] for node in theirs.values() if node["class_type"] == "KSampler")
+    sampler["steps"] = 80  # of 0.02 s
+    own = comfyui.prepare(workflows.load("smoke"), seed=9, prefix="clients/own")
+    other = comfyui_client.submit(theirs)
+    with pytest.raises(comfyui.StillQueuedError, match="not begun within 0 s: 1 others"):
+        comfyui_client.generate(own, 0.4)
+    assert comfyui_client.queue()["pending"] == [], "it was taken back"
+    assert comfyui_client.generate(own, 30).images and comfyui_client.history(other)
+
+
 def test_a_refused_workflow_names_the_node(comfyui_client: comfyui.ComfyUI) -> None:
     workflow = workflows.load("sdxl-turbo")
     workflow["1"]["inputs"]["ckpt_name"] = "absent.safetensors"

@@ -70,10 +70,10 @@ def test_everything_fits_the_screen(kind: str, size: tuple[int, int], tab: Tab, 
 def test_what_matters_is_seen_without_scrolling_on_a_phone(kind: str, tab: Tab, pages: dict[str, Path]) -> None:
     tab.open(pages[kind], *PHONE)
     assert tab.value("document.querySelector('h1').innerText") == kind.capitalize()
-    for part in ("h1", ".lead", ".stands-in p, h1", ".verdict .pill"):
+    for part in ("h1", ".lead", ".caveats p, h1", ".verdict .pill"):
         assert 0 < tab.value(BOTTOM.format(part)) < PHONE[1], part
     assert tab.value("document.querySelector('h1').getBoundingClientRect().top") < 100
-    assert bool(tab.value("document.querySelectorAll('.stands-in').length")) is (kind != "failed")
+    assert bool(tab.value("document.querySelectorAll('.caveats').length")) is (kind != "failed")
 
 
 def test_text_is_large_enough_to_be_read_and_links_to_be_touched(tab: Tab, pages: dict[str, Path]) -> None:

@@ -143,7 +143,7 @@ def test_nvidia_smi_describes_well_cards_in_the_form_of_each_generation(programs
     [
         (L40S, "UNCORRECTED=2", "2 uncorrected ECC errors"),
         (P40, "UNCORRECTED=1", "1 uncorrected ECC errors"),
-        (L40S, "TEMPERATURE=90", "as hot as it can bear (90 C)"),
+        (L40S, "TEMPERATURE=90", "has reached its temperature limit (90 C)"),
         (T4, "TEMPERATURE=93", "has 93 C and slows itself down from 93 C on"),
         (L40S, "PENDING=Yes", "Remapped Rows/Pending is Yes"),
         (T4, "PENDING=Yes", "Retired Pages/Pending Page Blacklist is Yes"),

@@ -297,16 +297,6 @@ def test_the_long_checks_run_when_asked_for(asked, further):
     assert [check.id for check in select(SOME, **asked)] == [*always, *further]
 
 
-def test_what_a_failure_explains():
-    chain = [
-        Check("a.x", "", "", ""),
-        Check("b.x", "", "", "", depends=("a",)),
-        Check("c", "", "", "", depends=("b.x",)),
-    ]
-    assert checks.explained({"a.x"}, chain) == {"b.x", "c"}
-    assert checks.explained({"c"}, chain) == set()
-
-
 @pytest.mark.parametrize(("groups", "ids"), [(("hots",), ()), ((), ("host.c",)), ((), ("hos",))])
 def test_a_name_that_fits_nothing_is_an_error(groups, ids):
     with pytest.raises(AtelierError, match="no check or group") as caught:
@@ -442,16 +432,17 @@ def test_a_run_ends_with_path_verdict_and_the_line_that_matters(run, tmp_path, m
     )
     monkeypatch.chdir(tmp_path)
     moment = "2026-11-22T08:00:00Z"
-    whole = {"host": "gpu1", "started": moment, "finished": moment, "versions": {}, "images": [], "doubles": True}
+    versions = {"profile": "gpu-simulated"}
+    whole = {"host": "gpu1", "started": moment, "finished": moment, "versions": versions, "images": [], "doubles": True}
     unchosen = it.results["a.good"].model_copy(
         update={"id": "b", "verdict": "skipped", "observed": NOT_CHOSEN, "required": False}
     )
     report = Report(checks=[*it.results.values(), unchosen], verdict=it.verdict, **whole)
     lines: list[str] = []
-    verify._conclude(report, tmp_path / "reports" / "gpu1" / "x", ["No real part."], lambda line, _: lines.append(line))
+    verify._conclude(report, tmp_path / "reports" / "gpu1" / "x", lambda line, _: lines.append(line))
     assert lines == [
         "1 further check not part of this run.",
-        "No real part.",
+        "The GPU is simulated: this proves how it is given to containers; nothing is computed on it.",
         "Report: reports/gpu1/x/report.html",
         "Verdict: failed. a.red: 200 -> the catalogue's hint",
     ]

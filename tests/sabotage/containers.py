@@ -1,15 +1,18 @@
 """Ways to run the containers as they must not run."""
 
-from atelier import render
-from sabotage.sabotage import Guest, Sabotage, edited, given_back, restored
+import shlex
 
-COMFYUI, FORGE, GATEWAY = '"$COMFYUI"', '"$FORGE"', '"$GATEWAY"'
+from atelier import render
+from sabotage.sabotage import COMFYUI, FORGE, GATEWAY, Guest, Sabotage, edited, given_back, restored
+
 ENV = '"$CONFIG/services/$GATEWAY/.env"'
 INTRUDER = """
 image=$(docker inspect -f '{{{{.Image}}}}' "$GATEWAY")
 docker run -d --name sabotage-intruder --entrypoint sleep {options} "$image" 600 >/dev/null
 """
 WITHOUT_INTRUDER = "docker rm -f sabotage-intruder >/dev/null 2>&1 || :\n"
+UNSEEN = ("containers.hardened", "containers.egress")
+"""Of a container that does not run nobody can say that it is closed."""
 
 
 def with_keys(container: str, *lines: str, settles: bool = True) -> str:
@@ -30,6 +33,14 @@ def made_anew(options: str) -> str:
         f"docker rm -f {COMFYUI} {GATEWAY} >/dev/null 2>&1 || :; docker network rm {name} >/dev/null 2>&1 || :\n"
         f"docker network create --label atelier=1 {options} {name} >/dev/null\n"
         f'for c in {COMFYUI} {GATEWAY}; do (cd "$CONFIG/services/$c" && docker compose up -d 2>&1); done\nsettle\n'
+    )
+
+
+def with_node(code: str) -> str:
+    """A script that gives ComfyUI a custom node, and starts it again."""
+    return (
+        f'node="$(root_of {COMFYUI})/opt/comfyui/custom_nodes/pack.py"; echo {shlex.quote(code)} >"$node"\n'
+        f'chmod 0644 "$node"; docker restart {COMFYUI} >/dev/null; settle\n'
     )
 
 
@@ -63,7 +74,8 @@ SABOTAGES = (
         f"docker stop {FORGE} >/dev/null\n",
         f"docker start {FORGE} >/dev/null; settle\n",
         expects=("containers.running",),
-        names=r"forge-turbo is exited \(exit status \d+\).*make logs",
+        names=r"forge-turbo is exited \(exit status \d+\).* -> .*make logs",
+        also=UNSEEN,
         slow=True,
     ),
     Sabotage(
@@ -72,8 +84,8 @@ SABOTAGES = (
         f"docker rm -f {FORGE} >/dev/null\n",
         restored(FORGE) + "settle\n",
         expects=("containers.running",),
-        names="there is no container forge-turbo.*make deploy",
-        also=("containers.networks",),
+        names="there is no container forge-turbo.* -> .*make deploy",
+        also=UNSEEN,
         slow=True,
     ),
     Sabotage(
@@ -82,7 +94,8 @@ SABOTAGES = (
         f"docker pause {FORGE} >/dev/null\n",
         f"docker unpause {FORGE} >/dev/null 2>&1 || :; settle\n",
         expects=("containers.running",),
-        names="forge-turbo is paused.*docker unpause forge-turbo",
+        names="forge-turbo is paused.* -> .*docker unpause forge-turbo",
+        also=("containers.egress",),
         slow=True,
     ),
     Sabotage(
@@ -136,10 +149,16 @@ SABOTAGES = (
         with_keys(COMFYUI, "labels: {atelier.config: older}"),
         restored(COMFYUI),
         expects=("containers.images",),
-        names="comfyui-qwen was started with configuration older, deployed was",
+        names="comfyui-qwen was started with configuration older, deployed was.* -> .*make deploy",
         slow=True,
     ),
-    hardened("privileged", "Forge runs privileged", FORGE, ("privileged: true",), "forge-turbo is privileged"),
+    hardened(
+        "privileged",
+        "Forge runs privileged",
+        FORGE,
+        ("privileged: true",),
+        "forge-turbo is privileged.* -> .*make deploy",
+    ),
     hardened(
         "capability",
         "ComfyUI may change networks",
@@ -184,6 +203,13 @@ SABOTAGES = (
         r"forge-turbo has no filter of system calls \(seccomp\)",
     ),
     hardened(
+        "kernel-paths",
+        "Forge sees and changes what Docker keeps of /proc and /sys from containers",
+        FORGE,
+        ("security_opt: [systempaths=unconfined]",),
+        "forge-turbo sees /proc/kcore, /proc/keys, /sys/firmware of the host; forge-turbo may write to /proc/sys",
+    ),
+    hardened(
         "host-processes", "ComfyUI sees the host's processes", COMFYUI, ("pid: host",), "comfyui-qwen shares PidMode"
     ),
     hardened(
@@ -206,7 +232,7 @@ SABOTAGES = (
         with_keys(FORGE, "logging: !override {driver: json-file, options: {max-size: 900g}}"),
         restored(FORGE),
         expects=("containers.limits",),
-        names="forge-turbo: log rotation is (max-file=3 )?max-size=900g, not max-file=3 max-size=10m",
+        names="forge-turbo: log rotation is (max-file=3 )?max-size=900g, not max-file=3 max-size=10m.* -> .*make deploy",
         slow=True,
     ),
     Sabotage(
@@ -215,7 +241,7 @@ SABOTAGES = (
         with_keys(COMFYUI, "logging: !override {driver: none}"),
         restored(COMFYUI),
         expects=("containers.logs", "containers.limits"),
-        names="the log of comfyui-qwen cannot be read.*log driver",
+        names="the log of comfyui-qwen cannot be read.* -> .*log driver",
         slow=True,
     ),
     Sabotage(
@@ -251,7 +277,7 @@ SABOTAGES = (
         with_keys(COMFYUI, 'ports: ["127.0.0.1:18188:8188"]'),
         restored(COMFYUI),
         expects=("containers.ports",),
-        names="comfyui-qwen publishes 127.0.0.1:18188: a door beside the gateway",
+        names="comfyui-qwen publishes 127.0.0.1:18188, which bypasses the gateway",
         slow=True,
     ),
     Sabotage(
@@ -270,8 +296,8 @@ SABOTAGES = (
         f"docker stop {GATEWAY} >/dev/null\n" + INTRUDER.format(options="-p 127.0.0.1:8188:8188"),
         WITHOUT_INTRUDER + f"docker start {GATEWAY} >/dev/null; settle\n",
         expects=("containers.ports", "containers.running"),
-        names="container sabotage-intruder stands in for the gateway at 127.0.0.1:8188.*docker rm -f sabotage-intruder",
-        also=("containers.networks",),
+        names="container sabotage-intruder stands in for the gateway at 127.0.0.1:8188.* -> .*docker rm -f sabotage-intruder",
+        also=UNSEEN,
         slow=True,
     ),
     Sabotage(
@@ -280,7 +306,7 @@ SABOTAGES = (
         f"join bridge {COMFYUI}\n",
         f"leave bridge {COMFYUI}\n",
         expects=("containers.egress", "containers.networks"),
-        names="comfyui-qwen reaches 1.1.1.1:443.*has a way out",
+        names="comfyui-qwen reaches 1.1.1.1:443.* -> .*has a way out",
         slow=True,
     ),
     Sabotage(
@@ -307,7 +333,7 @@ SABOTAGES = (
         f"join {network(COMFYUI)} {FORGE}\n",
         f"leave {network(COMFYUI)} {FORGE}\n",
         expects=("containers.networks", "containers.egress"),
-        names="forge-turbo is on atelier-comfyui-qwen.*docker network disconnect",
+        names="forge-turbo is on atelier-comfyui-qwen.* -> .*docker network disconnect",
         slow=True,
     ),
     Sabotage(
@@ -316,33 +342,33 @@ SABOTAGES = (
         INTRUDER.format(options=f"--network {network(FORGE)}"),
         WITHOUT_INTRUDER,
         expects=("containers.networks",),
-        names="sabotage-intruder is on atelier-forge-turbo and reaches forge-turbo beside the gateway.*disconnect -f",
+        names="sabotage-intruder is on atelier-forge-turbo and reaches forge-turbo, bypassing the gateway.* -> .*disconnect -f",
     ),
     Sabotage(
         "containers.cut-off",
         "the gateway has lost Forge's network",
         f"docker network disconnect {network(FORGE)} {GATEWAY}\n",
         restored(GATEWAY) + "settle\n",
-        expects=("containers.networks",),
+        expects=("containers.networks", "containers.egress"),
         names="gateway is not on atelier-forge-turbo",
         slow=True,
     ),
     Sabotage(
         "containers.import-failed",
-        "a custom node could not be imported",
-        f"docker exec {COMFYUI} sh -c 'echo \"   0.1 seconds (IMPORT FAILED): /opt/comfyui/custom_nodes/pack\" >/proc/1/fd/1'\n",
-        f"docker restart {COMFYUI} >/dev/null; settle\n",
+        "a custom node cannot be imported",
+        with_node("import no_such_module"),
+        restored(COMFYUI) + "settle\n",
         expects=("containers.logs",),
-        names=r"comfyui-qwen: .*\(IMPORT FAILED\): /opt/comfyui/custom_nodes/pack.*make deploy",
+        names=r"comfyui-qwen: .*\(IMPORT FAILED\): /opt/comfyui/custom_nodes/pack.* -> .*make deploy",
         slow=True,
     ),
     Sabotage(
         "containers.missing-tensors",
-        "a weight without all of its tensors was loaded",
-        f'docker exec {COMFYUI} sh -c \'echo "unet missing: [\\"a.weight\\"]" >/proc/1/fd/1\'\n',
-        f"docker restart {COMFYUI} >/dev/null; settle\n",
+        "a custom node loads a weight without all of its tensors at start",
+        with_node("import logging; NODE_CLASS_MAPPINGS = {}; logging.warning(\"unet missing: ['a.weight']\")"),
+        restored(COMFYUI) + "settle\n",
         expects=("containers.logs",),
-        names="comfyui-qwen: unet missing",
+        names="comfyui-qwen: .*unet missing",
         slow=True,
     ),
 )

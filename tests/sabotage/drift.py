@@ -1,7 +1,7 @@
 """Ways to make a host another than the settings say."""
 
 from atelier.drift import RULES
-from sabotage.sabotage import Sabotage, changed, edited, given_back
+from sabotage.sabotage import DAEMON, Sabotage, changed, edited, given_back
 
 COMPOSE = '"$CONFIG/services/$GATEWAY/compose.yaml"'
 ENV = '"$CONFIG/services/$FORGE/.env"'
@@ -10,7 +10,6 @@ AUTH = '"$CONFIG/secrets/$FORGE/auth.json"'
 PROGRAM = '"$CONFIG/lib/weights"'
 FORMER = "/etc/apt/apt.conf.d/89atelier"
 APT = "/etc/apt/apt.conf.d/90atelier"
-DAEMON = "/etc/docker/daemon.json"
 MANIFEST, RECORD = '"$DATA/state/manifest.json"', '"$DATA/state/deployed.json"'
 GUARD, WEIGHTS = "atelier-loopback-guard", "atelier-weights"
 GUARD_FILE = f"/etc/systemd/system/{GUARD}.service"
@@ -63,7 +62,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited(COMPOSE, """sed -i 's/restart: unless-stopped/restart: "no"/' "$FILE" """),
         undoes=given_back(COMPOSE),
         expects=(FILES,),
-        names=r'compose\.yaml line \d+ is `\s+restart: "no"` and must be `\s+restart: unless-stopped`.*somebody.*make deploy',
+        names=r'compose\.yaml line \d+ is `\s+restart: "no"` and must be `\s+restart: unless-stopped`.* -> .*somebody.*make deploy',
     ),
     Sabotage(
         id="drift.line-added",
@@ -151,7 +150,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks='mkdir -p "$CONFIG/notes" && date >"$CONFIG/notes/today"',
         undoes='rm -rf "$CONFIG/notes"',
         expects=(FILES,),
-        names=r"/opt/atelier/notes is not ours.*remove it",
+        names=r"/opt/atelier/notes is not ours.* -> .*remove it",
     ),
     Sabotage(
         id="drift.secrets-copied",
@@ -191,7 +190,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited('"$DATA/state/instance"', """echo somebody-else >"$FILE" """),
         undoes=given_back('"$DATA/state/instance"'),
         expects=(FILES,),
-        names=r"state/instance line 1 is `somebody-else`.*newer credentials",
+        names=r"state/instance line 1 is `somebody-else`.* -> .*newer credentials",
     ),
     Sabotage(
         id="drift.live-restore-off",
@@ -208,7 +207,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited(DAEMON, """truncate -s 20 "$FILE" """),
         undoes=given_back(DAEMON),
         expects=(FILES, UNITS),
-        names=r"daemon\.json is not valid JSON.*mend",
+        names=r"daemon\.json is not valid JSON.* -> .*mend",
         slow=True,
     ),
     Sabotage(
@@ -218,7 +217,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         + edited(ENV, """sed -i 's/^LOG_MAX_FILE=.*/LOG_MAX_FILE="9"/' "$FILE" """),
         undoes=given_back(ENV) + given_back(RECORD),
         expects=(FILES,),
-        names=r'LOG_MAX_FILE="9"` and must be `LOG_MAX_FILE="3"`.*settings.*changed since the last deploy: run `make deploy`',
+        names=r'LOG_MAX_FILE="9"` and must be `LOG_MAX_FILE="3"`.* -> .*settings.*changed since the last deploy: run `make deploy`',
     ),
     Sabotage(
         id="drift.user-may-log-in",
@@ -226,7 +225,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks='usermod --shell /bin/bash "$(id -nu "$UID_")"',
         undoes='usermod --shell /usr/sbin/nologin "$(id -nu "$UID_")"',
         expects=(FILES,),
-        names=r"user atelier may log in: its shell is /bin/bash.*usermod --shell",
+        names=r"user atelier may log in: its shell is /bin/bash.* -> .*usermod --shell",
     ),
     Sabotage(
         id="drift.unit-edited",
@@ -234,7 +233,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=edited(GUARD_FILE, """sed -i 's/-j DROP/-j ACCEPT/' "$FILE" """),
         undoes=given_back(GUARD_FILE) + "systemctl daemon-reload",
         expects=(UNITS, FILES),
-        names=rf"systemd has not read {GUARD}\.service since it changed.*daemon-reload",
+        names=rf"systemd has not read {GUARD}\.service since it changed.* -> .*daemon-reload",
     ),
     Sabotage(
         id="drift.guard-disabled",
@@ -258,7 +257,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=f"iptables -w -t {MANGLE} -D {DIRECT}",
         undoes=f"iptables -w -t {MANGLE} -C {DIRECT} 2>/dev/null || iptables -w -t {MANGLE} -I {DIRECT}",
         expects=(UNITS,),
-        names=rf"rule is not in force: {MANGLE} FORWARD.*restart {GUARD}",
+        names=rf"rule is not in force: {MANGLE} FORWARD.* -> .*restart {GUARD}",
     ),
     Sabotage(
         id="drift.guard-added-to",
@@ -266,7 +265,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
         breaks=dropped_in("/etc/systemd/system"),
         undoes=taken_out("/etc/systemd/system"),
         expects=(UNITS,),
-        names=rf"{GUARD}\.service is changed by /etc/systemd/system/{GUARD}\.service\.d/more\.conf.*rm /etc",
+        names=rf"{GUARD}\.service is changed by /etc/systemd/system/{GUARD}\.service\.d/more\.conf.* -> .*rm /etc",
     ),
     Sabotage(
         id="drift.guard-added-to-until-boot",
@@ -315,7 +314,7 @@ dpkg -i --force-downgrade "$KEPT/aria2-0.1-1.deb" >/dev/null 2>&1
 """,
         undoes='[ ! -e "$KEPT/aria2" ] || { dpkg -i "$KEPT/aria2-$(cat "$KEPT/aria2").deb" >/dev/null 2>&1; rm -f "$KEPT"/aria2*; }',
         expects=(PACKAGES,),
-        names=r"package aria2 is 0\.1-1, older than the \S+ that was deployed.*--only-upgrade aria2",
+        names=r"package aria2 is 0\.1-1, older than the \S+ that was deployed.* -> .*--only-upgrade aria2",
         slow=True,
     ),
     Sabotage(
@@ -330,7 +329,7 @@ dpkg -r --force-depends mmdebstrap >/dev/null 2>&1
         undoes='[ ! -e "$KEPT/mmdebstrap" ] || '
         '{ dpkg -i "$KEPT/mmdebstrap-$(cat "$KEPT/mmdebstrap").deb" >/dev/null 2>&1; rm -f "$KEPT"/mmdebstrap*; }',
         expects=(PACKAGES,),
-        names=r"package mmdebstrap is not installed.*make deploy",
+        names=r"package mmdebstrap is not installed.* -> .*make deploy",
     ),
     Sabotage(
         id="drift.toolkit-released",
@@ -368,7 +367,7 @@ name=nvidia-container-toolkit
         breaks='docker tag "$(docker inspect -f {{.Image}} "$GATEWAY")" "$(docker inspect -f {{.Config.Image}} "$COMFYUI")"',
         undoes='docker tag "$(docker inspect -f {{.Image}} "$COMFYUI")" "$(docker inspect -f {{.Config.Image}} "$COMFYUI")"',
         expects=(IMAGES,),
-        names=r"the tag atelier/comfyui:\w+ names another image than was deployed.*docker tag \w+ atelier/comfyui:",
+        names=r"the tag atelier/comfyui:\w+ names another image than was deployed.* -> .*docker tag \w+ atelier/comfyui:",
     ),
     Sabotage(
         id="drift.tag-gone",
@@ -384,7 +383,7 @@ name=nvidia-container-toolkit
         breaks=with_json(RECORD, "d['images']['forge']['tag'] = 'atelier/forge:000000000000'"),
         undoes=given_back(RECORD),
         expects=(IMAGES,),
-        names=r"image forge would be atelier/forge:\w+ now, deployed is atelier/forge:0+.*make deploy",
+        names=r"image forge would be atelier/forge:\w+ now, deployed is atelier/forge:0+.* -> .*make deploy",
     ),
     Sabotage(
         id="drift.container-labelled",
@@ -401,7 +400,7 @@ name=nvidia-container-toolkit
         breaks='docker update --restart=no "$FORGE" >/dev/null',
         undoes='docker update --restart=unless-stopped "$FORGE" >/dev/null',
         expects=(CONTAINERS,),
-        names=r"forge-turbo: its restart policy is no and must be unless-stopped.*--force-recreate",
+        names=r"forge-turbo: its restart policy is no and must be unless-stopped.* -> .*--force-recreate",
     ),
     Sabotage(
         id="drift.network-joined",

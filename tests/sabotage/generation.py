@@ -2,9 +2,8 @@
 
 from textwrap import dedent
 
-from sabotage.sabotage import Sabotage, patched, restored
+from sabotage.sabotage import COMFYUI, FORGE, Sabotage, patched, restored
 
-COMFYUI, FORGE = '"$COMFYUI"', '"$FORGE"'
 SMOKE, CHECKPOINT, EDIT = (f"generation.comfyui.{name}" for name in ("smoke", "checkpoint", "edit"))
 TXT2IMG = "generation.forge.txt2img"
 UNET = '"$DATA/models/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"'
@@ -18,16 +17,17 @@ def rewritten(container: str, path: str, code: str) -> str:
     return f"{script}settle\n"
 
 
-def comfyui(id: str, does: str, path: str, code: str, expects: tuple[str, ...], names: str, **more: object) -> Sabotage:
+def comfyui(id: str, does: str, path: str, code: str, expects: tuple[str, ...], names: str) -> Sabotage:
     """ComfyUI's program is another one."""
     breaks, undoes = rewritten(COMFYUI, f"/opt/comfyui/{path}", code), restored(COMFYUI) + "settle\n"
-    return Sabotage(f"generation.{id}", does, breaks, undoes, expects, names, slow=True, **more)  # type: ignore[arg-type]
+    return Sabotage(f"generation.{id}", does, breaks, undoes, expects, names, needs="doubles", slow=True)
 
 
 def forge(id: str, does: str, path: str, code: str, names: str) -> Sabotage:
     """Forge's program is another one."""
     breaks, undoes = rewritten(FORGE, f"/opt/forge/{path}", code), restored(FORGE) + "settle\n"
-    return Sabotage(f"generation.forge-{id}", f"Forge: {does}", breaks, undoes, (TXT2IMG,), names, slow=True)
+    title = f"Forge: {does}"
+    return Sabotage(f"generation.forge-{id}", title, breaks, undoes, (TXT2IMG,), names, needs="doubles", slow=True)
 
 
 def another_unet(id: str, does: str, edit: str, names: str) -> Sabotage:
@@ -98,16 +98,16 @@ SABOTAGES = (
         "comfy/pictures.py",
         FLAT,
         (CHECKPOINT, EDIT),
-        "is black.*precision",
+        "is black.* -> .*precision",
     ),
-    comfyui("noise", "ComfyUI makes noise", "comfy/pictures.py", NOISE, (CHECKPOINT, EDIT), "is noise.*weights"),
+    comfyui("noise", "ComfyUI makes noise", "comfy/pictures.py", NOISE, (CHECKPOINT, EDIT), "is noise.* -> .*weights"),
     comfyui(
         "grid",
         "ComfyUI's images have a grid of latents",
         "comfy/pictures.py",
         GRID,
         (CHECKPOINT, EDIT),
-        "has a grid of 8 pixels.*autoencoder",
+        "has a grid of 8 pixels.* -> .*autoencoder",
     ),
     comfyui(
         "old-name",
@@ -145,7 +145,7 @@ SABOTAGES = (
         SaveImage.save_images = save_images
         """,
         (SMOKE,),
-        r"made -518\d\d\d.*made before",
+        r"made -518\d\d\d.* -> .*made before",
     ),
     comfyui(
         "old-content",
@@ -168,7 +168,7 @@ SABOTAGES = (
         SaveImage.save_images = save_images
         """,
         (CHECKPOINT, EDIT, SMOKE),
-        "seed is .* instead of .*made before",
+        "seed is .* instead of .* -> .*made before",
     ),
     comfyui(
         "cached",
@@ -192,7 +192,7 @@ SABOTAGES = (
     PromptExecutor.status = status
     """,
         (CHECKPOINT, EDIT),
-        "the same image.*not the seed",
+        "the same image.* -> .*not the seed",
     ),
     comfyui(
         "same-for-every-seed",
@@ -200,7 +200,7 @@ SABOTAGES = (
         "comfy/pictures.py",
         SEEDLESS,
         (CHECKPOINT, EDIT),
-        "the same image.*not the seed",
+        "the same image.* -> .*not the seed",
     ),
     comfyui(
         "unrepeatable",
@@ -208,7 +208,7 @@ SABOTAGES = (
         "comfy/pictures.py",
         UNREPEATABLE,
         (CHECKPOINT, EDIT),
-        "other pixels.*same seed",
+        "other pixels.* -> .*same seed",
     ),
     comfyui(
         "error-inside",
@@ -247,13 +247,13 @@ SABOTAGES = (
         "missing-tensor",
         "the diffusion model lacks a tensor, which ComfyUI tells its log alone",
         'header["unknown"] = header.pop("transformer_blocks.1.attn.to_v.weight")',
-        "unet missing.*to_v.*DEEP=1",
+        "unet missing.*to_v.* -> .*DEEP=1",
     ),
     another_unet(
         "fp16-file",
         "the file of the diffusion model holds FP16 numbers",
         '[tensor.update(dtype="F16", shape=[8]) for tensor in header.values()]',
-        "holds F16.*DEEP=1",
+        "holds F16.* -> .*DEEP=1",
     ),
     Sabotage(
         "generation.no-model",
@@ -261,7 +261,7 @@ SABOTAGES = (
         f'mkdir -p "$DATA/models/.incoming"; [ -e {ASIDE} ] || mv {UNET} {ASIDE}\n',
         f"[ ! -e {ASIDE} ] || mv -fT {ASIDE} {UNET}\n",
         (EDIT,),
-        "needs qwen_image_edit_2509_fp8_e4m3fn.safetensors, which this host does not have.*make deploy",
+        "needs qwen_image_edit_2509_fp8_e4m3fn.safetensors, which this host does not have.* -> .*make deploy",
         slow=True,
     ),
     comfyui(
@@ -273,7 +273,7 @@ SABOTAGES = (
             logging.info("model weight dtype torch.float16, manual cast: None")
         """,
         (EDIT,),
-        "torch.float16.*memory",
+        "torch.float16.* -> .*memory",
     ),
     comfyui(
         "no-word-of-fp8",
@@ -292,7 +292,7 @@ SABOTAGES = (
         "folder_paths.py",
         'output_directory = "/tmp/elsewhere"',
         (SMOKE,),
-        "is missing.*mounts",
+        "is missing.* -> .*mounts",
     ),
     comfyui(
         "other-bytes",
@@ -305,7 +305,7 @@ SABOTAGES = (
             return web.Response(body=buffer.getvalue(), content_type="image/png")
         """,
         (SMOKE,),
-        "other bytes.*/view",
+        "other bytes.* -> .*/view",
     ),
     comfyui(
         "wrong-size",
@@ -343,7 +343,7 @@ SABOTAGES = (
         "execution.py",
         "PromptExecutor.progress = lambda self, node_id, value, maximum: None",
         (CHECKPOINT, EDIT),
-        "image 1: none.*WebSocket",
+        "image 1: none.* -> .*WebSocket",
     ),
     comfyui(
         "too-slow",
@@ -359,23 +359,23 @@ SABOTAGES = (
             return _sample(node_id, progress, steps, *rest)
         """,
         (CHECKPOINT,),
-        r"time-out: no result within \d+ s.*timeouts.generation",
+        r"time-out: no result within \d+ s.* -> .*timeouts.generation",
     ),
-    forge("flat", "makes black images", "modules/pictures.py", FLAT, "is black.*precision"),
-    forge("noise", "makes noise", "modules/pictures.py", NOISE, "is noise.*weights"),
+    forge("flat", "makes black images", "modules/pictures.py", FLAT, "is black.* -> .*precision"),
+    forge("noise", "makes noise", "modules/pictures.py", NOISE, "is noise.* -> .*weights"),
     forge(
         "same-for-every-seed",
         "makes the same image for every seed",
         "modules/pictures.py",
         SEEDLESS,
-        "the same image.*not the seed",
+        "the same image.* -> .*not the seed",
     ),
     forge(
         "unrepeatable",
         "makes other pixels for the same seed",
         "modules/pictures.py",
         UNREPEATABLE,
-        "other pixels.*same seed",
+        "other pixels.* -> .*same seed",
     ),
     forge(
         "sampler",
@@ -401,7 +401,7 @@ SABOTAGES = (
         def save(pictures, folder, seed):
             return _saved(pictures, "/tmp/elsewhere", seed)
         """,
-        "none.*outdir_",
+        "none.* -> .*outdir_",
     ),
     forge(
         "other-pixels",
@@ -416,7 +416,7 @@ SABOTAGES = (
                 other.info["parameters"] = picture.info["parameters"]
             return _saved(others, folder, seed)
         """,
-        "other pixels.*API",
+        "other pixels.* -> .*API",
     ),
     forge(
         "wrong-size",

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 
 from atelier.gpu import torch_probe
-from sabotage.sabotage import Sabotage, changed, edited, given_back
+from sabotage.sabotage import COMFYUI, DAEMON, Sabotage, changed, edited, given_back
 
-COMFYUI = '"$COMFYUI"'
 ADDRESS = "ADDRESS=$(ls /run/simulated-gpu/minors | head -n 1)\n"
 """Of the first card."""
 INSTALLED = '"$(modinfo -F version nvidia)"'
 SPECIFICATION = "/var/run/cdi/nvidia.yaml"
 REFRESHED = "systemctl reset-failed nvidia-cdi-refresh.service\nsystemctl restart nvidia-cdi-refresh.service\n"
-DAEMON = "/etc/docker/daemon.json"
 DROP_IN = "/etc/systemd/system/docker.service.d/atelier-gpu.conf"
 MODULE = '"$(modinfo -n nvidia)"'
 TOOLKIT = "libnvidia-container1 libnvidia-container-tools nvidia-container-toolkit-base nvidia-container-toolkit"
@@ -50,7 +48,7 @@ SABOTAGES = (
         "simulated-gpu loaded 580.65.06",
         f"simulated-gpu loaded {INSTALLED}",
         ("gpu.driver",),
-        "version mismatch.*restart the host",
+        "version mismatch.* -> .*restart the host",
         needs="gpu",
     ),
     Sabotage(
@@ -59,7 +57,7 @@ SABOTAGES = (
         edited(MODULE, """sed -i 's/version=580\\.[0-9]/version=580.9/' "$FILE" """),
         given_back(MODULE),
         ("gpu.driver",),
-        r"runs module 580\.\S+ and 580\.9\S+ is installed.*restart the host",
+        r"runs module 580\.\S+ and 580\.9\S+ is installed.* -> .*restart the host",
         needs="gpu",
     ),
     Sabotage(
@@ -77,7 +75,7 @@ SABOTAGES = (
         "systemctl stop nvidia-persistenced",
         "systemctl start nvidia-persistenced",
         ("gpu.driver",),
-        "persistence mode is off.*nvidia-persistenced",
+        "persistence mode is off.* -> .*nvidia-persistenced",
         needs="gpu",
     ),
     Sabotage(
@@ -86,7 +84,7 @@ SABOTAGES = (
         f'{ADDRESS}simulated-gpu lose "$ADDRESS"',
         f'{ADDRESS}simulated-gpu found "$ADDRESS"',
         ("gpu.driver", "gpu.health", "gpu.containers"),
-        "Unable to determine the device handle.*power",
+        "Unable to determine the device handle.* -> .*power",
         needs="gpu",
     ),
     Sabotage(
@@ -95,7 +93,7 @@ SABOTAGES = (
         f'{ADDRESS}simulated-gpu xid "$ADDRESS" 79 "GPU has fallen off the bus."',
         "simulated-gpu unload; modprobe -a nvidia nvidia-uvm",
         ("gpu.health",),
-        "Xid 79 of the card at .*fallen off the bus.*Power the host off",
+        "Xid 79 of the card at .*fallen off the bus.* -> .*Power the host off",
         needs="gpu",
     ),
     Sabotage(
@@ -104,7 +102,7 @@ SABOTAGES = (
         ailing("UNCORRECTED=2"),
         WELL,
         ("gpu.health",),
-        "2 uncorrected ECC errors.*replace the card if it recurs",
+        "2 uncorrected ECC errors.* -> .*replace the card if it recurs",
         needs="gpu",
     ),
     Sabotage(
@@ -113,7 +111,7 @@ SABOTAGES = (
         ailing("PENDING=Yes"),
         WELL,
         ("gpu.health",),
-        "Pending is Yes.*set aside at the next reset",
+        "Pending is Yes.* -> .*set aside at the next reset",
         needs="gpu",
     ),
     Sabotage(
@@ -122,7 +120,7 @@ SABOTAGES = (
         ailing("FAILURE=Yes"),
         WELL,
         ("gpu.health",),
-        "Remapping Failure Occurred is Yes.*have it replaced",
+        "Remapping Failure Occurred is Yes.* -> .*have it replaced",
         needs="gpu",
     ),
     Sabotage(
@@ -131,7 +129,7 @@ SABOTAGES = (
         ailing("TEMPERATURE=90"),
         WELL,
         ("gpu.health",),
-        r"as hot as it can bear \(90 C\).*fans",
+        r"has reached its temperature limit \(90 C\).* -> .*fans",
         needs="gpu",
     ),
     Sabotage(
@@ -140,7 +138,7 @@ SABOTAGES = (
         ailing("RECOVERY=Reboot"),
         WELL,
         ("gpu.health",),
-        "recovery action Reboot.*restart the host",
+        "recovery action Reboot.* -> .*restart the host",
         needs="gpu",
     ),
     Sabotage(
@@ -149,7 +147,7 @@ SABOTAGES = (
         f"rm -f {SPECIFICATION}",
         REFRESHED,
         ("gpu.cdi",),
-        "CDI does not know GPU-.*nvidia-cdi-refresh",
+        "CDI does not know GPU-.* -> .*nvidia-cdi-refresh",
         needs="gpu",
     ),
     Sabotage(
@@ -178,7 +176,7 @@ SABOTAGES = (
         edited(DAEMON, """sed -i 's/"cdi": true/"cdi": false/' "$FILE" """),
         given_back(DAEMON),
         ("gpu.host",),
-        "features.cdi is False",
+        "features.cdi is False.* -> .*make deploy",
         needs="gpu",
     ),
     Sabotage(
@@ -225,7 +223,7 @@ SABOTAGES = (
         GPU_OF_COMFYUI % "[]",
         AS_BEFORE,
         ("gpu.containers",),
-        "comfyui asks for no GPU",
+        "comfyui asks for no GPU.* -> .*nvidia-ctk cdi list",
         needs="gpu",
         slow=True,
     ),
@@ -249,7 +247,7 @@ chmod +x {GENERATOR}
 """,
         f"rm -f {GENERATOR}\nsystemctl daemon-reload\n{AS_BEFORE}",
         ("gpu.reload",),
-        "comfyui sees Failed to initialize NVML.*through CDI",
+        "comfyui sees Failed to initialize NVML.* -> .*through CDI",
         needs="gpu",
         slow=True,
     ),

@@ -1,9 +1,8 @@
 """Ways to spoil the machine below the services."""
 
-from sabotage.sabotage import Sabotage, edited, given_back
+from sabotage.sabotage import DAEMON, Sabotage, edited, given_back
 
 GUEST_ADDRESS = '$(ip -4 -o addr show scope global | awk \'{sub("/.*", "", $4); print $4; exit}\')'
-DAEMON_JSON = "/etc/docker/daemon.json"
 FURTHER_SETTINGS = "/etc/apt/apt.conf.d/99-sabotage"
 FILLER = '"$DATA/sabotage-filler"'
 
@@ -55,7 +54,7 @@ SABOTAGES = (
         ),
         uncovered("/etc/os-release"),
         expects=("host.system",),
-        names="Fedora 42 is not supported.*Debian 13",
+        names="Fedora 42 is not supported.* -> .*Debian 13",
     ),
     Sabotage(
         "host.old-kernel",
@@ -71,7 +70,7 @@ SABOTAGES = (
         f'fallocate -l $(($(df -B1 --output=avail "$DATA" | tail -n 1) - 300000000)) {FILLER}\n',
         f"rm -f {FILLER}\n",
         expects=("host.disk",),
-        names=r"/ has 0\.\d GB free.*du -xh",
+        names=r"/ has 0\.\d GB free.* -> .*du -xh",
         also=("host.monitor",),
     ),
     Sabotage(
@@ -80,7 +79,7 @@ SABOTAGES = (
         covered("/proc/meminfo", """sed -i 's/^MemAvailable:.*/MemAvailable:     150000 kB/' "$FILE" """),
         uncovered("/proc/meminfo"),
         expects=("host.memory",),
-        names=r"146 MB of \d+ GB of memory are free.*ps -eo",
+        names=r"146 MB of \d+ GB of memory are free.* -> .*ps -eo",
         also=("host.monitor",),
     ),
     Sabotage(
@@ -98,7 +97,7 @@ SABOTAGES = (
         covered("/usr/bin/date", program('exec "$REAL" -d "@$(($("$REAL" +%s) - 7200))" "$@"')),
         uncovered("/usr/bin/date"),
         expects=("host.time",),
-        names=r"clock is 7[12]\d\d s behind.*clock",
+        names=r"clock is 7[12]\d\d s behind.* -> .*clock",
         also=("host.monitor",),
     ),
     Sabotage(
@@ -107,7 +106,7 @@ SABOTAGES = (
         covered("/usr/bin/systemd-detect-virt", program('[ "$1" != -c ] && exec "$REAL" "$@"; echo none; exit 1')),
         uncovered("/usr/bin/systemd-detect-virt"),
         expects=("host.time",),
-        names="no time service runs.*systemd-timesyncd",
+        names="no time service runs.* -> .*systemd-timesyncd",
     ),
     Sabotage(
         "host.restart-overdue",
@@ -115,7 +114,7 @@ SABOTAGES = (
         "echo libc6 >/run/reboot-required.pkgs; touch -d '30 days ago' /run/reboot-required\n",
         "rm -f /run/reboot-required /run/reboot-required.pkgs\n",
         expects=("host.reboot",),
-        names="libc6 asked for a restart 30 days ago.*restart the host",
+        names="libc6 asked for a restart 30 days ago.* -> .*restart the host",
         also=("host.monitor",),
     ),
     Sabotage(
@@ -124,7 +123,7 @@ SABOTAGES = (
         with_setting('APT::Periodic::Unattended-Upgrade "0";'),
         WITHOUT_SETTING,
         expects=("host.upgrades",),
-        names='Unattended-Upgrade is "0".*/etc/apt/apt.conf.d',
+        names='Unattended-Upgrade is "0".* -> .*/etc/apt/apt.conf.d',
     ),
     Sabotage(
         "host.upgrades-restart",
@@ -148,7 +147,7 @@ SABOTAGES = (
         "systemctl -q mask --now apt-daily-upgrade.timer\n",
         "systemctl -q unmask apt-daily-upgrade.timer; systemctl -q enable --now apt-daily-upgrade.timer\n",
         expects=("host.upgrades",),
-        names="apt-daily-upgrade.timer is masked and (inactive|failed).*unmask",
+        names="apt-daily-upgrade.timer is masked and (inactive|failed).* -> .*unmask",
     ),
     Sabotage(
         "host.half-installed",
@@ -159,7 +158,7 @@ SABOTAGES = (
         ),
         given_back("/var/lib/dpkg/status"),
         expects=("host.upgrades",),
-        names="less is half installed.*dpkg --configure",
+        names="less is half installed.* -> .*dpkg --configure",
     ),
     Sabotage(
         "host.docker-stopped",
@@ -167,8 +166,13 @@ SABOTAGES = (
         "systemctl stop docker.socket docker.service\n",
         "systemctl start docker.socket docker.service\n",
         expects=("host.docker",),
-        names="Docker does not answer.*systemctl restart docker",
-        also=("host.monitor",),
+        names="Docker does not answer.* -> .*systemctl restart docker",
+        also=(
+            "host.monitor",
+            "host.listening",
+            "host.closed",
+            *(f"containers.{what}" for what in ("hardened", "ports", "networks", "egress")),
+        ),
         groups=("containers",),
         slow=True,
     ),
@@ -185,9 +189,9 @@ SABOTAGES = (
     Sabotage(
         "host.no-live-restore",
         "a restart of Docker would end the services",
-        edited(DAEMON_JSON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """)
+        edited(DAEMON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """)
         + "systemctl reload docker; eventually 10 \"docker info -f '{{.LiveRestoreEnabled}}' | grep false\"\n",
-        given_back(DAEMON_JSON) + "systemctl reload docker\n",
+        given_back(DAEMON) + "systemctl reload docker\n",
         expects=("host.docker",),
         names="live-restore is off: a restart of Docker ends the services",
     ),
@@ -205,7 +209,7 @@ SABOTAGES = (
         "chmod 666 /run/docker.sock\n",
         "chmod 660 /run/docker.sock\n",
         expects=("host.docker",),
-        names="socket has mode 666.*is root.*chmod 660",
+        names="socket has mode 666.*is root.* -> .*chmod 660",
     ),
     Sabotage(
         "host.second-door",
@@ -213,7 +217,7 @@ SABOTAGES = (
         listening("sabotage-door", GUEST_ADDRESS, 8188),
         "systemctl stop sabotage-door 2>/dev/null || :\n",
         expects=("host.listening", "host.closed"),
-        names=r"python3 listens on \d+\.\d+\.\d+\.\d+:8188, not only on 127.0.0.1.*ss -ltnp",
+        names=r"python3 listens on \d+\.\d+\.\d+\.\d+:8188, not only on 127.0.0.1.* -> .*ss -ltnp",
     ),
     Sabotage(
         "host.service-user-listens",
@@ -229,7 +233,7 @@ SABOTAGES = (
         "iptables -w -t raw -D PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP\n",
         "systemctl restart atelier-loopback-guard\n",
         expects=("host.closed",),
-        names="rule missing.*guard for loopback addresses is gone",
+        names="rule missing.* -> .*guard for loopback addresses is gone",
         also=("host.monitor",),
     ),
 )

@@ -15,7 +15,7 @@ SABOTAGES = (
         breaks="systemctl stop atelier-monitor.timer\n",
         undoes=f"systemctl enable -q --now atelier-monitor.timer\n{LOOK}",
         expects=("host.monitor",),
-        names=r"atelier-monitor\.timer is enabled and inactive.*systemctl enable --now",
+        names=r"atelier-monitor\.timer is enabled and inactive.* -> .*systemctl enable --now",
     ),
     Sabotage(
         "host.monitor-timer-disabled",
@@ -32,7 +32,7 @@ SABOTAGES = (
         + "if systemctl start atelier-monitor.service 2>/dev/null; then exit 1; fi\n",
         undoes=given_back(PROGRAM) + LOOK,
         expects=("host.monitor",),
-        names=r"the last look failed: exit-code.*journalctl -u atelier-monitor",
+        names=r"the last look failed: exit-code.* -> .*journalctl -u atelier-monitor",
     ),
     Sabotage(
         "host.monitor-stale",
@@ -56,7 +56,7 @@ SABOTAGES = (
         breaks=LOOK + METRICS + 'rm -f "$FILE"; done\n',
         undoes=LOOK,
         expects=("host.monitor",),
-        names=r"atelier\.prom is missing.*node_exporter cannot read",
+        names=r"atelier\.prom is missing.* -> .*node_exporter cannot read",
     ),
     Sabotage(
         "host.monitor-metrics-closed",

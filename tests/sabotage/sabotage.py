@@ -5,6 +5,10 @@ import shlex
 from atelier.sabotage import Guest as Guest
 from atelier.sabotage import Sabotage as Sabotage
 
+COMFYUI, FORGE, GATEWAY = '"$COMFYUI"', '"$FORGE"', '"$GATEWAY"'
+"""The containers, as scripts name them."""
+DAEMON = "/etc/docker/daemon.json"
+
 
 def changed(file: str, edit: str) -> str:
     """A script that runs shell commands on the file named by `$FILE`; what changes nothing fails."""

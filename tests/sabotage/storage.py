@@ -1,10 +1,9 @@
 """Ways to lose what users make, or to show it to others."""
 
-from sabotage.sabotage import Sabotage, restored
+from sabotage.sabotage import COMFYUI, Sabotage, restored
 
 OUTPUTS = '"$DATA/outputs/comfyui"'
 USERS = '"$DATA/users/comfyui"'
-COMFYUI = '"$COMFYUI"'
 
 
 def mounted(*volumes: str) -> str:
@@ -57,7 +56,7 @@ SABOTAGES = (
         mounted("{type: bind, source: /etc, target: /host-etc, read_only: true}"),
         restored(COMFYUI),
         expects=("storage.mounts",),
-        names="comfyui-qwen has /etc as /host-etc",
+        names="comfyui-qwen has /etc as /host-etc.* -> .*make deploy",
         slow=True,
     ),
     Sabotage(
@@ -66,7 +65,7 @@ SABOTAGES = (
         f"chown root:root {OUTPUTS}\n",
         f'chown "$UID_:$UID_" {OUTPUTS}\n',
         expects=("storage.outputs",),
-        names=r"outputs/comfyui belongs to 0:0, not to \d+:\d+.*make deploy",
+        names=r"outputs/comfyui belongs to 0:0, not to \d+:\d+.* -> .*make deploy",
     ),
     Sabotage(
         "storage.open-outputs",
@@ -90,6 +89,6 @@ SABOTAGES = (
         f"echo >{OUTPUTS}/by-root.png\n",
         f"rm -f {OUTPUTS}/by-root.png\n",
         expects=("storage.outputs",),
-        names="by-root.png does not belong to the service user.*chown",
+        names="by-root.png does not belong to the service user.* -> .*chown",
     ),
 )

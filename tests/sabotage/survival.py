@@ -1,10 +1,9 @@
 """Ways in which all is well until the next restart."""
 
-from sabotage.sabotage import Sabotage, changed, edited, given_back, restored
+from sabotage.sabotage import COMFYUI, DAEMON, FORGE, GATEWAY, Sabotage, changed, edited, given_back, restored
 
-COMFYUI, FORGE, GATEWAY = '"$COMFYUI"', '"$FORGE"', '"$GATEWAY"'
-DAEMON = "/etc/docker/daemon.json"
 CADDYFILE = '"$CONFIG/services/$GATEWAY/config/Caddyfile"'
+ENVIRONMENT = '"$CONFIG/services/$COMFYUI/.env"'
 ERASER = "sabotage-eraser"
 OPEN_AGAIN = r"""sed -i '/forward_auth unix/,/^\t\t}$/d; s/@admitted header X-Atelier-Route application/@admitted path */' "$FILE" """
 DOCKER_AGAIN = (
@@ -23,7 +22,16 @@ done' sh {COMFYUI} "$DATA"
 """,
         f"systemctl stop {ERASER} 2>/dev/null || true",
         ("survival.comfyui.restart",),
-        "is lost.*clears up",
+        "is lost.* -> .*clears up",
+        slow=True,
+    ),
+    Sabotage(
+        "survival.mounted-elsewhere",
+        "the next container of ComfyUI saves and looks for its images in another directory",
+        edited(ENVIRONMENT, """sed -i "s|^OUTPUTS_DIR=.*|OUTPUTS_DIR=$DATA/outputs/forge|" "$FILE" """),
+        given_back(ENVIRONMENT) + restored(COMFYUI) + "settle\n",
+        ("survival.comfyui.restart",),
+        "GET /view.* with 404.* -> .*compare its mounts",
         slow=True,
     ),
     Sabotage(
@@ -35,7 +43,7 @@ done' sh {COMFYUI} "$DATA"
         ),
         restored(FORGE),
         ("survival.forge.restart",),
-        "ends as soon as it is started.*make logs",
+        "ends as soon as it is started.* -> .*make logs",
         slow=True,
     ),
     Sabotage(
@@ -44,7 +52,7 @@ done' sh {COMFYUI} "$DATA"
         edited(CADDYFILE, OPEN_AGAIN),
         given_back(CADDYFILE, GATEWAY) + "settle\n",
         ("survival.gateway.restart",),
-        "access.comfyui.stranger: .*make stop",
+        "access.comfyui.stranger: .* -> .*make stop",
         slow=True,
     ),
     Sabotage(
@@ -53,7 +61,7 @@ done' sh {COMFYUI} "$DATA"
         edited(DAEMON, """sed -i 's/"live-restore": true/"live-restore": false/' "$FILE" """),
         f"{given_back(DAEMON)}systemctl restart docker.service\ndocker start {FORGE} {COMFYUI} {GATEWAY} >/dev/null\nsettle\n",
         ("survival.docker",),
-        "is exited and Docker does not start it again.*live-restore",
+        "is exited and Docker does not start it again.* -> .*live-restore",
         slow=True,
     ),
     Sabotage(
@@ -62,7 +70,7 @@ done' sh {COMFYUI} "$DATA"
         edited(DAEMON, """echo '{' >"$FILE" """),
         f"{given_back(DAEMON)}{DOCKER_AGAIN}settle\n",
         ("survival.docker",),
-        "daemon.json.*journalctl -u docker",
+        "daemon.json.* -> .*journalctl -u docker",
         slow=True,
     ),
     Sabotage(
@@ -71,7 +79,7 @@ done' sh {COMFYUI} "$DATA"
         "systemctl disable -q docker.service docker.socket",
         f"{DOCKER_AGAIN}settle\n",
         ("survival.host",),
-        "Docker is inactive and disabled: it does not start with the host.*systemctl enable",
+        "Docker is inactive and disabled: it does not start with the host.* -> .*systemctl enable",
         slow=True,
     ),
     Sabotage(
@@ -89,7 +97,7 @@ done' sh {COMFYUI} "$DATA"
         "systemctl disable -q atelier-loopback-guard.service",
         "systemctl enable -q --now atelier-loopback-guard.service\nsettle\n",
         ("survival.host",),
-        "host.closed: ",
+        r"host\.closed: rule missing",
         slow=True,
     ),
 )

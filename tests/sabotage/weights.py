@@ -54,7 +54,7 @@ SABOTAGES = (
         in_place_of(":"),
         MOVED_BACK,
         expects=("weights.present",),
-        names="sd_xl_turbo_1.0_fp16.safetensors is missing.*models-fetch",
+        names="sd_xl_turbo_1.0_fp16.safetensors is missing.* -> .*models-fetch",
     ),
     Sabotage(
         "weights.truncated",
@@ -62,7 +62,7 @@ SABOTAGES = (
         in_place_of(f'cp -a "$OLD" {CHECKPOINT}; truncate -s -1 {CHECKPOINT}'),
         MOVED_BACK,
         expects=("weights.present",),
-        names=r"sd_xl_turbo_1.0_fp16.safetensors has \d+ bytes, not \d+.*models-fetch",
+        names=r"sd_xl_turbo_1.0_fp16.safetensors has \d+ bytes, not \d+.* -> .*models-fetch",
     ),
     Sabotage(
         "weights.swapped",
@@ -70,7 +70,7 @@ SABOTAGES = (
         in_place_of(f'cp -a "$OLD" {CHECKPOINT}'),
         MOVED_BACK,
         expects=("weights.present",),
-        names=r"its inode \(another file\) changed since it was hashed.*DEEP=1",
+        names=r"its inode \(another file\) changed since it was hashed.* -> .*DEEP=1",
     ),
     Sabotage(
         "weights.written",
@@ -94,7 +94,7 @@ SABOTAGES = (
         f"chmod 666 {CHECKPOINT}\n",
         f"chmod 444 {CHECKPOINT}\n",
         expects=("weights.present",),
-        names="has mode 666 .*not only root can change it.*chmod 444",
+        names="has mode 666 .*not only root can change it.* -> .*chmod 444",
     ),
     Sabotage(
         "weights.never-hashed",
@@ -110,7 +110,7 @@ SABOTAGES = (
         BYTE,
         f"[ ! -e {STAMP} ] || {{ {BYTE} rm -f {STAMP}; give_back {RECORD}; }}\n",
         expects=("weights.deep",),
-        names="sd_xl_turbo_1.0_fp16.safetensors: wrong: sha256 .*models-fetch",
+        names="sd_xl_turbo_1.0_fp16.safetensors: wrong: sha256 .* -> .*models-fetch",
     ),
     Sabotage(
         "weights.fetch-failed",
@@ -119,8 +119,7 @@ SABOTAGES = (
         + "systemctl start atelier-weights; eventually 10 systemctl -q is-failed atelier-weights\n",
         given_back('"$CONFIG/weights.json"') + "systemctl reset-failed atelier-weights 2>/dev/null || :\n",
         expects=("weights.present",),
-        names="atelier-weights.service has failed.*journalctl -u atelier-weights",
-        also=("weights.deep",),
+        names="atelier-weights.service has failed.* -> .*journalctl -u atelier-weights",
     ),
     Sabotage(
         "weights.application-may-write",
@@ -137,7 +136,7 @@ SABOTAGES = (
         mounted("$DATA/sabotage-empty", True),
         restored('"$COMFYUI"') + 'rm -rf "$DATA/sabotage-empty"\n',
         expects=("weights.seen",),
-        names="comfyui-qwen does not see .*another directory is mounted",
+        names="comfyui-qwen does not see .* -> .*another directory is mounted",
     ),
     Sabotage(
         "weights.store-replaced",

@@ -29,7 +29,7 @@ echo ended >>/var/tmp/ended
 """
 ODD = 'a "b" $HOME %n \\ ;'
 MONITORING = {"command": ["/usr/local/bin/tell", ODD], "command_timeout": 10, "interval": 45}
-STEP = "Have the host look at itself by a timer"
+STEP = "Start the host monitor (systemd timer)"
 DEFAULTS = (ROOT / "group_data" / "sandbox.py").read_text()
 
 
@@ -210,7 +210,7 @@ def test_verify_says_that_it_looks(host: Sandbox) -> None:
 
 def test_disabled_it_leaves_nothing_behind(host: Sandbox) -> None:
     configure(host, {"enabled": False})
-    assert changes(host.deploy()) == ["Record what runs", "Leave the host without a look at itself"]
+    assert changes(host.deploy()) == ["Record what runs", "Remove the host monitor"]
     left = host.root(
         f"ls -d /etc/systemd/system/*/atelier-monitor* /etc/systemd/system/atelier-[mn]o* /opt/atelier/monitor {STATE} "
         f"{TEXTFILES}/atelier.prom /run/atelier-monitor 2>/dev/null || true; systemctl list-units --all -q 'atelier-mon*'"

@@ -78,7 +78,7 @@ def test_a_sample_has_every_kind_and_is_spread() -> None:
 
 def report(*matrices: AccessMatrix) -> Report:
     moment = "2026-11-22T08:00:00Z"
-    fields = {"checks": [], "versions": {}, "images": [], "matrices": list(matrices)}
+    fields = {"checks": [], "versions": {"sources": "double"}, "images": [], "matrices": list(matrices)}
     return Report(host="gpu1", started=moment, finished=moment, verdict="failed", doubles=True, **fields)
 
 
@@ -100,7 +100,7 @@ def test_the_report_shows_each_cell(tmp_path) -> None:
         ("let-in", "in:200/404", "200"),
         ("unasked", "401", "&ndash;"),
     ]
-    assert "<script>" not in page and "doubles stand in" in page and "no credential" in page
+    assert "<script>" not in page and "Doubles stand in" in page and "no credential" in page
     place = publish(report(matrix), tmp_path, [])
     assert (place / "access.html").read_text() == page
     assert "[access.html](access.html)" in (place / "report.md").read_text()

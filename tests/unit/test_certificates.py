@@ -387,6 +387,33 @@ def test_a_deploy_issues_for_every_name_and_stores_nothing_before_it_acts(target
     assert len(said) == 1 and "users import it again" in said[0]
 
 
+def unlike_what_is_kept(target: Target, kept: Internal) -> bool:
+    directory = paths.secrets_dir("gpu1")
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in directory.iterdir():
+        file.unlink()
+    certificates.save(directory, kept)
+    return lifecycle.internal_as_deployed(target) != kept
+
+
+def test_drift_compares_with_the_certificate_that_is_kept(target: Target) -> None:
+    asked = ("gpu.example.com", "10.9.8.7", *certificates.OWN_NAMES)
+    for why, names, age in (
+        ("it is as a deploy from here left it", ("192.0.2.7", *asked), 0),
+        ("a deploy would issue another soon, and whether it ends soon is access.certificate's to say", asked, 770),
+        ("it has ended", asked, 830),
+        ("another computer knows the host by another address", ("198.51.100.9", *asked), 0),
+    ):
+        kept = certificates.up_to_date(Internal(NONE, NONE), "gpu1", names, NOW - days(age))
+        assert not unlike_what_is_kept(target, kept), why
+        keyless = change(kept, authority=replace(kept.authority, key=""))
+        assert not unlike_what_is_kept(target, keyless), f"{why}, without the authority's key"
+    fewer = certificates.up_to_date(Internal(NONE, NONE), "gpu1", asked[1:], NOW)
+    assert unlike_what_is_kept(target, fewer), "the settings name one that it is not for"
+    assert unlike_what_is_kept(target, Internal(NONE, NONE))
+    assert unlike_what_is_kept(target, change(FIRST, gateway=Certificate("rubbish", "rubbish")))
+
+
 @pytest.mark.parametrize("address,said_of", [("dev", True), ("dev.lab.example", False)])
 def test_a_bare_address_is_said_to_be_in_no_certificate(target: Target, address: str, said_of: bool) -> None:
     config = target.destination.config

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from loopback import at_work
@@ -19,6 +20,7 @@ from atelier.comfyui import (
     ComfyUIError,
     GenerationError,
     InterruptedGenerationError,
+    StillQueuedError,
     missing_weights,
     prepare,
     read_history,
@@ -302,6 +304,39 @@ def test_a_time_out_is_named_and_takes_the_generation_back(fake, client, monkeyp
     with pytest.raises(GenerationError, match=r"time-out: no result within 0 s \(pending\)"):
         client.wait(prompt_id, 0.05)
     assert {path for _, path, body in fake.seen if prompt_id.encode() in body} == {"/prompt", "/queue", "/interrupt"}
+
+
+QUEUES = {
+    "at work": ({"running": ["own"], "pending": ["b"]}, GenerationError, r"no result within 9 s \(running\)"),
+    "before others, and none is at work": ({"running": [], "pending": ["own", "b"]}, GenerationError, r"\(pending\)"),
+    "alone, and not begun": ({"running": [], "pending": ["own"]}, GenerationError, r"within 9 s \(pending\)"),
+    "behind others": ({"running": ["a"], "pending": ["b", "own"]}, StillQueuedError, "not begun within 9 s: 2 others"),
+    "lost": ({"running": ["a"], "pending": []}, GenerationError, r"\(unknown to ComfyUI\)"),
+}
+
+
+@pytest.mark.parametrize(("queue", "kind", "words"), QUEUES.values(), ids=QUEUES)
+def test_a_generation_behind_others_is_told_from_a_slow_one(queue, kind, words):
+    error = comfyui.too_late("own", queue, 9)
+    assert type(error) is kind and re.search(words, error.message) and error.hint
+
+
+def test_the_wait_in_the_queue_is_no_part_of_the_work(fake, client, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(comfyui.time, "monotonic", lambda: now[0])
+
+    def events():
+        yield {"type": "status", "data": {}}
+        now[0] = 9.0  # of 10 s have others worked
+        yield {"type": "execution_start", "data": {"prompt_id": "own"}}
+        now[0] = 18.0
+        yield {"type": "progress", "data": {"prompt_id": "own", "value": 1, "max": 2, "node": "5"}}
+        yield {"type": "execution_success", "data": {"prompt_id": "own"}}
+
+    told, steps = events(), []
+    socket = SimpleNamespace(recv=lambda timeout: json.dumps(next(told)))
+    assert client._follow(socket, GRAPH, "own", 10, lambda *step: steps.append(step)) == 19.0
+    assert steps == [("KSampler", 1, 2)]
 
 
 def test_errors_name_what_happened(fake, client):

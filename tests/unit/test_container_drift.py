@@ -112,6 +112,11 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     ),
     "root": (host(ReadonlyRootfs=False), ["its root file system is writable and must be read-only"]),
     "capability": (host(CapAdd=["NET_ADMIN"]), ["it has added capabilities, which nothing declares"]),
+    "CPU period": (host(CpuPeriod=50000), ["it has a CPU period, which nothing declares"]),
+    "disk": (
+        host(BlkioDeviceReadBps=[{"Path": "/dev/sda", "Rate": 1}]),
+        ["it has a limit of reading, which nothing declares"],
+    ),
     "privileged": (host(Privileged=True), ["it has privileges, which nothing declares"]),
     "name servers": (host(Dns=["192.0.2.1"]), ["it has name servers, which nothing declares"]),
     "extra hosts": (host(ExtraHosts=["a:192.0.2.1"]), ["it has extra hosts, which nothing declares"]),

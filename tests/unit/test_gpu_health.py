@@ -264,7 +264,7 @@ FAULTS = {
     ),
     "a newer one does": (
         changed(changed(H100, "GPU T.Limit Temp", "-2 C"), "GPU Current Temp", "89 C"),
-        r"as hot as it can bear \(89 C\)",
+        r"has reached its temperature limit \(89 C\)",
         "fans",
     ),
     "it does not answer": (
@@ -290,8 +290,19 @@ WARNINGS = {
         changed(changed(RTX_3090, "Memory Current Temp", "95 C"), "Memory Max Operating Temp", "95 C"),
         "its memory has 95 C",
     ),
+    "a fan that is never told": (
+        changed(RTX_3090, "Product Name", "RTX 3090\n    Fan Speed : Unknown Error\n    Power : ERR!"),
+        "no answer to Fan Speed, Power",
+    ),
     "full memory": (changed(RTX_3090, "Free", "12 MiB"), "12 MiB of its memory are free"),
 }
+
+
+def test_a_card_with_little_memory_free_is_told_before_more_is_taken() -> None:
+    full = one_card(changed(RTX_3090, "Free", "2047 MiB"))
+    seen = Seen(cards=(full, one_card(H100), one_card(changed(P40, "Free", "N/A"))))
+    assert health.too_full(seen, {card.uuid for card in seen.cards}, 2048) == [f"{full.named()} has 2047 MiB free"]
+    assert health.too_full(seen, {one_card(H100).uuid}, 2048) == []
 
 
 @pytest.mark.parametrize(("text", "problem"), WARNINGS.values(), ids=WARNINGS)

@@ -1,5 +1,6 @@
 """The lock of a host, with this computer's own shell in the place of the host's."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from atelier import lifecycle
 from atelier.errors import AtelierError
-from atelier.ssh import Ssh
+from atelier.ssh import Completed, Ssh
 from atelier.weights_unit import follow_shell
 
 
@@ -19,7 +20,12 @@ def _popen(script: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-HOST = cast(Ssh, SimpleNamespace(popen=_popen, destination=SimpleNamespace(host="here")))
+def _run(script: str, **_: object) -> Completed:
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    return Completed(done.returncode, done.stdout, done.stderr)
+
+
+HOST = cast(Ssh, SimpleNamespace(popen=_popen, run=_run, destination=SimpleNamespace(host="here")))
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +33,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "LOCK_DIRECTORY", str(tmp_path / "lock"))
     monkeypatch.setattr(lifecycle, "BEAT", 0.02)
     monkeypatch.setattr(lifecycle, "SILENCE", 0.6)
+    monkeypatch.setattr(lifecycle, "MOMENT", 0.5)
 
 
 def _guarded(script: str) -> "subprocess.CompletedProcess[str]":
@@ -57,6 +64,28 @@ def test_a_deploy_that_lives_keeps_the_lock_and_one_that_ended_does_not() -> Non
         assert _guarded("echo done").stdout == "done\n"
     with lifecycle.host_lock(HOST):
         pass
+
+
+def test_who_has_a_deploy_at_work_is_told(tmp_path: Path) -> None:
+    def held() -> str:
+        return lifecycle.deploy_at_work(HOST)
+
+    assert held() == ""
+    with lifecycle.host_lock(HOST):
+        assert re.fullmatch(r"\S+ on \S+ since \d{4}-\d\d-\d\d \d\d:\d\d UTC", held())
+        with pytest.raises(AtelierError, match=f"held by {held()}"), lifecycle.host_lock(HOST):
+            pass
+    assert held() == ""
+    (tmp_path / "lock" / "lock").unlink()
+    assert held() == "", "there was none since the host was restarted"
+
+
+def test_a_look_at_the_lock_refuses_no_deploy() -> None:
+    with lifecycle.host_lock(HOST):
+        pass
+    look = _left_running(f"exec 9<>{lifecycle.LOCK_DIRECTORY}/lock; flock -s 9; echo; sleep 0.3")
+    with lifecycle.host_lock(HOST):
+        assert look.wait() == 0
 
 
 def test_a_deploy_out_of_reach_loses_the_lock_and_does_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:

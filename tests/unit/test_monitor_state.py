@@ -17,7 +17,8 @@ def settings(**values: object) -> Settings:
 
 
 def state(age: float = 20) -> str:
-    return json.dumps({"time": NOW - age, "subjects": {"docker": {"state": "up"}, "forge": {"state": "unknown"}}})
+    seen = {"docker": {"state": "up", "why": ""}, "forge": {"state": "unknown", "why": "no answer"}}
+    return json.dumps({"time": NOW - age, "state": "up", "subjects": seen, "activity": {"forge": "idle"}})
 
 
 GOOD = {
@@ -44,7 +45,7 @@ CASES = {
     ),
     "stopped": ({"active": "inactive"}, {}, "atelier-monitor.timer is enabled and inactive"),
     "disabled": ({"enabled": "disabled"}, {}, "atelier-monitor.timer is disabled and active"),
-    "never installed": ({"enabled": "", "active": ""}, {}, "atelier-monitor.timer is not there and not there"),
+    "never installed": ({"enabled": "", "active": ""}, {}, "atelier-monitor.timer is not installed and not running"),
     "failed": ({"result": "exit-code"}, {}, "the last look failed: exit-code"),
     "too long": ({"result": "timeout"}, {}, "the last look failed: timeout"),
     "no state": ({"state": ""}, {}, "state.json is missing or damaged"),
@@ -53,7 +54,7 @@ CASES = {
     "no metrics": ({"metrics_mode": ""}, {}, "atelier.prom is missing"),
     "metrics for root alone": ({"metrics_mode": "600"}, {}, "atelier.prom has mode 600"),
     "metrics of before": ({"metrics_time": str(NOW - 3600)}, {}, "atelier.prom is of 2026-11-18"),
-    "empty metrics": ({"metrics_time": ""}, {}, "atelier.prom says no time"),
+    "empty metrics": ({"metrics_time": ""}, {}, "atelier.prom has no timestamp"),
     "its command": ({}, COMMAND, None),
     "no such command": (
         {"command": "missing"},
@@ -61,7 +62,7 @@ CASES = {
         "/usr/local/bin/tell, the command for a change, is no program",
     ),
     "not wanted and gone": ({"enabled": "", "active": "inactive", "state": ""}, {"enabled": False}, None),
-    "not wanted and there": ({}, {"enabled": False}, "although monitoring.enabled is false"),
+    "not wanted and there": ({}, {"enabled": False}, "the monitor runs although"),
 }
 
 
@@ -88,5 +89,5 @@ def test_the_script_says_all_that_is_judged(tmp_path: Path) -> None:
 
 
 def test_what_the_monitor_said_last_is_told() -> None:
-    assert monitor_state.text(GOOD) == "looked 20 s ago at 2 things: forge unknown"
-    assert monitor_state.text({**GOOD, "state": ""}) == "no state"
+    assert monitor_state.text(GOOD, settings()) == "up, last result 20 s old: forge unknown (no answer), forge is idle"
+    assert monitor_state.text({**GOOD, "state": ""}, settings()) == "no result yet"

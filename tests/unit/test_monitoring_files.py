@@ -30,7 +30,7 @@ def settings(**values: object) -> Settings:
 
 
 def deployment(**values: object) -> Deployment:
-    return replace(plain_deployment(), settings=settings(**values))
+    return replace(plain_deployment(), settings=settings(**values), facts=replace(FACTS, container="systemd-nspawn"))
 
 
 def config(of: Deployment) -> dict:
@@ -95,6 +95,12 @@ def test_a_real_gpu_host_is_asked_for_its_gpu_and_its_clock() -> None:
     assert "PrivateDevices" not in text(host, "monitor.service") and "PrivateDevices=yes" in text(
         deployment(), "monitor.service"
     )
+
+
+def test_only_a_container_is_not_asked_for_its_clock() -> None:
+    machine = replace(deployment(), facts=FACTS)
+    assert "chrony" in config(machine)["time_services"] and "chrony" in machine.time_services()
+    assert config(deployment())["time_services"] == [] and deployment().time_services() == ()
 
 
 def test_a_disabled_service_is_not_asked() -> None:
@@ -253,14 +259,14 @@ def test_an_unchanged_record_needs_no_other_files() -> None:
 @pytest.mark.parametrize(
     ("state", "line", "verdict"),
     [
-        ("", "it has not told yet what it saw", "unknown"),
-        ("{", "it has not told yet what it saw", "unknown"),
-        ({}, "up, seen 20 s ago: comfyui is busy, forge is unknown", "up"),
-        ({"time": 1200}, "up, seen 0 s ago: comfyui is busy, forge is unknown", "up"),
-        ({"time": 849}, "up, seen 151 s ago, which is long: comfyui is busy, forge is unknown", "unknown"),
+        ("", "no result yet", "unknown"),
+        ("{", "no result yet", "unknown"),
+        ({}, "up, last result 20 s old: comfyui is busy, forge is unknown", "up"),
+        ({"time": 1200}, "up, last result 0 s old: comfyui is busy, forge is unknown", "up"),
+        ({"time": 849}, "up, last result 151 s old (stale): comfyui is busy, forge is unknown", "unknown"),
         (
             {"state": "down", "subjects": {"forge": {"state": "down", "why": "it is exited"}}},
-            "down, seen 20 s ago: forge down (it is exited), comfyui is busy, forge is unknown",
+            "down, last result 20 s old: forge down (it is exited), comfyui is busy, forge is unknown",
             "down",
         ),
     ],

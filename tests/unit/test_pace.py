@@ -24,6 +24,22 @@ def test_slower_than_the_host_was(seconds, earlier, words):
 
 
 @pytest.mark.parametrize(
+    ("times", "seconds"),
+    [
+        ([30.0, 3.0, 3.2], 3.0),
+        ([30.0, 31.0, 3.2], 3.2),
+        ([1.0, 3.0, 3.2], 3.0),
+        ([30.0, None, 3.2], 3.2),
+        ([None, 3.0, None], 3.0),
+        ([30.0, None, None], None),
+    ],
+    ids=["loaded first", "loaded anew between", "loaded before", "others", "others before and after", "always others"],
+)
+def test_the_time_of_an_image_holds_no_load_and_nobody_elses_work(times, seconds):
+    assert pace.unhindered(times) == seconds
+
+
+@pytest.mark.parametrize(
     ("rows", "most"),
     [
         ([], {}),

@@ -92,7 +92,7 @@ OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
     "os": ({"os_codename": "bullseye", "os_name": "Debian 11"}, ["Debian 11 is not supported"]),
     "architecture": ({"architecture": "arm64"}, ["architecture arm64"]),
     "clock": ({"clock": 5000}, ["4000 s off"]),
-    "memory": ({"memory": 8 * GIB}, ["8 GB of memory, 30 GB are wanted"]),
+    "memory": ({"memory": 8 * GIB}, ["8.0 GB of memory, 30 GB are wanted"]),
     "port": ({"listeners": (Listener("0.0.0.0", 8188, "nginx"),)}, ["port 8188 for comfyui is in use by nginx"]),
     "port of nobody we may see": (
         {"listeners": (Listener("127.0.0.1", 7860, ""),)},
@@ -143,7 +143,7 @@ OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
     "later schema": ({"schema": "99"}, ["later release"]),
     "several at once": (
         {"snap_docker": True, "memory": GIB, "clock": 0, "lock_holder": "x"},
-        ["snap", "1 GB of memory", "s off", "shared memory of the services", "in use by: x"],
+        ["snap", "1.0 GB of memory", "s off", "shared memory of the services", "in use by: x"],
     ),
 }
 

@@ -82,7 +82,7 @@ LINES = [
     ({"a.x": "skipped", "b.y": "skipped"}, "incomplete", "2 required checks did not run, first a.x: seen"),
     ({"a.x": "passed", "b.y": "warning"}, "passed", "1 check passed, 1 warning"),
     ({"a.x": "passed", "b.y": "passed"}, "passed", "2 checks passed"),
-    ({}, "failed", "no check ran"),
+    ({}, "failed", "No check ran"),
 ]
 
 
@@ -94,11 +94,11 @@ def test_the_line_that_matters(verdicts, verdict, line):
 
 def test_the_line_that_matters_of_a_run_that_broke_off():
     assert headline(report(verdict="failed", broke_off="pytest ended with 2 and 0 results")) == (
-        "the run broke off: pytest ended with 2 and 0 results"
+        "The run broke off: pytest ended with 2 and 0 results; run it again"
     )
     skipped = result("a.x", "skipped", "interrupted before its turn", required=True)
     assert headline(report(skipped, verdict="incomplete", broke_off="interrupted")) == (
-        "interrupted: 1 required check did not run, first a.x: interrupted before its turn"
+        "Interrupted: 1 required check did not run, first a.x: interrupted before its turn"
     )
 
 
@@ -131,6 +131,7 @@ def test_fields_of_the_contract(tmp_path):
         "metrics",
         "command",
         "broke_off",
+        "deploying",
     ]
     assert document["schema"] == 1 and document["verdict"] == "passed" and document["doubles"] is False
     assert list(document["checks"][0]) == [
@@ -238,7 +239,7 @@ def test_junit_is_red_where_no_check_is_and_the_run_was_not_good(verdict):
 
 def test_junit_tells_of_stand_ins():
     suite = ElementTree.fromstring(as_junit(report(result("a", "passed"), versions={"sources": "double"})))  # noqa: S314
-    assert suite.find("properties/property[@name='stand-in']").get("value").startswith("Doubles stand in")
+    assert suite.find("properties/property[@name='caveat']").get("value").startswith("Doubles stand in")
 
 
 def test_junit_is_well_formed(tmp_path):

@@ -94,6 +94,16 @@ def test_only_the_newest_are_read(tmp_path):
     assert len(found) == READ and found[-1].name == f"20261121T{READ + 1:06}Z"
 
 
+def test_measured_runs_are_read_however_many_quick_ones_came_after(tmp_path):
+    names = [f"20261121T{number:06}Z" for number in range(READ + 6)]
+    for name in names:
+        put(tmp_path, name, document())
+        (tmp_path / name / "comfyui-smoke.png").touch()
+    for name in (names[1], names[4], names[-1]):
+        (tmp_path / name / "comfyui-checkpoint-0.png").touch()
+    assert [report.name for report in past_reports(tmp_path)] == [names[1], names[4], *names[6:]]
+
+
 @pytest.mark.parametrize(
     ("doubles", "versions", "alike"),
     [

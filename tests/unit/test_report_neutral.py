@@ -72,7 +72,7 @@ def test_a_page_to_be_shown(tmp_path):
     main([str(tmp_path / "latest"), str(tmp_path / "shown.html"), "--host", "box", "--replace", "maria=operator"])
     page = (tmp_path / "shown.html").read_text()
     assert not re.search("studio|maria|10\\.9", page) and "access.html" not in page
-    for part in ("box: 192.0.2.1 is open to operator", "HOST=operator@192.0.2.1", "6.0 of box", "of 1 earlier run<"):
+    for part in ("box: 192.0.2.1 is open to operator", "HOST=operator@192.0.2.1", "6.0 of box", "of 1 earlier run: "):
         assert part in page, part
 
 

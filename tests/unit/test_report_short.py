@@ -17,7 +17,7 @@ def result(id: str, verdict: str, observed: str = "seen") -> CheckResult:
     return CheckResult(id=id, verdict=verdict, observed=observed, **fields)
 
 
-def report(verdict: str, *checks: CheckResult) -> Report:
+def report(verdict: str, *checks: CheckResult, **more: object) -> Report:
     stamp = "2026-11-22T10:00:00Z"
     return Report(
         host="gpu1",
@@ -26,8 +26,7 @@ def report(verdict: str, *checks: CheckResult) -> Report:
         verdict=verdict,
         doubles=False,
         checks=list(checks),
-        versions={},
-        images=[],
+        **{"versions": {}, "images": [], **more},
     )
 
 
@@ -56,6 +55,16 @@ def test_how_long_ago(stamp, told):
             report("failed", result("a", "failed"), result("b", "skipped", NOT_CHOSEN)),
             "2026-11-22T09:59:59Z",
             ["failed, 2 hours ago", "a: seen -> do it", "1 further check not part of that run"],
+        ),
+        (
+            report("passed", result("a", "passed"), versions={"sources": "double", "profile": "gpu-simulated"}),
+            "",
+            [
+                "passed, 2 hours ago",
+                "1 check passed",
+                "Doubles stand in for ComfyUI and Forge: this proves the deployment, not the applications.",
+                "The GPU is simulated: this proves how it is given to containers; nothing is computed on it.",
+            ],
         ),
         (
             report("incomplete", result("a", "skipped", "at work")),

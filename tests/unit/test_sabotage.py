@@ -22,6 +22,7 @@ def declared(id: str, **more: object) -> Check:
 CHECKS = (
     declared("door.closed"),
     declared("door.locked", depends=("door.closed",)),
+    declared("door.bolted", depends=("door.locked",)),
     declared("door.slow", quick=False),
     declared("door.restart", run="full"),
     declared("window.closed"),
@@ -55,6 +56,12 @@ AJAR = seen("door.closed", "failed", "the front door is ajar", "close it")
     [
         ({}, [AJAR], None),
         ({}, [AJAR, seen("door.locked", "failed")], None),
+        ({}, [AJAR, seen("door.locked", "failed"), seen("door.bolted", "failed")], "door.bolted turned red, too"),
+        (
+            {"expects": ("window.closed", "door.closed"), "names": "rain"},
+            [seen("window.closed", "failed", "rain", "dry it"), seen("door.closed"), seen("door.locked", "failed")],
+            "door.closed should have turned red, but passed\ndoor.locked turned red, too",
+        ),
         ({}, [seen("door.closed")], "door.closed should have turned red, but passed"),
         ({}, [seen("door.closed", "warning", "ajar")], "door.closed should have turned red, but warning: ajar"),
         ({}, [seen("door.closed", "skipped", "no time")], "door.closed should have turned red, but skipped: no time"),
@@ -70,11 +77,15 @@ AJAR = seen("door.closed", "failed", "the front door is ajar", "close it")
         ({"also": ("win",)}, [AJAR, seen("window.closed", "failed")], "window.closed turned red, too"),
         ({}, [seen("door.closed", "failed", "a 500", "see the logs")], "door.closed does not name the cause.*a 500"),
         ({}, [seen("door.closed", "failed", "draught", "the door is ajar: close it")], None),
-        ({"names": "door.*ajar.*close it"}, [AJAR], None),
+        ({"names": "door.*ajar.* -> .*close it"}, [AJAR], None),
+        ({"names": "ajar.* -> .*lock it"}, [AJAR], "door.closed does not name the cause.*ajar -> close it"),
+        ({}, [seen("door.closed", "failed", "the front door is ajar")], "door.closed does not say what to do"),
     ],
     ids=[
         "noticed and named",
-        "what the catalogue explains is red, too",
+        "what depends on it is red, too",
+        "what depends on that is red as well",
+        "what depends on a check that is green is red",
         "not noticed",
         "a warning is no red",
         "a skip is no red",
@@ -87,19 +98,23 @@ AJAR = seen("door.closed", "failed", "the front door is ajar", "close it")
         "not named",
         "named by the hint",
         "named by both",
+        "named, with another remedy",
+        "named, without a remedy",
     ],
 )
 def test_what_is_a_fault(more: dict[str, object], results: list[CheckResult], fault: str | None) -> None:
     found = faults(one(**more), {result.id: result for result in results}, CHECKS)
-    assert len(found) == (fault is not None) and all(re.search(fault or "", text) for text in found)
+    told = fault.splitlines() if fault else []
+    assert len(found) == len(told) and all(re.search(*pair) for pair in zip(told, found, strict=True))
 
 
 def test_its_groups_are_verified_without_what_only_full_does() -> None:
-    assert concerned(one(), CHECKS) == ["door.closed", "door.locked", "door.slow"]
-    assert concerned(one(), CHECKS, only_quick=True) == ["door.closed", "door.locked"]
-    assert concerned(one(groups=("window",)), CHECKS)[3:] == ["window.closed", "window.service.healthz"]
+    quick = ["door.closed", "door.locked", "door.bolted"]
+    assert concerned(one(), CHECKS) == [*quick, "door.slow"]
+    assert concerned(one(), CHECKS, only_quick=True) == quick
+    assert concerned(one(groups=("window",)), CHECKS)[4:] == ["window.closed", "window.service.healthz"]
     restart = one(expects=("door.restart",))
-    assert concerned(restart, CHECKS, only_quick=True) == ["door.closed", "door.locked", "door.restart"]
+    assert concerned(restart, CHECKS, only_quick=True) == [*quick, "door.restart"]
 
 
 class House:

@@ -7,13 +7,15 @@ from collections import Counter
 import pytest
 import sabotage as lists
 
-from atelier.checks import CATALOGUE, existing
-from atelier.sabotage import NEEDS, Sabotage
+from atelier.checks import CATALOGUE, existing, explained
+from atelier.paths import PROJECT
+from atelier.sabotage import NEEDS, Sabotage, concerned
 from atelier.settings import Settings
 
 ALL = lists.every()
 SANDBOXES = {
     "": Settings.model_validate({"profile": "cpu"}),
+    "doubles": Settings.model_validate({"profile": "cpu"}),
     "gpu": Settings.model_validate({"profile": "gpu-simulated"}),
     "tls": Settings.model_validate({"profile": "cpu", "tls": {"mode": "internal"}}),
 }
@@ -47,3 +49,46 @@ def test_what_a_sabotage_says_is_so(sabotage: Sabotage) -> None:
         if isinstance(script, str):
             read = subprocess.run(["sh", "-n"], input=script, capture_output=True, text=True)
             assert read.returncode == 0, read.stderr
+
+
+ROW = re.compile(r"\| (?P<id>[a-z]+\.[a-z0-9-]+) \| [^|]+ \| (?P<red>[a-z0-9.]+(, [a-z0-9.]+)*) \| \d+ \|")
+"""Of the table in docs/tested.md."""
+KNOWN = {sabotage.id: sabotage for sabotage in ALL}
+RUN = [row for row in ROW.finditer((PROJECT / "docs" / "tested.md").read_text()) if row["id"] in KNOWN]
+
+
+def test_the_last_run_of_all_is_read() -> None:
+    assert len(RUN) > 200
+
+
+@pytest.mark.parametrize("row", RUN, ids=lambda row: row["id"])
+def test_what_turned_red_in_the_last_run_of_all_is_what_may(row: re.Match[str]) -> None:
+    sabotage, red = KNOWN[row["id"]], set(row["red"].split(", "))
+    allowed = {*sabotage.expects, *explained(sabotage.expects)}
+    more = {id for id in red - allowed if not any(f"{id}.".startswith(f"{name}.") for name in sabotage.also)}
+    assert not more
+
+
+@pytest.mark.parametrize("sabotage", ALL, ids=lambda sabotage: sabotage.id)
+def test_what_may_be_red_besides_is_looked_at(sabotage: Sabotage) -> None:
+    asked = concerned(sabotage, existing(SANDBOXES[sabotage.needs]))
+    unasked = [name for name in sabotage.also if not any(f"{id}.".startswith(f"{name}.") for id in asked)]
+    assert not unasked
+
+
+UNREADABLE = "; ".join(
+    f"{what} cannot be read"
+    for what in ("docker inspect", "docker logs comfyui-qwen", "docker image inspect atelier/leaky:1", "journal")
+)
+"""What secrets.leaks says of places that it could not search."""
+
+
+@pytest.mark.parametrize("sabotage", ALL, ids=lambda sabotage: sabotage.id)
+def test_what_any_failure_of_the_check_says_does_not_name_the_cause(sabotage: Sabotage) -> None:
+    first = next(check for check in CATALOGUE if check.id == sabotage.expects[0])
+    assert not re.search(sabotage.names, f"{first.title}: {UNREADABLE} -> {first.hint}")
+
+
+@pytest.mark.parametrize("check", sorted({sabotage.expects[0] for sabotage in ALL}))
+def test_what_a_check_says_to_do_is_tried_for_one_sabotage_at_least(check: str) -> None:
+    assert any(" ->" in sabotage.names for sabotage in ALL if sabotage.expects[0] == check)

@@ -67,6 +67,7 @@ class Matrix:
     def abs(self): return Matrix(abs(self.value))
     def max(self): return self.value
 DRIFT = 0.25
+def fail(text): raise RuntimeError(text)
 def rand(*shape): return Matrix(1.0)
 cuda = types.SimpleNamespace(is_available=lambda: AVAILABLE, device_count=lambda: 1,
     get_device_capability=lambda index: (8, 9), get_arch_list=lambda: ["sm_86"])
@@ -82,3 +83,23 @@ def test_the_script_answers_in_json(tmp_path: Path, available: bool) -> None:
     answer = json.loads(done.stdout)
     assert answer["available"] is available and ("error" in answer) is available
     assert not available or answer["error"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.00 MiB.\nSee more",
+            "CUDA out of memory. Tried to allocate 2.00 MiB.",
+        ),
+        ("CUDA error: out of memory", "CUDA error: out of memory"),
+        ("CUDA error: no kernel image is available for execution on the device", None),
+    ],
+)
+def test_a_full_card_is_no_fault_of_the_image(tmp_path: Path, text: str, told: str | None) -> None:
+    fake = FAKE.replace("def cuda(self): return Matrix(self.value + DRIFT / 2)", f"def cuda(self): fail({text!r})")
+    assert fake != FAKE
+    (tmp_path / "torch.py").write_text(f"AVAILABLE = True\n{fake}")
+    done = subprocess.run([sys.executable, "-"], input=torch_probe.SCRIPT, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) is (told is not None)
+    assert told is None or json.loads(done.stdout)["full"] == told

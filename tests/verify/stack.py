@@ -9,6 +9,7 @@ import random
 import shlex
 import ssl
 import uuid
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from testinfra.host import Host
 
 from atelier import credentials, imagecheck
 from atelier.certificates import Anchor, Certificate
+from atelier.checks.survival_state import busy_applications
 from atelier.comfyui import ComfyUI
 from atelier.errors import AtelierError
 from atelier.forge import Forge
@@ -184,6 +186,12 @@ class Stack:
     def computes_on_gpu(self) -> bool:
         """Whether images are made by a GPU, and not by a processor, which takes minutes for a megapixel."""
         return self.settings.profile == "gpu"
+
+    def at_work(self, services: Collection[str]) -> list[str]:
+        """Which of these applications make images now. Raises AtelierError where one does not say."""
+        queue = self.comfyui.queue() if "comfyui" in services else {}
+        jobs = self.forge.jobs() if "forge" in services else 0
+        return busy_applications(queue, jobs)
 
     @property
     def in_use(self) -> bool:

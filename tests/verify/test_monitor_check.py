@@ -10,4 +10,4 @@ def test_the_host_looks_at_itself(stack, check):
     told = monitor_state.parse(stack.output(monitor_state.script(stack.settings)))
     monitoring = stack.settings.monitoring
     expected = f"a look every {monitoring.interval} s, its state and its metrics" if monitoring.enabled else "no timer"
-    check.free_of(expected, monitor_state.wrong(told, stack.settings), monitor_state.text(told))
+    check.free_of(expected, monitor_state.wrong(told, stack.settings), monitor_state.text(told, stack.settings))
