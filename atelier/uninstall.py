@@ -226,22 +226,28 @@ def _units(recorded: Recorded, remains: Remains) -> Plan:
 
 
 def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
-    restored = _daemon_json(recorded, remains)
-    if not remains.daemon_json.strip() or (restored == remains.daemon_json and remains.before is None):
+    """The copy of before stays until all else is done: an interrupted run must find what was somebody's already."""
+    if DAEMON_JSON not in recorded.created.get("merged", ()) or not remains.daemon_json.strip():
         return Plan()
+    restored = _daemon_json(recorded, remains)
     if restored is None:
-        script, content, told = f"rm -f {DAEMON_JSON} {BEFORE}", b"", f"{DAEMON_JSON}: removed, as there was none"
+        script, content, told = f"rm -f {DAEMON_JSON}", b"", f"{DAEMON_JSON}: removed, as there was none"
+    elif _object(restored) == _object(remains.daemon_json):
+        return Plan()
     else:
         part = f"{DAEMON_JSON}{PART}"
         script = (
             f"cat >{part} && chown --reference={DAEMON_JSON} {part} && chmod --reference={DAEMON_JSON} {part} "
-            f"&& sync {part} && mv -fT {part} {DAEMON_JSON} && rm -f {BEFORE}"
+            f"&& sync {part} && mv -fT {part} {DAEMON_JSON}"
         )
         content, told = restored.encode(), f"{DAEMON_JSON}: without what we had merged into it"
-    # It takes its settings anew without a restart, which could end somebody else's containers.
-    reload = "\n! systemctl is-active -q docker || systemctl reload docker" if docker_stays(recorded, remains) else ""
+    reload, keeps = "", tuple[Kept, ...]()
+    if docker_stays(recorded, remains):
+        # A restart could end somebody else's containers.
+        reload = "\n! systemctl is-active -q docker || systemctl reload docker"
+        keeps = (Kept("the settings of ours that Docker has read", "some are in force until Docker starts anew"),)
     step = Step("Docker", "Put Docker's settings back", f"{{ {script}; }} || exit 1{reload}", content)
-    return Plan((step,), {}, (told,))
+    return Plan((step,), {}, (told,), keeps)
 
 
 def _daemon_json(recorded: Recorded, remains: Remains) -> str | None:
@@ -550,9 +556,14 @@ def last_steps(recorded: Recorded, roots: Roots, remains: Remains, purge: bool, 
             Step("State", "Remember what stays", _write(manifest_path(roots)), manifest.encode()),
             Step("State", "Forget everything else", f"find -H {shlex.quote(state)} -xdev -mindepth 1 {keep} -delete"),
         ]
-    anchor = f"rm -f {ANCHOR}; ! [ -d {ANCHOR_DIRECTORY} ] || rmdir --ignore-fail-on-non-empty {ANCHOR_DIRECTORY}"
-    runtime = shlex.join(["/run/atelier-monitor", weights_unit.RUN, "/run/atelier-relocation"])
-    return (*steps, Step("State", "Forget that this host was deployed", f"rm -rf {runtime}; {anchor}"))
+    copy = (BEFORE,) if recorded.created.get("merged") else ()
+    folders = (
+        ANCHOR_DIRECTORY,
+        *(path for path in recorded.ours("directories") if copy and BEFORE.startswith(f"{path}/")),
+    )
+    gone = shlex.join([ANCHOR, *copy, "/run/atelier-monitor", weights_unit.RUN, "/run/atelier-relocation"])
+    forget = f"rm -rf {gone}; {_RMDIR}"
+    return (*steps, Step("State", "Forget that this host was deployed", forget, _deepest_first(folders)))
 
 
 def manifest_path(roots: Roots) -> str:

@@ -67,7 +67,7 @@ print(
                 "{ iptables-save; ip6tables-save; } | sed 's/\\[[0-9:]*\\]//' | grep -vE '^(COMMIT|\\*.*|:[A-Z]+ ACCEPT *)$'"
             ),
             "mounts": lines("awk '{print $2, $3}' /proc/self/mounts | grep -v ^/run/user"),
-            "links": lines("ip -o link | awk -F': ' '{print $2}'"),
+            "links": lines("ip -o link | awk -F': ' '{print $2}' | cut -d@ -f1"),
             "kernel": lines("grep -H . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"),
             "run": lines("ls -d /run/atelier* /run/docker* /run/containerd* 2>/dev/null"),
         }

@@ -51,6 +51,7 @@ CREATED = {
     "users": ["atelier"],
     "holds": ["nvidia-open"],
     "packages": ["docker.io", "aria2"],
+    "merged": [deployment.DAEMON_JSON],
 }
 
 
@@ -485,6 +486,20 @@ def test_what_was_found_goes_before_the_copy_of_the_last_merge() -> None:
     none = replace(there, daemon_json=deployment.merged_daemon_json("", settings()))
     step = next(step for step in decide(record({"daemon_json": []}), none).steps if "settings" in step.name)
     assert "rm -f /etc/docker/daemon.json" in step.script
+
+
+THEIR_OWN = '{"live-restore": true, "features": {"cdi": true}}'
+PUT_BACK_ALREADY = {
+    "of a host of which no more than the data is ours": (record(merged=[]), THEIR_OWN, None),
+    "by a run that was interrupted": (record({"daemon_json": [THEIR_OWN]}), THEIR_OWN, None),
+    "by one of a host of which nobody wrote down what was there": (record(), THEIR_OWN, THEIR_OWN + "\n"),
+}
+
+
+@pytest.mark.parametrize("known,text,before", PUT_BACK_ALREADY.values(), ids=PUT_BACK_ALREADY.keys())
+def test_settings_that_are_somebodys_again_are_left_alone(known: Recorded, text: str, before: str | None) -> None:
+    plan = decide(known, replace(THERE, daemon_json=text, before=before))
+    assert not [step.name for step in plan.steps if "settings" in step.name] and not plan.puts_back
 
 
 def test_what_stays_is_found_again_wherever_it_lies() -> None:
