@@ -14,6 +14,7 @@ from atelier.target import Target
 from atelier.uninstall import Plan, Step
 from atelier.uninstall_packages import Kept, Packages, Simulation
 
+FORGET_LOCK = f"rm -rf {lifecycle.LOCK_DIRECTORY}"
 SHOWN_OUTPUT = 15
 """Lines of a failed step that are shown."""
 
@@ -30,6 +31,7 @@ def run(target: Target, ssh: Ssh, narrator: Narrator, *, purge: bool, yes: bool)
         packages = _packages(ssh, record, there)
         plan = uninstall.decide(record, roots, there, packages, purge)
         if uninstall.is_done(plan, there):
+            ssh.run(FORGET_LOCK, check=True)
             narrator.say(f"  nothing of a deploy is on {target.name} that would be removed", style="green")
             return _tell_kept(target, plan.keeps, narrator)
         for line in plan.lines():
@@ -43,7 +45,7 @@ def run(target: Target, ssh: Ssh, narrator: Narrator, *, purge: bool, yes: bool)
         audit = lifecycle.audit_line([f"{step.stage}: {step.name}" for step in plan.steps], "uninstalled")
         for step in uninstall.last_steps(record, roots, there, purge, audit):
             _carry_out(ssh, step, narrator)
-        ssh.run(f"rm -rf {lifecycle.LOCK_DIRECTORY}", check=True)
+        ssh.run(FORGET_LOCK, check=True)
     narrator.say(f"Uninstalled from {target.name} in {time.monotonic() - started:.0f} s. Removed: {plan.counts()}.")
     return _tell_kept(target, plan.keeps, narrator)
 

@@ -131,4 +131,4 @@ def test_a_host_without_anything_of_ours_is_left_in_peace(
 ) -> None:
     host = Host(monkeypatch, Recorded(), GONE)
     assert uninstall(host, yes=False) == 0
-    assert host.done == ["lock", "unlock"] and "nothing of a deploy" in capsys.readouterr().out
+    assert host.done == ["lock", "rm -rf /run/atelier", "unlock"] and "nothing of a deploy" in capsys.readouterr().out
