@@ -81,9 +81,12 @@ def foreign_containers(docker: Docker) -> list[str]:
 
 
 def our_packages(recorded: Recorded) -> frozenset[str]:
-    """The packages that deploys installed, and that were not there before."""
-    found = found_packages(recorded)
-    return frozenset(map(apt.name_of, recorded.created.get("packages", ()))) - found
+    """The packages that deploys installed, and that were not there before.
+
+    What apt holds for us it never calls needless. Where nobody wrote down what was there it may have been.
+    """
+    held = recorded.created.get("holds", frozenset()) if "packages" in recorded.found else frozenset()
+    return (frozenset(map(apt.name_of, recorded.created.get("packages", ()))) | held) - found_packages(recorded)
 
 
 def found_packages(recorded: Recorded) -> frozenset[str]:

@@ -187,8 +187,8 @@ def test_a_host_with_a_gpu_is_as_found() -> None:
         GPU.atelier("deploy", "--sources", "double", "--reboot")
         made = GPU.root("wc -l </var/log/initramfs")
         output = GPU.atelier("uninstall", "--yes", "--purge")
-        # The guest has no kernel of its own, so no modules but the driver's for the index that depmod makes.
-        index = re.compile(r"\+ files /usr/lib/modules(/[^/ ]+(/modules\.[^/ ]+)?)? ")
+        # The guest has no kernel of its own, so no modules but the driver's: depmod's index and the folders are new.
+        index = re.compile(r"\+ files /usr/lib/modules(/[^/ ]+(/modules\.[^/ ]+|/updates(/dkms)?)?)? ")
         assert [line for line in differences(found, snapshot(GPU)) if not index.match(line)] == []
         assert int(GPU.root("wc -l </var/log/initramfs")) == int(made) + 1, "without our settings of the modules"
         assert "restart" in output, "the driver's modules stay loaded until then"

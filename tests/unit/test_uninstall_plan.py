@@ -234,6 +234,20 @@ def test_the_group_docker_stays_with_its_members() -> None:
     assert why(decide(record(), replace(THERE, groups={"docker": "me"})))["the group docker"] == "it has members: me"
 
 
+HELD = {
+    "brought by ours": ({"packages": ["bash=5"]}, ("aria2", "docker.io", "nvidia-open")),
+    "there before": ({"packages": ["nvidia-open=580"]}, ("aria2", "docker.io")),
+}
+
+
+@pytest.mark.parametrize("found,expected", HELD.values(), ids=HELD.keys())
+def test_what_apt_holds_for_us_goes_where_it_was_not_there(found: dict, expected: tuple[str, ...]) -> None:
+    there = replace(THERE, packages={**THERE.packages, "nvidia-open": "installed"})
+    assert uninstall_packages.candidates(record(found), there).purge == expected
+    of_schema_1 = replace(record(), found={})
+    assert uninstall_packages.candidates(of_schema_1, there).purge == ("aria2", "docker.io"), "nobody knows"
+
+
 def test_a_driver_stays_under_somebody_elses_containers() -> None:
     blacklist = uninstall.routes.NOUVEAU_BLACKLIST.path
     known = record(
