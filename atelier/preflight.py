@@ -171,8 +171,14 @@ def _deploy_needs(deployment: Deployment) -> list[Need]:
     return [*_weights_needs(deployment), images, (DOCKER_ROOT, "a reserve", RESERVE_GB * GB)]
 
 
-def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Finding]:
-    """What is missing, added up by file system. wanting: what would fail."""
+def lacking(deployment: Deployment) -> dict[str, int]:
+    """By mount point the bytes that a deploy lacks there."""
+    wanted = _by_mount(deployment.facts, _deploy_needs(deployment))
+    return {mount: short for mount, (free, parts) in wanted.items() if (short := sum(parts.values()) - free) > 0}
+
+
+def _by_mount(facts: HostFacts, needs: Sequence[Need]) -> dict[str, tuple[int, dict[str, int]]]:
+    """What is free and what is wanted, added up by file system. A deployed host needs no reserve for what it has."""
     free: dict[str, int] = {}
     wanted: dict[str, dict[str, int]] = {}
     for directory, what, size in needs:
@@ -180,10 +186,19 @@ def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Findin
             mount = facts.mounts.get(directory, directory)
             free[mount] = facts.disk_free[directory]
             wanted.setdefault(mount, {}).update({what: size} if size else {})
+    return {
+        mount: (free[mount], parts)
+        for mount, parts in wanted.items()
+        if not facts.deployed or set(parts) != {"a reserve"}
+    }
+
+
+def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Finding]:
+    """What is missing. wanting: what would fail."""
     return [
         Finding(
-            f"{mount} has {_amount(free[mount])} free and {wanting} needs {_amount(sum(parts.values()))} there: "
-            + ", ".join(f"{_amount(size)} for {what}" for what, size in parts.items()),
+            f"{mount} has {amount(free)} free and {wanting} needs {amount(sum(parts.values()))} there: "
+            + ", ".join(f"{amount(size)} for {what}" for what, size in parts.items()),
             "free some space"
             + (
                 " (`make models-prune` lists weights that no set needs)"
@@ -192,9 +207,8 @@ def _space(facts: HostFacts, wanting: str, needs: Sequence[Need]) -> list[Findin
             )
             + ", or point data_root or models_dir (Docker: data-root in /etc/docker/daemon.json) at a larger disk",
         )
-        for mount, parts in wanted.items()
-        if not facts.deployed or set(parts) != {"a reserve"}
-        if sum(parts.values()) > free[mount]
+        for mount, (free, parts) in _by_mount(facts, needs).items()
+        if sum(parts.values()) > free
     ]
 
 
@@ -208,14 +222,15 @@ def _least_space(facts: HostFacts, settings: Settings) -> list[Finding]:
         return []
     return [
         Finding(
-            f"{' and '.join(free)} {'has' if len(free) == 1 else 'have'} {_amount(sum(free.values()))} free, "
+            f"{' and '.join(free)} {'has' if len(free) == 1 else 'have'} {amount(sum(free.values()))} free, "
             f"{settings.minimum_disk_gb} GB are wanted before a first deploy",
             "free some space, use a larger disk, or lower minimum_disk_gb",
         )
     ]
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """A number of bytes, for people."""
     return f"{size / GB:.1f} GB" if size >= GB // 10 else f"{size / 1e6:.1f} MB"
 
 
