@@ -1,0 +1,143 @@
+"""Looks what is wrong with a host, and carries out the repairs that were decided. The thin shell of `ailments` and `repairs`."""
+
+import base64
+import shlex
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from atelier import ailments, apt, lifecycle, openpgp, paths, preflight, repairs, sources
+from atelier import deployment as decide
+from atelier.ailments import Ailments
+from atelier.apt import Repository
+from atelier.console import Narrator
+from atelier.deployment import DAEMON_JSON, Deployment
+from atelier.errors import AtelierError
+from atelier.preflight import DOCKER_ROOT, image_directory
+from atelier.recorded import Recorded
+from atelier.repairs import Repair
+from atelier.ssh import Ssh, connection_error
+from atelier.tree import File
+
+SMALLEST = 256_000_000
+"""Free bytes without which a host cannot even write down what is done to it."""
+DOWNLOADED = "/run/atelier/repaired.key"
+SHOWN_OUTPUT = 15
+
+
+def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
+    """What is wrong with the host, in one round trip; another one where it lacks space."""
+    settings = deployment.settings
+    store, images = settings.models_path(), image_directory(deployment.facts)
+    places = {*settings.data_directories(), settings.config_root, "/", "/etc", "/var/lib/dpkg", DOCKER_ROOT, images}
+    if record.roots:
+        places |= {record.roots.config_root, record.roots.data_root, record.roots.models_dir, record.roots.outputs_dir}
+    told = ssh.run(ailments.script(places), timeout=600, check=True).stdout
+    facts = ailments.parse(told, time.time(), _repositories(deployment))
+    full = {
+        each.mount: SMALLEST - each.free for each in facts.file_systems if each.free < SMALLEST and not each.read_only
+    }
+    lacking = full | {mount: max(short, full.get(mount, 0)) for mount, short in preflight.lacking(deployment).items()}
+    facts = replace(
+        facts,
+        lacking=lacking,
+        declared=frozenset(project.container for project in deployment.projects()),
+        docker=replace(facts.docker, our_settings=_our_daemon_json(deployment, record)),
+    )
+    if not lacking:
+        return facts
+    told = ssh.run(ailments.space_script(store, lacking, images), timeout=600, check=True).stdout
+    wanted = {weight.sha256 for weight in deployment.weights}
+    return ailments.with_space(facts, told, deployment.image_tags().values(), wanted)
+
+
+def _repositories(deployment: Deployment) -> list[Repository]:
+    """Those that a deploy of this host adds, or added."""
+    found = decide.gpu_repositories(deployment)
+    if decide.uses_docker_ce(deployment.facts):
+        fingerprint = sources.read_lock(paths.PROJECT / sources.LOCK).nvidia.docker_key
+        found.append(decide.docker_repository(deployment.facts, fingerprint))
+    return found
+
+
+def _our_daemon_json(deployment: Deployment, record: Recorded) -> str:
+    """Docker's settings where all of them are ours: there were none when we declared them first."""
+    return decide.merged_daemon_json("", deployment.settings) if DAEMON_JSON in record.ours("merged") else ""
+
+
+def mend(
+    ssh: Ssh, deployment: Deployment, record: Recorded, planned: Iterable[Repair], narrator: Narrator
+) -> tuple[Repair, ...]:
+    """Carry out what of the repairs is for us, and look again; returns what is wrong then, such as what only shows by now.
+
+    Whoever goes on decides the deployment again first: a Docker that was dead told nothing of its images. Raises
+    AtelierError where a repair did not help, or where something stops everything.
+    """
+    ours = [repair for repair in planned if repair.what]
+    _require_possible(planned)
+    for repair in ours:
+        _carry_out(ssh, repair, narrator)
+    left = repairs.plan(look(ssh, deployment, record)) if ours else tuple(planned)
+    _require_mended(ours, left)
+    _require_possible(left)
+    return left
+
+
+def _require_mended(done: Sequence[Repair], left: Sequence[Repair]) -> None:
+    for repair in done:
+        # Less room may be lacking than before, and a key's owner may have no other: the deploy tells whether it is enough.
+        if repair in left and not repair.removes and not repair.repository:
+            raise AtelierError(f"{repair.problem}: the repair did not help ({repair.what})", repair.remedy)
+
+
+def _require_possible(planned: Iterable[Repair]) -> None:
+    for repair in planned:
+        if repair.stops:
+            raise AtelierError(f"{repair.problem}: {repair.why}", repair.remedy)
+
+
+def _carry_out(ssh: Ssh, repair: Repair, narrator: Narrator) -> None:
+    narrator.begin("Repairs", repair.what)
+    if repair.repository:
+        _renew_key(ssh, repair.repository, narrator)
+    else:
+        _run(ssh, repair.script, repair, narrator, repair.stdin)
+    narrator.end(changed=True)
+
+
+def _renew_key(ssh: Ssh, repository: Repository, narrator: Narrator) -> None:
+    """Fetch a repository's key; the host trusts it only when its fingerprint is the one that is pinned here."""
+    place = shlex.quote(str(PurePosixPath(DOWNLOADED).parent))
+    fetching = Repair(
+        f"the key of {repository.name} cannot be fetched", remedy="see the host's network and proxy settings"
+    )
+    _run(ssh, f"install -d -m 0700 {place}\n{apt.fetch_script(repository.key_url, DOWNLOADED)}", fetching, narrator)
+    told = ssh.run(f"base64 {DOWNLOADED}; rm -f {DOWNLOADED}", timeout=60, check=True).stdout
+    key = base64.b64decode(told)
+    openpgp.require(key, repository.fingerprint, repository.key_url)
+    keyring = File(repository.keyring, openpgp.for_keyring(key, repository.keyring))
+    ssh.run(lifecycle.guard() + keyring.install_script(), stdin=keyring.content, timeout=60, check=True)
+
+
+def _run(ssh: Ssh, script: str, repair: Repair, narrator: Narrator, stdin: bytes = b"") -> None:
+    """A script of a repair. Raises AtelierError with what it printed."""
+    process = ssh.popen(lifecycle.guard() + script)
+    assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
+    told: deque[str] = deque(maxlen=200)
+    with process:
+        process.stdin.write(stdin)
+        process.stdin.close()
+        for raw in process.stdout:
+            told.append(raw.decode(errors="replace").rstrip())
+            narrator.output(told[-1])
+    if process.returncode == 255:
+        raise connection_error(ssh.destination, "\n".join(told))
+    if process.returncode != 0:
+        finding = apt.explain(told)
+        lines = [line for line in told if line.strip()][-SHOWN_OUTPUT:]
+        raise AtelierError(
+            finding.problem if finding else "\n    ".join([f"{repair.problem}: the repair failed", *lines]),
+            finding.remedy if finding else repair.remedy,
+        )
