@@ -329,7 +329,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
         files.add(upkeep.initramfs_stamp(state))
     if uses_docker_ce(deployment.facts):
         files |= {DOCKER_SOURCES, DOCKER_KEYRING}
-    for repository in gpu_repositories(deployment):
+    for repository in _gpu_repositories(deployment):
         files |= {repository.source.path, repository.keyring}
     facts, user = deployment.facts, settings.service_user
     return {
@@ -349,8 +349,7 @@ def declared(deployment: Deployment) -> dict[str, list[str]]:
     }
 
 
-def gpu_repositories(deployment: Deployment) -> list[apt.Repository]:
-    """The apt repositories that a deploy adds for the GPU."""
+def _gpu_repositories(deployment: Deployment) -> list[apt.Repository]:
     gpu = deployment.gpu
     return [each for each in (gpu.driver.repository if gpu.driver else None, gpu.toolkit_repository) if each]
 
@@ -363,7 +362,7 @@ def installing(deployment: Deployment, before: manifest.Before) -> list[str]:
 
 def written(deployment: Deployment, before: manifest.Before) -> dict[str, str]:
     """sha256 by path of what a deploy writes whole. A keyring is not in it: what is in one is known once it is fetched."""
-    sources = [repository.source for repository in gpu_repositories(deployment)]
+    sources = [repository.source for repository in _gpu_repositories(deployment)]
     if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
         sources.append(docker_repository(deployment.facts, "").source)
     files = [entry for entry in (*deployment.entries(), *sources) if isinstance(entry, File)]

@@ -15,6 +15,7 @@ from atelier.apt import Repository
 from atelier.console import Narrator
 from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.errors import AtelierError
+from atelier.gpu import routes, toolkit
 from atelier.preflight import DOCKER_ROOT, image_directory
 from atelier.recorded import Recorded
 from atelier.repairs import Repair
@@ -35,7 +36,7 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
     if record.roots:
         places |= {record.roots.config_root, record.roots.data_root, record.roots.models_dir, record.roots.outputs_dir}
     told = ssh.run(ailments.script(places), timeout=600, check=True).stdout
-    facts = ailments.parse(told, time.time(), _repositories(deployment))
+    facts = ailments.parse(told, time.time(), _repositories(deployment, record))
     full = {
         each.mount: SMALLEST - each.free for each in facts.file_systems if each.free < SMALLEST and not each.read_only
     }
@@ -53,13 +54,16 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
     return ailments.with_space(facts, told, deployment.image_tags().values(), wanted)
 
 
-def _repositories(deployment: Deployment) -> list[Repository]:
-    """Those that a deploy of this host adds, or added."""
-    found = decide.gpu_repositories(deployment)
-    if decide.uses_docker_ce(deployment.facts):
-        fingerprint = sources.read_lock(paths.PROJECT / sources.LOCK).nvidia.docker_key
-        found.append(decide.docker_repository(deployment.facts, fingerprint))
-    return found
+def _repositories(deployment: Deployment, record: Recorded) -> list[Repository]:
+    """Those that deploys added to the host, whether the next one would have to add them or not."""
+    facts, settings = deployment.facts, deployment.settings
+    fingerprint = sources.read_lock(paths.PROJECT / sources.LOCK).nvidia.docker_key
+    found = [decide.docker_repository(facts, fingerprint)]
+    if deployment.gpu.action != "none":
+        bare = replace(facts, gpu=replace(facts.gpu, sources=frozenset(), packages={}))
+        of_driver = routes.debian_repository(bare, settings) if facts.os_codename in routes.DEBIAN else None
+        found += [each for each in (of_driver, toolkit.toolkit_repository(bare, settings)) if each]
+    return [each for each in found if each.source.path in record.created.get("files", ())]
 
 
 def _our_daemon_json(deployment: Deployment, record: Recorded) -> str:
