@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 VARIABLES := HOST LIMIT SERVICE SOURCES PROMPT IMAGE QUICK FULL GROUP CHECK NAME LINES ACCEPT_NEW_HOST_KEY REBOOT BUNDLE \
-	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT ONLY PURGE
+	DEST SET MIRROR SEARCH COPY PORT DEEP YES WRITE IMPORT ONLY PURGE FROM ADOPT_TOKEN
 export ACCEPT_NEW_HOST_KEY
 
 # Settings of a run come from make's own command line, never from the environment: a forgotten HOST must not aim anywhere.
@@ -19,7 +19,7 @@ store = $(call option,--dest,DEST) $(call option,--set,SET)
 by_name = $(if $(call given,HOST)$(call given,LIMIT),$(error $@ takes NAME=, not HOST= or LIMIT=))
 atelier = @./bootstrap.sh && exec .venv/bin/atelier
 
-.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials rotate outputs uninstall \
+.PHONY: help deploy plan preflight verify doctor generate status logs stop start restart tunnel credentials rotate outputs reprovision uninstall \
 	models-fetch models-verify models-prune models-serve models-adopt models-lock \
 	test bench lint lock docs sandbox-up sandbox-down sabotage
 
@@ -31,8 +31,8 @@ help: ## this list
 deploy: ## everything: preflight, host, driver, Docker, weights, images, services, quick verify [SERVICE=] [REBOOT=1] [IMPORT=]
 	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES) $(call flag,--reboot,REBOOT) \
 		$(call option,--import,IMPORT)
-plan: ## what deploy would change; changes nothing
-	$(atelier) plan $(target) $(call option,--sources,SOURCES)
+plan: ## what deploy and reprovision would change; changes nothing [PURGE=1] [FROM=]
+	$(atelier) plan $(target) $(call option,--sources,SOURCES) $(call flag,--purge,PURGE) $(call option,--from,FROM)
 preflight: ## all reasons why a deploy would fail, before anything is changed
 	$(atelier) preflight $(target) $(call option,--sources,SOURCES)
 verify: ## the full proof; report in reports/<host>/latest [QUICK=1] [FULL=1] [DEEP=1] [GROUP=] [CHECK=]
@@ -59,6 +59,9 @@ rotate: ## new credentials in, old ones out, and the proof of both [SERVICE=comf
 	$(atelier) rotate $(target) $(call option,--service,SERVICE) $(call flag,--yes,YES)
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
+reprovision: ## from whatever the host is to what is declared: moved data, other names, a stack of before [YES=1] [PURGE=1] [FROM=] [ADOPT_TOKEN=1]
+	$(atelier) reprovision $(target) $(call option,--sources,SOURCES) $(call flag,--yes,YES) $(call flag,--purge,PURGE) \
+		$(call option,--from,FROM) $(call flag,--adopt-token,ADOPT_TOKEN)
 uninstall: ## the host as it was found; weights, outputs and users' files stay unless PURGE=1 [YES=1]
 	$(atelier) uninstall $(target) $(call flag,--yes,YES) $(call flag,--purge,PURGE)
 models-fetch: ## the weights alone: on a host, or with DEST=DIR into a store here [SET=] [MIRROR=]

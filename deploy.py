@@ -28,6 +28,26 @@ def rotate(deployment: Deployment) -> None:
     state.record(deployment)
 
 
+def prepared(deployment: Deployment) -> None:
+    """What takes long and disturbs nobody, before what runs makes room."""
+    driver(deployment)
+    if not deployment.facts.deployed:
+        gpu.toolkit(deployment)
+        docker.engine(deployment)
+    models.weights(deployment)
+    images.built(deployment)
+
+
+def switched(deployment: Deployment) -> None:
+    """The services, as soon as what they use lies in its place."""
+    state.declare(deployment)
+    host.places(deployment)
+    docker.networks(deployment)
+    credentials.secrets(deployment)
+    services.running(deployment)
+    services.gateway(deployment)
+
+
 def deploy(deployment: Deployment) -> None:
     """Bring one host to what is declared."""
     driver(deployment)

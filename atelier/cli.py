@@ -38,6 +38,9 @@ app.add_typer(models_app.app, name="models")
 
 Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gateway; default: all.")]
 
+PURGE_HELP = "What services and sets that are declared no more have left goes, too."
+FROM_HELP = "Directory on the host in which a stack was put together by hand, where it is not found by itself."
+
 
 def main() -> None:
     """Run the command; what a user can mend ends in one message and exit 1, Ctrl-C in 130, neither in a traceback."""
@@ -128,14 +131,23 @@ def deploy(
 
 
 @app.command()
-def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
-    """What deploy would change; changes nothing. Exit 0 nothing, 2 changes, 1 error."""
+def plan(
+    host: Host = "",
+    limit: Limit = "",
+    sources: Sources = "auto",
+    purge: Annotated[bool, typer.Option("--purge", help=PURGE_HELP)] = False,
+    previous: Annotated[str, typer.Option("--from", help=FROM_HELP)] = "",
+) -> None:
+    """What deploy and reprovision would change; changes nothing. Exit 0 nothing, 2 changes, 1 error."""
 
     def action(target: Target, narrator: Narrator) -> int:
         ssh = operate.connected(target, narrator)
-        deployment = lifecycle.prepare(target, ssh, sources, narrator)
+        from atelier import reprovision
         from stages import provision
 
+        survey = reprovision.look(target, ssh, reprovision.Wishes(sources, purge=purge, root=previous), narrator)
+        deployment = survey.deployment
+        reprovision.tell(survey, narrator)
         operate.print_gpu_plan(deployment.gpu, narrator)
         if deployment.gpu.refusals:
             operate.print_findings(list(deployment.gpu.refusals), narrator)
@@ -144,7 +156,7 @@ def plan(host: Host = "", limit: Limit = "", sources: Sources = "auto") -> None:
         for change in outcome.changed:
             narrator.say(f"  ~ {change}")
         narrator.say(f"{len(outcome.changed)} of {outcome.operations} operations would change something.")
-        return 2 if outcome.changed else 0
+        return 2 if outcome.changed or not survey.plan.is_empty() else 0
 
     for_each(host, limit, action)
 
@@ -331,6 +343,26 @@ def rotate(
         return 0
 
     for_each(host, limit, action)
+
+
+@app.command()
+def reprovision(
+    host: Host = "",
+    limit: Limit = "",
+    sources: Sources = "auto",
+    yes: Annotated[bool, typer.Option("--yes", help="Move, displace and remove without asking.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help=PURGE_HELP)] = False,
+    previous: Annotated[str, typer.Option("--from", help=FROM_HELP)] = "",
+    adopt_token: Annotated[
+        bool,
+        typer.Option("--adopt-token", help="First deploy: the token of the stack that was here before stays in force."),
+    ] = False,
+) -> None:
+    """Bring a host from whatever it is to what is declared, and lose nothing. Finishes one that was interrupted."""
+    from atelier import reprovision as reorganising
+
+    wishes = reorganising.Wishes(sources, yes, purge, adopt_token, previous)
+    for_each(host, limit, lambda target, narrator: reorganising.run(target, wishes, narrator))
 
 
 @app.command()

@@ -7,13 +7,14 @@ them, and of the time before the first deploy as `packages` everything that was 
 
 import json
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from atelier import SCHEMA, recorded
 from atelier.errors import AtelierError
+from relocation.job import moved as place
 
 PATHS = ("files", "directories", "merged")
 """The kinds whose names are paths."""
@@ -125,6 +126,28 @@ def without(manifest: str, files: Collection[str], release: str) -> str:
     document["created"]["files"] = [path for path in document["created"].get("files", []) if path not in files]
     wrote = {path: sums for path, sums in document["wrote"].items() if path not in files}
     return _text(document["created"], document["found"], wrote, release)
+
+
+def moved(manifest: str, pairs: Sequence[tuple[str, str]], release: str) -> str:
+    """The manifest after each first directory came to lie in the place of its second. Raises AtelierError for a damaged one."""
+    document = _document(recorded.migrate({"manifest": manifest})["manifest"])
+    parts = {
+        part: {
+            kind: {place(name, pairs) for name in names} if kind in (*PATHS, "metrics") else names
+            for kind, names in document[part].items()
+        }
+        for part in ("created", "found")
+    }
+    wrote = {place(path, pairs): sums for path, sums in document["wrote"].items()}
+    return _text(_sorted(parts["created"]), _sorted(parts["found"]), wrote, release)
+
+
+def without_names(manifest: str, gone: Names, release: str) -> str:
+    """The manifest after things were removed, by kind. Raises AtelierError for a damaged one."""
+    document = _document(manifest)
+    left = {kind: {*names} - {*gone.get(kind, ())} for kind, names in document["created"].items()}
+    wrote = {path: sums for path, sums in document["wrote"].items() if path not in gone.get("files", ())}
+    return _text(_sorted(left), document["found"], wrote, release)
 
 
 def _sorted(names: Names) -> dict[str, list[str]]:

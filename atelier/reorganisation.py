@@ -6,82 +6,57 @@ services have passed.
 
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Protocol
 
-from atelier import render
 from atelier import deployment as decide
+from atelier import displacement, drift_diff, render, repairs
 from atelier.deployment import Deployment
+from atelier.displacement import SUFFIX, Displaced
+from atelier.drift_diff import Diff
 from atelier.errors import Finding
+from atelier.previous_stack import Found as PreviousStack
 from atelier.recorded import ANCHOR_DIRECTORY, Recorded, Roots, roots_of
 from atelier.remains import Container as Attached
 from atelier.remains import Remains
+from atelier.repairs import Repair
+from atelier.settings import Settings
 from atelier.tree import PART
-from atelier.uninstall import UNITS
+from atelier.uninstall import UNITS, Step
 from atelier.uninstall_packages import Kept, named
-from relocation.job import Move
+from relocation.job import Kind, Move, moved
 from relocation.plan import Plan as Relocation
 from relocation.plan import Planned
 
-ASIDE = ".previous"
-"""How the name ends of a container that stepped aside."""
+NOTHING = PreviousStack()
 TITLES = {"comfyui": "ComfyUI", "forge": "Forge", "gateway": "the gateway"}
 OWN_UNITS = f"{UNITS}atelier-"
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container on the host, whoever made it. ours: it carries our label; restart: its policy, as `docker update` takes it."""
+    """A container on the host, whoever made it. ours: it carries our label; policy: of its restart."""
 
     id: str
     name: str
     ours: bool
-    restart: str
+    policy: str
     running: bool
-
-
-@dataclass(frozen=True)
-class Displaced:
-    """A container that makes room: stopped and renamed, and back again where what follows it fails."""
-
-    id: str
-    name: str
-    restart: str
-    running: bool
-    ours: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class Adoption:
-    """What is taken over from a stack that was here before. bytes: what that copies; none for a link or what is only read."""
-
-    what: str
-    source: str
-    target: str
-    bytes: int = 0
-
-
-class Repair(Protocol):
-    """Something about the host that is mended before anything else, or that is left alone. Its lines are for people."""
-
-    @property
-    def asks(self) -> bool:
-        """Whether it takes something away, and so needs a yes."""
-
-    def lines(self) -> Sequence[str]:
-        """What it does, or why it does not and what a person has to do."""
 
 
 @dataclass(frozen=True)
 class Journal:
-    """What a reorganisation that is under way has in mind, in a fixed place on the host until it is over."""
+    """What a reorganisation that is under way has in mind, in a fixed place on the host until it is over.
+
+    displaced: containers of ours that step aside; previous: those of a stack that was here before.
+    """
 
     before: Roots | None
     after: Roots
     moves: tuple[Move, ...] = ()
     displaced: tuple[Displaced, ...] = ()
+    previous: tuple[Displaced, ...] = ()
     owner: tuple[int, int] | None = None
     """The id of the service user, and the one that it had."""
     switching: bool = False
@@ -90,16 +65,15 @@ class Journal:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found on a host. previous: what of a stack that was here before makes room; adoptions: what is taken of it."""
+    """What was found on a host."""
 
     remains: Remains = field(default_factory=Remains)
     containers: tuple[Container, ...] = ()
     relocation: Relocation = field(default_factory=lambda: Relocation((), (), ()))
-    previous: tuple[Displaced, ...] = ()
-    adoptions: tuple[Adoption, ...] = ()
+    previous: PreviousStack = NOTHING
     repairs: tuple[Repair, ...] = ()
-    diffs: tuple[str, ...] = ()
-    """Lines that show what was edited by hand and is put back."""
+    diffs: tuple[Diff, ...] = ()
+    left_alone: tuple[str, ...] = ()
     fetches: int = 0
     """Bytes of weights that the host has nowhere."""
 
@@ -110,12 +84,14 @@ class Reorganisation:
 
     moves: tuple[Planned, ...] = ()
     owner: tuple[int, int] | None = None
-    adoptions: tuple[Adoption, ...] = ()
+    previous: PreviousStack = NOTHING
     displaced: tuple[Displaced, ...] = ()
+    """Those of the previous stack included."""
     removals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
     repairs: tuple[Repair, ...] = ()
-    diffs: tuple[str, ...] = ()
+    diffs: tuple[Diff, ...] = ()
+    left_alone: tuple[str, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
     """Bytes by mount point."""
     fetches: int = 0
@@ -124,12 +100,13 @@ class Reorganisation:
 
     def is_empty(self) -> bool:
         """Whether a deploy is all that there is to do."""
-        return not (self.pending() or self.owner or self.adoptions or self.displaced or self.removals or self.repairs)
+        mending = any(repair.what for repair in self.repairs)
+        return not (self.pending() or self.owner or self.displaced or self.removals or mending or self.previous)
 
     def needs_consent(self) -> bool:
         """Whether anything moves, makes room or goes."""
         moving = self.pending() or self.owner or self.displaced or self.removals
-        return bool(moving) or any(repair.asks for repair in self.repairs)
+        return bool(moving) or repairs.needs_consent(self.repairs)
 
     def pending(self) -> tuple[Planned, ...]:
         """The moves of which something is left to do."""
@@ -137,15 +114,16 @@ class Reorganisation:
 
     def stops_services(self) -> bool:
         """Whether the services must not write while the directories change places; one that is renamed whole takes them along."""
-        return any(move.how in ("copy", "merge") for move in self.moves)
+        return bool(self.owner) or any(move.how in ("copy", "merge") for move in self.moves)
 
     def lines(self) -> list[str]:
         """The whole plan, for people."""
         sections = {
-            "Repairs": [line for repair in self.repairs for line in repair.lines()],
-            "Puts back": self.diffs,
+            "Finds wrong": repairs.lines(self.repairs),
+            "Puts back": drift_diff.lines(self.diffs),
+            "Leaves alone": self.left_alone,
             "Moves": [*map(_move_line, self.pending()), *_owner_line(self.owner)],
-            "Adopts": [f"{each.what}: {each.source} -> {each.target}" for each in self.adoptions],
+            "Adopts": _adoption_lines(self.previous),
             "Steps aside": [f"{each.name}: {each.why}" for each in self.displaced],
             "Removes, once the services have passed": [
                 f"{kind:<12} {named(names)}" for kind, names in self.removals.items()
@@ -169,11 +147,383 @@ def moves(before: Roots | None, after: Roots) -> tuple[Move, ...]:
     """Which directories of data are to lie elsewhere."""
     if before is None:
         return ()
-    raise NotImplementedError
+    pairs: tuple[tuple[Kind, str, str], ...] = (
+        ("models", before.models_dir, after.models_dir),
+        ("outputs", before.outputs_dir, after.outputs_dir),
+        ("users", before.users(), after.users()),
+        ("state", before.state(), after.state()),
+    )
+    return tuple(Move(kind, source, target, source) for kind, source, target in pairs if source != target)
+
+
+def begin(
+    recorded: Recorded, deployment: Deployment, containers: Iterable[Container], previous: PreviousStack
+) -> Journal:
+    """What a reorganisation has in mind that begins now."""
+    after = roots_of(deployment.settings)
+    return Journal(
+        before=recorded.roots,
+        after=after,
+        moves=moves(recorded.roots, after),
+        displaced=_of_ours(recorded, deployment, containers),
+        previous=previous.containers,
+        owner=_owner(recorded, deployment),
+    )
+
+
+def _owner(recorded: Recorded, deployment: Deployment) -> tuple[int, int] | None:
+    had, gets = recorded.service_uid, deployment.settings.service_uid
+    return (had, gets) if had is not None and had != gets else None
+
+
+def _of_ours(recorded: Recorded, deployment: Deployment, containers: Iterable[Container]) -> tuple[Displaced, ...]:
+    """The containers of ours under names that nothing has any more."""
+    declared = {project.container: project.service for project in deployment.projects()}
+    was = {service.container: name for name, service in recorded.services.items()}
+    names = {service: container for container, service in declared.items()}
+    found = []
+    for each in containers:
+        if not each.ours or each.name in declared or each.name.endswith(SUFFIX):
+            continue
+        service = was.get(each.name, "")
+        successor = names.get(service)
+        why = f"{TITLES[service]} is called {successor} now" if successor else "the settings have no such service"
+        networks = (render.network_name(each.name),)
+        found.append(Displaced(each.id, each.name, each.policy, each.running, True, why, service, networks=networks))
+    return tuple(found)
+
+
+def resumed(begun: Journal, now: Journal) -> Journal:
+    """What is left of a reorganisation that was begun, and what has come up since. now: as `begin` says."""
+    if not begun.switching:
+        return replace(now, before=begun.before or now.before)
+    return replace(
+        begun, displaced=_joined(begun.displaced, now.displaced), previous=_joined(begun.previous, now.previous)
+    )
+
+
+def _joined(first: Sequence[Displaced], then: Sequence[Displaced]) -> tuple[Displaced, ...]:
+    known = {each.id for each in first}
+    return (*first, *(each for each in then if each.id not in known))
+
+
+def going(journal: Journal, containers: Iterable[Container]) -> tuple[Displaced, ...]:
+    """The containers that are aside and go once the services have passed, those of a run whose journal is gone included."""
+    displaced = (*journal.displaced, *journal.previous)
+    ids = {each.id for each in displaced}
+    forgotten = [
+        Displaced(each.id, each.name.removesuffix(SUFFIX), each.policy, each.running, True)
+        for each in containers
+        if _is_forgotten(each, ids)
+    ]
+    return (*displaced, *forgotten)
+
+
+def conflict(journal: Journal, settings: Settings) -> Finding | None:
+    """Why these settings cannot finish what was begun with others; None where they can, or where nothing was touched."""
+    differing = journal.after.differing(roots_of(settings))
+    if not journal.switching or not differing:
+        return None
+    told = ", ".join(f"{name}: {there}" for name, (there, _) in differing.items())
+    return Finding(
+        "a reorganisation was begun with other settings and is not finished",
+        f"set {told} again and finish it; then change the settings and run it once more",
+    )
+
+
+def interim(settings: Settings, recorded: Recorded) -> Settings:
+    """The settings for what is prepared while data and owner are still as they were."""
+    if recorded.roots is None:
+        return settings
+    before = recorded.roots
+    return settings.model_copy(
+        update={
+            "data_root": before.data_root,
+            "models_dir": before.models_dir,
+            "outputs_dir": before.outputs_dir,
+            "service_user": recorded.service_user or settings.service_user,
+            "service_uid": settings.service_uid if recorded.service_uid is None else recorded.service_uid,
+        }
+    )
 
 
 def reorganise(
-    recorded: Recorded, deployment: Deployment, found: Found, journal: Journal | None = None, *, purge: bool = False
+    recorded: Recorded, deployment: Deployment, found: Found, journal: Journal, *, purge: bool = False
 ) -> Reorganisation:
-    """What has to be done to a host that recorded this. journal: of a reorganisation that was not finished."""
-    raise NotImplementedError
+    """What has to be done to a host that recorded this. journal: of one that was not finished, else what `begin` says."""
+    parts = (
+        _containers(journal, found),
+        _networks(deployment, found),
+        _units(recorded, deployment, found.remains),
+        _files(recorded, deployment, found.remains, journal),
+        _images(recorded, deployment, found),
+        _users(recorded, deployment, found.remains),
+        _data(recorded, deployment, found.remains, journal, purge),
+    )
+    removals = {kind: names for part in parts for kind, names in part.removals.items() if names}
+    kept = tuple(each for part in parts for each in part.kept)
+    displaced = (*journal.displaced, *journal.previous)
+    obstacles = [Finding(text, "then run the same command again") for text in found.relocation.obstacles]
+    obstacles += displacement.taken(displaced, {each.name: each.id for each in found.containers})
+    obstacles += found.previous.obstacles
+    planned = Reorganisation(
+        moves=found.relocation.moves,
+        owner=journal.owner,
+        previous=found.previous,
+        displaced=displaced,
+        removals=removals,
+        kept=kept,
+        repairs=found.repairs,
+        diffs=found.diffs,
+        left_alone=found.left_alone,
+        needs={space.mount: space.needed for space in found.relocation.space},
+        fetches=found.fetches,
+        obstacles=tuple(obstacles),
+    )
+    return replace(planned, downtime=_downtime(planned, recorded))
+
+
+@dataclass(frozen=True)
+class _Part:
+    removals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kept: tuple[Kept, ...] = ()
+
+
+def _containers(journal: Journal, found: Found) -> _Part:
+    there, displaced = {each.id for each in found.containers}, going(journal, found.containers)
+    aside = [each.aside for each in displaced if each.id in there and not each.keeps]
+    kept = [Kept(each.aside, each.keeps) for each in displaced if each.id in there and each.keeps]
+    return _Part({"containers": tuple(aside)}, tuple(kept))
+
+
+def _is_forgotten(container: Container, displaced: Collection[str]) -> bool:
+    return container.ours and container.name.endswith(SUFFIX) and container.id not in displaced
+
+
+def _networks(deployment: Deployment, found: Found) -> _Part:
+    declared = {network.name for network in render.networks(deployment.settings)}
+    ours = sorted(name for name, is_ours in found.remains.docker.networks.items() if is_ours and name not in declared)
+    going = {each.name for each in found.containers if each.ours}
+    used = {name: _others_on(name, found.remains.docker.containers, going) for name in ours}
+    kept = [
+        Kept(f"the network {name}", f"somebody else's containers are on it: {named(on)}")
+        for name, on in used.items()
+        if on
+    ]
+    return _Part({"networks": tuple(name for name in ours if not used[name])}, tuple(kept))
+
+
+def _others_on(network: str, containers: Iterable[Attached], ours: Collection[str]) -> list[str]:
+    return [each.name for each in containers if each.name not in ours and network in each.networks]
+
+
+def _units(recorded: Recorded, deployment: Deployment, remains: Remains) -> _Part:
+    declared = {*decide.declared(deployment)["units"]}
+    gone = sorted(unit for unit in recorded.ours("units") - declared if f"{UNITS}{unit}" in remains.kinds)
+    return _Part({"units": tuple(unit for unit in gone if unit.startswith("atelier-"))})
+
+
+def _files(recorded: Recorded, deployment: Deployment, remains: Remains, journal: Journal) -> _Part:
+    """Files of earlier deploys where ours lie, and the directories that are empty without them."""
+    before = journal.before or roots_of(deployment.settings)
+    places = (before.config_root, deployment.settings.config_root)
+    declared = decide.declared(deployment)
+    stale = [
+        path
+        for path in sorted(recorded.ours("files") - {*declared["files"]})
+        if path in remains.kinds and (_is_below(path, places) or path.startswith(OWN_UNITS))
+    ]
+    edited = [path for path in stale if _is_edited(path, recorded, remains)]
+    going = [path for path in stale if path not in edited]
+    roots = (before.data_root, deployment.settings.data_root)
+    folders = [
+        path
+        for path in sorted(recorded.ours("directories") - {*declared["directories"]})
+        if path in remains.kinds and (_is_below(path, places) or path in roots) and path != ANCHOR_DIRECTORY
+    ]
+    kept = [Kept(path, "somebody edited it since a deploy wrote it") for path in edited]
+    known = {*recorded.created.get("files", ()), *recorded.created.get("directories", ())}
+    strangers = [path for path in _strangers(folders, known, remains) if path not in edited]
+    kept += [Kept(path, "no deploy made it") for path in strangers]
+    empty = [folder for folder in folders if not any(path.startswith(f"{folder}/") for path in (*edited, *strangers))]
+    return _Part({"files": tuple(going), "directories": tuple(empty)}, tuple(kept))
+
+
+def _is_edited(path: str, recorded: Recorded, remains: Remains) -> bool:
+    written = recorded.wrote.get(path)
+    return remains.kinds[path] not in "fl" or bool(written and remains.digests.get(path) not in written)
+
+
+def _strangers(folders: Collection[str], known: Collection[str], remains: Remains) -> list[str]:
+    """What lies in folders of ours that nothing asks for, and no deploy made: the topmost of it."""
+    strange = {
+        path
+        for path in remains.kinds
+        if path not in known and not path.endswith(PART) and any(path.startswith(f"{folder}/") for folder in folders)
+    }
+    return sorted(path for path in strange if str(PurePosixPath(path).parent) not in strange)
+
+
+def _images(recorded: Recorded, deployment: Deployment, found: Found) -> _Part:
+    going = {each.name for each in found.containers if each.ours}
+    used = {each.image for each in found.remains.docker.containers if each.name not in going}
+    declared = {*deployment.image_tags().values()}
+    ours = recorded.created.get("images", frozenset()) & found.remains.docker.images
+    return _Part({"images": tuple(sorted(ours - declared - used))})
+
+
+def _users(recorded: Recorded, deployment: Deployment, remains: Remains) -> _Part:
+    gone = sorted((recorded.ours("users") & remains.users) - {deployment.settings.service_user})
+    return _Part({"users": tuple(gone)})
+
+
+def _data(recorded: Recorded, deployment: Deployment, remains: Remains, journal: Journal, purge: bool) -> _Part:
+    """Folders of services that nothing asks for, and weights that no set needs, under their names once all is moved."""
+    settings = deployment.settings
+    pairs = [(move.source, move.target) for move in journal.moves]
+    declared = {entry.path for entry in deployment.directories()}
+    before = journal.before or roots_of(settings)
+    parents = {before.outputs_dir, before.users(), settings.outputs_path(), settings.users_path()}
+    folders = {
+        moved(path, pairs)
+        for path in recorded.ours("directories")
+        if str(PurePosixPath(path).parent) in parents and path in remains.kinds
+    }
+    wanted = {weight.store_path for weight in deployment.weights}
+    weights = {
+        f"{settings.models_path()}/{name}"
+        for name in recorded.created.get("weights", frozenset()) - wanted
+        if f"{before.models_dir}/{name}" in remains.kinds or f"{settings.models_path()}/{name}" in remains.kinds
+    }
+    names = (*sorted(folders - declared), *sorted(weights))
+    if purge:
+        return _Part({"data": names})
+    why = "nothing asks for it any more; PURGE=1 removes it"
+    return _Part(kept=tuple(Kept(name, why) for name in names))
+
+
+def _is_below(path: str, directories: Iterable[str]) -> bool:
+    return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
+
+
+def _downtime(planned: Reorganisation, recorded: Recorded) -> str:
+    if not recorded.services and not planned.displaced:
+        return ""
+    if planned.stops_services():
+        return "all services, while what changed since the copy is brought and until they have started again"
+    if planned.displaced:
+        return f"{named([each.name for each in planned.displaced])}: from its stop until what follows it has started"
+    if planned.pending():
+        return "each service while its container is made again; its directories are renamed beneath it"
+    return ""
+
+
+def by_hand(diffs: Iterable[Diff], recorded: Recorded, remains: Remains) -> tuple[Diff, ...]:
+    """Those of what differs that somebody did on the host; what the settings changed since is no edit."""
+    created = {*recorded.created.get("files", ()), *recorded.created.get("directories", ())}
+    return tuple(diff for diff in diffs if _is_by_hand(diff, created, recorded, remains))
+
+
+def _is_by_hand(diff: Diff, created: Collection[str], recorded: Recorded, remains: Remains) -> bool:
+    path, _, what = diff.problem.partition(" ")
+    if diff.lines or what == "differs":
+        return remains.digests.get(path) not in recorded.wrote.get(path, ())
+    if what == "is missing":
+        return path in created
+    return path.startswith("/") and not what.startswith("does not name")
+
+
+def removal_steps(planned: Reorganisation) -> tuple[Step, ...]:
+    """What takes everything away that goes, the containers apart; done again after a kill, it does what is left."""
+    names = planned.removals
+    files, folders = names.get("files", ()), sorted(names.get("directories", ()), reverse=True)
+    reload = "; systemctl daemon-reload" if any(path.startswith(UNITS) for path in files) else ""
+    todo = {
+        "networks": (
+            "for n in {}; do ! docker network inspect $n >/dev/null 2>&1 || docker network rm $n >/dev/null || exit 1; done",
+            (),
+        ),
+        "units": ("systemctl disable -q --now {}", ()),
+        "files": (f"xargs -0r rm -f --{reload}", files),
+        "directories": (RMDIR, folders),
+        "images": ("docker image rm {} >/dev/null", ()),
+        "users": ("for u in {}; do userdel $u || exit 1; ! getent group $u >/dev/null || groupdel $u; done", ()),
+        "data": ("xargs -0r rm -rf --one-file-system --", names.get("data", ())),
+    }
+    return tuple(
+        Step("Removal", f"Remove {kind}: {named(names[kind])}", _filled(script, names[kind]), _list(paths))
+        for kind, (script, paths) in todo.items()
+        if kind in names
+    )
+
+
+def _filled(script: str, names: Sequence[str]) -> str:
+    return script.replace("{}", shlex.join(names), 1) if " {}" in script else script
+
+
+RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || rmdir --ignore-fail-on-non-empty -- "$d" || exit 1; done\' _'
+
+
+def _list(paths: Iterable[str]) -> bytes:
+    return "".join(f"{path}\0" for path in paths).encode()
+
+
+def forgotten(planned: Reorganisation, models_dir: str) -> dict[str, tuple[str, ...]]:
+    """By kind what the manifest must not name any more once everything that goes is gone."""
+    names = {kind: each for kind, each in planned.removals.items() if kind != "data"}
+    names["containers"] = tuple(name.removesuffix(SUFFIX) for name in names.get("containers", ()))
+    names["groups"] = names.get("users", ())
+    data, store = planned.removals.get("data", ()), f"{models_dir}/"
+    names["weights"] = tuple(path.removeprefix(store) for path in data if path.startswith(store))
+    names["directories"] = (*names.get("directories", ()), *data)
+    return names
+
+
+def summary(planned: Reorganisation, fetched: int, renamed: int, copied: int, away: Mapping[str, str]) -> str:
+    """What it came to, in one line. away: by service how long it was, in words."""
+    told = [f"{amount(fetched)} fetched, {amount(renamed)} renamed, {amount(copied)} copied"]
+    told += [", ".join(f"{TITLES[service]} {words}" for service, words in away.items())] if away else []
+    removed = [f"{kind} {named(names)}" for kind, names in planned.removals.items()]
+    told.append(f"removed: {', '.join(removed) or 'nothing'}")
+    told.append(f"kept: {', '.join(kept.what for kept in planned.kept) or 'nothing aside'}")
+    return f"Reprovisioned: {'; '.join(told)}."
+
+
+def away(samples: Sequence[tuple[float, bool]]) -> str:
+    """How long a service did not answer, in words. samples: when it was asked, and whether it did."""
+    if not any(answers for _, answers in samples):
+        return "was not seen to answer"
+    first = next(number for number, (_, answers) in enumerate(samples) if answers)
+    if not samples[-1][1]:
+        return "does not answer"
+    total, last = 0.0, samples[first][0]
+    for (_, before), (now, answers) in pairwise(samples[first:]):
+        if answers:
+            total += 0.0 if before else now - last
+            last = now
+    begun = "" if first == 0 else "was not there before, then "
+    return f"{begun}away for {total:.1f} s"
+
+
+def _move_line(move: Planned) -> str:
+    how = {
+        "rename": "renamed",
+        "merge": "renamed, file by file, as something lies there",
+        "copy": f"copied ({amount(move.copy_bytes)} to go) and verified; the old place is emptied once the services have passed",
+        "switched": "moved; what is left of the old place goes once the services have passed",
+        "nothing": "nothing",
+    }[move.how]
+    size = f"{amount(move.bytes)} in {move.files} files, " if move.files else ""
+    return f"{move.kind:<8} {move.source} -> {move.target}: {size}{how}"
+
+
+def _adoption_lines(previous: PreviousStack) -> list[str]:
+    lines = [f"weights below {place}, by what they are" for place in previous.search]
+    for source in (*previous.outputs, *previous.workflows):
+        place = source.directory or f"{source.inside} in the container {source.container[:12]}"
+        lines.append(f"{source.files} files, {amount(source.bytes)}: {place} -> {source.target}")
+    return [*lines, *previous.notes]
+
+
+def _owner_line(owner: tuple[int, int] | None) -> list[str]:
+    return [f"owner    of outputs and users' files: {owner[0]} -> {owner[1]}"] if owner else []

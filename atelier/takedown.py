@@ -38,13 +38,13 @@ def run(target: Target, ssh: Ssh, narrator: Narrator, *, purge: bool, yes: bool)
             narrator.say(f"  {line}")
         _require_consent(target, yes, purge, narrator)
         for step in plan.steps:
-            _carry_out(ssh, step, narrator)
+            carry_out(ssh, step, narrator)
         now = _look(ssh, record, roots)
         rest = Packages(tuple(now.installed(packages.purge)))
         _require_gone(target, uninstall.decide(record, roots, now, rest, purge))
         audit = lifecycle.audit_line([f"{step.stage}: {step.name}" for step in plan.steps], "uninstalled")
         for step in uninstall.last_steps(record, roots, there, purge, audit):
-            _carry_out(ssh, step, narrator)
+            carry_out(ssh, step, narrator)
         ssh.run(FORGET_LOCK, check=True)
     narrator.say(f"Uninstalled from {target.name} in {time.monotonic() - started:.0f} s. Removed: {plan.counts()}.")
     return _tell_kept(target, plan.keeps, narrator)
@@ -74,7 +74,8 @@ def _require_consent(target: Target, yes: bool, purge: bool, narrator: Narrator)
         raise AtelierError("nothing was removed", "run the same command again with YES=1, or answer y at a terminal")
 
 
-def _carry_out(ssh: Ssh, step: Step, narrator: Narrator) -> None:
+def carry_out(ssh: Ssh, step: Step, narrator: Narrator) -> None:
+    """Do one step under the host's lock, and tell of it. Raises AtelierError with what it printed."""
     narrator.begin(step.stage, step.name)
     process = ssh.popen(lifecycle.guard() + step.script)
     assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes

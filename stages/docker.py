@@ -82,6 +82,12 @@ def engine(deployment: Deployment) -> None:
     _networks(name="Create networks", networks=render.networks(deployment.settings))
 
 
+@deploy("Docker")
+def networks(deployment: Deployment) -> None:
+    """The networks alone, for containers of other names."""
+    _networks(name="Create networks", networks=render.networks(deployment.settings))
+
+
 def _repository(deployment: Deployment) -> None:
     """Docker's own repository, on a host that has no docker-ce yet."""
     if conflicts := decide.docker_conflicts(deployment.facts):

@@ -10,7 +10,6 @@ from stages.operations import entries, finished, packages, unless
 @deploy("Host")
 def base(deployment: Deployment) -> None:
     """A host with what every later stage needs."""
-    user, uid = deployment.settings.service_user, deployment.settings.service_uid
     finished(name="Finish interrupted package installations")
     entries(name="Set apt's lock wait and unattended upgrades", entries=decide.APT_SETTINGS)
     packages(name="Install base packages", names=decide.host_packages(deployment.facts))
@@ -21,6 +20,17 @@ def base(deployment: Deployment) -> None:
             script=f"DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends {decide.TIME_PACKAGE} "
             f"&& systemctl enable -q --now {decide.TIME_PACKAGE}",
         )
+    _places(deployment)
+
+
+@deploy("Host")
+def places(deployment: Deployment) -> None:
+    """The service user and the directories alone."""
+    _places(deployment)
+
+
+def _places(deployment: Deployment) -> None:
+    user, uid = deployment.settings.service_user, deployment.settings.service_uid
     unless(
         name=f"Create the system user {user}",
         probe=f"getent passwd {user}",

@@ -114,9 +114,17 @@ def apply(
     return Outcome(operations, tuple(changed), OpenSSHConnector.commands - before)
 
 
-def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+def deploy_with_driver(
+    target: Target,
+    ssh: Ssh,
+    deployment: Deployment,
+    narrator: Narrator,
+    stages: Stages = deploy.deploy,
+    verdict: str = "deployed",
+) -> Outcome:
     """A whole deploy, with its line in the audit log; a driver first, because the rest rests on what it tells.
 
+    stages: others than all; verdict: how they ended, for the audit log.
     Raises AtelierError with what failed, also when a driver was installed and does not work.
     """
     lifecycle.keep_credentials(target, deployment)
@@ -132,8 +140,8 @@ def deploy_with_driver(target: Target, ssh: Ssh, deployment: Deployment, narrato
         if deployment.gpu.reboot:
             audit.verdict = "waits for a restart"
             return Outcome(0, tuple(audit.changed), 0, deployment.gpu.reboot)
-        outcome = apply(ssh, deployment, narrator, audit.changed)
-        audit.verdict = "deployed"
+        outcome = apply(ssh, deployment, narrator, audit.changed, stages)
+        audit.verdict = verdict
         return outcome
 
 
@@ -144,6 +152,19 @@ def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Na
     with _audited(ssh, deployment.settings, narrator) as audit:
         outcome = apply(ssh, deployment, narrator, audit.changed, deploy.weights)
         audit.verdict = "weights fetched"
+        return outcome
+
+
+def prepare(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+    """What disturbs nobody, before what runs makes room. Raises AtelierError with what failed."""
+    return deploy_with_driver(target, ssh, deployment, narrator, deploy.prepared, "prepared")
+
+
+def switch(ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
+    """The services in their places, with their line in the audit log. Raises AtelierError with what failed."""
+    with _audited(ssh, deployment.settings, narrator) as audit:
+        outcome = apply(ssh, deployment, narrator, audit.changed, deploy.switched)
+        audit.verdict = "switched, proof follows"
         return outcome
 
 

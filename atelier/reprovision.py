@@ -1,0 +1,595 @@
+"""`make reprovision`: brings a host from whatever it is to what is declared. The plan is `reorganisation.py`'s.
+
+What is under way is written down on the host before anything changes places, and forgotten when all has passed: a run that
+was killed anywhere is finished by the next one.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Literal
+
+import httpx
+from pydantic import TypeAdapter
+
+from atelier import (
+    SCHEMA,
+    displacement,
+    drift_diff,
+    hostfacts,
+    lifecycle,
+    manifest,
+    mending,
+    monitoring,
+    operate,
+    paths,
+    previous_stack,
+    recorded,
+    relocation_host,
+    remains,
+    reorganisation,
+    repairs,
+    rotation,
+    takedown,
+    weights_unit,
+)
+from atelier import credentials as store
+from atelier.checks import existing
+from atelier.console import Narrator
+from atelier.credentials import Credentials
+from atelier.deployment import Deployment
+from atelier.displacement import Displaced
+from atelier.doctor.redact import Redactor, known_secrets
+from atelier.errors import AtelierError, Finding
+from atelier.hostfacts import HostFacts
+from atelier.previous_stack import Found as PreviousStack
+from atelier.recorded import Recorded, roots_of
+from atelier.reorganisation import Container, Found, Journal, Reorganisation
+from atelier.settings import Settings
+from atelier.ssh import Ssh
+from atelier.target import Target
+from atelier.tree import File
+from atelier.uninstall import UNFINISHED, Step
+from atelier.verify import trust
+from relocation.job import RUN, Move
+from relocation.merge import Done
+from relocation.plan import Plan as Relocation
+from weights.fetch import GB
+
+JOURNAL = UNFINISHED
+LOOK = 0.2  # seconds between two questions whether a service answers
+AFTER_REMOVAL = ("drift", "secrets")
+"""The groups of checks that see what makes room and is not gone yet."""
+STOP = 30  # seconds that a service has to end by itself
+NOTHING = Relocation((), (), ())
+CONTAINERS = """ids=$(docker ps -aq --no-trunc 2>/dev/null); [ -z "$ids" ] || docker inspect --type container --format \
+'{{.Id}} {{.Name}} {{.State.Running}} {{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}} \
+{{index .Config.Labels "atelier.config"}}' $ids 2>/dev/null; :"""
+_JOURNAL = TypeAdapter(Journal)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the operator asked for. root: where a previous stack lies, where that is not found by itself."""
+
+    sources: Literal["auto", "upstream", "double"] = "auto"
+    yes: bool = False
+    purge: bool = False
+    adopt_token: bool = False
+    root: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A host as it is and what is to become of it. target: with the settings of this run.
+
+    before: the deployment with data and owner as the host still has them; begun: an earlier run has begun it.
+    """
+
+    target: Target
+    record: Recorded
+    deployment: Deployment
+    before: Deployment
+    journal: Journal
+    begun: bool
+    found: Found
+    plan: Reorganisation
+
+
+def parse_containers(output: str) -> tuple[Container, ...]:
+    """What CONTAINERS printed."""
+    rows = [line.split(" ") for line in output.splitlines() if line.count(" ") == 4]
+    return tuple(
+        Container(one, name.lstrip("/"), bool(label) and label != "<no", _policy(policy), running == "true")
+        for one, name, running, policy, label in rows
+    )
+
+
+def _policy(told: str) -> str:
+    name, _, retries = told.partition(":")
+    return f"{name}:{retries}" if name == "on-failure" and retries != "0" else name or "no"
+
+
+def journal_file(journal: Journal) -> File:
+    """The journal as it lies on the host."""
+    document = {"schema": SCHEMA, "release": version("atelier"), "journal": _JOURNAL.dump_python(journal, mode="json")}
+    return File(JOURNAL, (json.dumps(document, indent=1) + "\n").encode(), 0o600)
+
+
+def read_journal(text: str) -> Journal | None:
+    """The journal of a run that was not finished; None where there is none. Raises AtelierError for one of a later release."""
+    if not text.strip():
+        return None
+    try:
+        document = json.loads(text)
+        if refusal := recorded.later(int(document["schema"]), str(document["release"])):
+            raise AtelierError(refusal.problem, refusal.remedy)
+        return _JOURNAL.validate_json(json.dumps(document["journal"]))
+    except (ValueError, KeyError, TypeError):
+        raise AtelierError(
+            f"{JOURNAL} on the host, which says what a reprovision was at, is damaged",
+            "move it away, look whether containers are called *.previous, then run the same command again",
+        ) from None
+
+
+def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey:
+    """Everything about the host and what is to become of it; nothing is changed. Raises AtelierError."""
+    record = recorded.parse(recorded.documents(ssh.run(recorded.script(target.settings), check=True).stdout))
+    if refusal := record.refusal():
+        raise AtelierError(refusal.problem, refusal.remedy)
+    begun = read_journal(ssh.run(f"cat {JOURNAL} 2>/dev/null; :", check=True).stdout)
+    if begun and (finding := reorganisation.conflict(begun, target.settings)):
+        raise AtelierError(finding.problem, finding.remedy)
+    narrator.begin("Survey", "Look at what the host is and has")
+    previous = previous_stack.look(ssh, target.settings, wishes.root)
+    target = replace(target, settings=previous_stack.with_search(target.settings, previous))
+    deployment = lifecycle.prepare(
+        target, ssh, wishes.sources, narrator, choose=lambda facts: _choose(target, ssh, wishes, previous, facts)
+    )
+    containers = parse_containers(ssh.run(CONTAINERS, timeout=60).stdout)
+    now = reorganisation.begin(record, deployment, containers, previous)
+    journal = reorganisation.resumed(begun, now) if begun else now
+    before = _as_it_is(ssh, deployment, record, journal)
+    there = remains.parse(ssh.run(remains.script(record, _roots(record, journal)), timeout=600, check=True).stdout)
+    found = Found(
+        remains=there,
+        containers=containers,
+        relocation=_plan_moves(ssh, deployment.settings, journal),
+        previous=previous,
+        diffs=_edited(ssh, target, deployment, record, there),
+        repairs=repairs.plan(mending.look(ssh, before, record)),
+        fetches=before.bytes_to_fetch(),
+    )
+    plan = reorganisation.reorganise(record, deployment, found, journal, purge=wishes.purge)
+    narrator.end(changed=False)
+    return Survey(target, record, deployment, before, journal, begun is not None, found, plan)
+
+
+def _choose(target: Target, ssh: Ssh, wishes: Wishes, previous: PreviousStack, facts: HostFacts) -> Credentials:
+    imported = None
+    if wishes.adopt_token and not facts.instance and store.load(paths.secrets_dir(target.name)) is None:
+        imported = previous_stack.credentials(ssh, previous, os.environ).credentials
+    return lifecycle.choose_credentials(target, facts, os.environ, imported)
+
+
+def _roots(record: Recorded, journal: Journal) -> recorded.Roots:
+    return journal.after if journal.switching or record.roots is None else record.roots
+
+
+def _as_it_is(ssh: Ssh, deployment: Deployment, record: Recorded, journal: Journal) -> Deployment:
+    """The deployment on data that has not moved yet: what the host has of weights is looked for where it has them."""
+    if journal.switching or not (journal.moves or journal.owner):
+        return deployment
+    settings = reorganisation.interim(deployment.settings, record)
+    before = replace(deployment, settings=settings)
+    script = hostfacts.presence_script(settings, before.weights, before.fetcher())
+    return replace(before, present=frozenset(ssh.run(script).stdout.split()))
+
+
+def _job(settings: Settings, moves: Sequence[Move]) -> File:
+    records = f"{settings.state_dir()}/weights"
+    return relocation_host.job(moves, records, round(settings.models.reserve_gb * GB))
+
+
+def _plan_moves(ssh: Ssh, settings: Settings, journal: Journal) -> Relocation:
+    if not journal.moves:
+        return NOTHING
+    job = shlex.quote(_job(settings, journal.moves).content.decode())
+    script = (
+        'd=$(mktemp -d) && trap \'rm -rf "$d"\' EXIT && mkdir "$d/lib" && tar -xzf - -C "$d/lib" '
+        f'&& printf %s {job} >"$d/job" && cd "$d/lib" && /usr/bin/python3 -BEs -m relocation plan "$d/job"'
+    )
+    result = ssh.run(script, stdin=relocation_host.archive(), timeout=600)
+    for line in reversed(result.stdout.splitlines()):
+        if line.startswith("{") and (plan := relocation_host.answer(line).plan):
+            return plan
+    raise AtelierError(f"the moves cannot be planned: {result.stderr.strip()[-600:]}")
+
+
+def _edited(
+    ssh: Ssh, target: Target, deployment: Deployment, record: Recorded, there: remains.Remains
+) -> tuple[drift_diff.Diff, ...]:
+    if not record.deployed:
+        return ()
+    hide = Redactor(known_secrets(deployment.credentials, paths.secrets_dir(target.name), target.settings))
+    diffs, _ = drift_diff.look(ssh, drift_diff.as_recorded(deployment, record.roots), hide)
+    return reorganisation.by_hand(diffs, record, there)
+
+
+def obstacles(survey: Survey, ssh: Ssh, narrator: Narrator) -> list[Finding]:
+    """Everything that would stop it, as if data and containers had changed places."""
+    facts, record, settings = survey.deployment.facts, survey.record, survey.deployment.settings
+    if record.roots is None or record.place:
+        facts = replace(facts, roots=roots_of(settings), state_place=settings.state_dir())
+    making_room = {port for each in survey.plan.displaced for port in each.ports}
+    if record.services.keys() & {"gateway"} and record.services["gateway"].container in facts.containers:
+        making_room |= {each.port for each in record.services.values() if each.port}
+    listeners = tuple(each for each in facts.listeners if each.port not in making_room)
+    there = replace(facts, listeners=listeners)
+    then = replace(survey.deployment, facts=there, present=survey.before.present)
+    return [*survey.plan.obstacles, *lifecycle.find_obstacles(ssh, then, narrator, waits_for_lock=True)]
+
+
+def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
+    """All of it; the exit status. Raises AtelierError with what failed and where that leaves the host."""
+    ssh = operate.connected(target, narrator)
+    with lifecycle.host_lock(ssh):
+        survey = look(target, ssh, wishes, narrator)
+        tell(survey, narrator)
+        agreed = False
+        if survey.plan.repairs:
+            agreed = _require_consent(survey, wishes, narrator)
+            mending.mend(ssh, survey.before, survey.record, survey.plan.repairs, narrator)
+            survey = look(target, ssh, wishes, narrator)
+        if found := obstacles(survey, ssh, narrator):
+            operate.print_findings(found, narrator, "this reprovision")
+            return 1
+        if not agreed:
+            _require_consent(survey, wishes, narrator)
+        return Work(survey, ssh, narrator, wishes).carry_out()
+
+
+def _require_consent(survey: Survey, wishes: Wishes, narrator: Narrator) -> bool:
+    """Whether a yes was needed, and so given. Raises AtelierError without one."""
+    if not survey.plan.needs_consent():
+        return False
+    if not wishes.yes and not narrator.ask(f"Do this to {survey.target.name}?"):
+        raise AtelierError("nothing was changed", "run the same command again with YES=1, or answer y at a terminal")
+    return True
+
+
+def tell(survey: Survey, narrator: Narrator) -> None:
+    """Print the plan."""
+    if survey.begun:
+        narrator.say("  A reprovision was not finished; this finishes it.", style="yellow")
+    if survey.plan.is_empty():
+        narrator.say("  nothing moves, makes room or goes", style="green")
+    for line in survey.plan.lines():
+        narrator.say(f"  {line}")
+
+
+class Watch:
+    """How long each service did not answer, seen from this computer: at the address that it has and at the one that it gets."""
+
+    def __init__(self, survey: Survey, ssh: Ssh) -> None:
+        self._survey, self._ssh = survey, ssh
+        self._samples: dict[str, list[tuple[float, bool]]] = {}
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._forwards = contextlib.ExitStack()
+
+    def __enter__(self) -> "Watch":
+        settings, record = self._survey.target.settings, self._survey.record
+        verify = trust(lifecycle.read_anchor(self._survey.target)) if record.services else True
+        gets = {name: service.port for name, service in settings.enabled().items()}
+        has = {name: each.port for name, each in record.services.items() if each.port and name in gets}
+        had = settings.model_copy(update={"bind_address": record.bind_address or settings.bind_address}).own_address()
+        urls: dict[str, list[str]] = {name: [] for name in gets}
+        for ports, address in ((gets, settings.own_address()), (has, had)):
+            local = self._forwards.enter_context(self._ssh.forward(ports, address)) if ports else {}
+            for name, port in local.items():
+                urls[name].append(f"{settings.scheme()}://127.0.0.1:{port}/healthz")
+        for name in urls if record.services else ():
+            samples = self._samples.setdefault(name, [])
+            self._threads.append(threading.Thread(target=self._ask, args=(urls[name], samples, verify), daemon=True))
+            self._threads[-1].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        with contextlib.suppress(AtelierError):
+            self._forwards.close()
+
+    def away(self) -> dict[str, str]:
+        """By service, in words."""
+        return {name: reorganisation.away(samples) for name, samples in self._samples.items() if samples}
+
+    def _ask(self, urls: Sequence[str], samples: list[tuple[float, bool]], verify: object) -> None:
+        with httpx.Client(verify=verify, timeout=2, trust_env=False) as client:  # type: ignore[arg-type]
+            while not self._ended.wait(LOOK):
+                samples.append((time.monotonic(), any(self._answers(client, url) for url in urls)))
+
+    @staticmethod
+    def _answers(client: httpx.Client, url: str) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return client.get(url).status_code == 200
+        return False
+
+
+class Work:
+    """Carries one reprovision out."""
+
+    def __init__(self, survey: Survey, ssh: Ssh, narrator: Narrator, wishes: Wishes) -> None:
+        self.survey, self.ssh, self.narrator, self.wishes = survey, ssh, narrator, wishes
+        self.target, self.plan = survey.target, survey.plan
+        self.settings: Settings = survey.deployment.settings
+        self.journal = survey.journal
+        self.renamed = self.copied = 0
+        self.gateway = ""
+
+    def carry_out(self) -> int:
+        """All of it; the exit status."""
+        if self.plan.is_empty() and not self.survey.begun:
+            self._deploy()
+            return self._end(operate.quick_verify(self.target, self.narrator))
+        started = time.monotonic()
+        self._note(self.journal)
+        if self.plan.pending():
+            self._bring_program()
+        with Watch(self.survey, self.ssh) as watch:
+            self._prepare()
+            with self._coming_back():
+                self._change_places()
+                self._deploy()
+                self._prove()
+        self._clear()
+        self._say_summary(watch, time.monotonic() - started)
+        return self._end(operate.quick_verify(self.target, self.narrator))
+
+    def _end(self, status: int) -> int:
+        operate.print_access(self.target, self.narrator)
+        return 1 if status else 0
+
+    def _step(self, stage: str, name: str, script: str, stdin: bytes = b"") -> None:
+        takedown.carry_out(self.ssh, Step(stage, name, script, stdin), self.narrator)
+
+    def _note(self, journal: Journal) -> None:
+        self.journal, file = journal, journal_file(journal)
+        script = f"mkdir -p {recorded.ANCHOR_DIRECTORY} && {file.install_script()} && sync {recorded.ANCHOR_DIRECTORY}"
+        self.ssh.run(lifecycle.guard() + script, stdin=file.content, check=True)
+
+    # What disturbs nobody
+
+    def _prepare(self) -> None:
+        from stages import provision
+
+        if self.journal.switching:
+            return
+        outcome = provision.prepare(self.target, self.ssh, self.survey.before, self.narrator)
+        if outcome.restart:
+            raise AtelierError(
+                f"{self.target.name} must be restarted before anything changes places: {outcome.restart}",
+                "restart it, then run the same command again",
+            )
+        if self.survey.found.previous:
+            previous_stack.bring(self.ssh, self.settings, self.survey.found.previous, self.narrator.say)
+        if self.plan.pending():
+            self._relocate("copy", "Copy and verify what crosses file systems")
+
+    def _bring_program(self) -> None:
+        mounts = {(move.kind, move.source): move.target_mount for move in self.plan.moves}
+        moves = [
+            replace(move, target_mount=mounts.get((move.kind, move.source)) or move.target_mount)
+            for move in self.journal.moves
+        ]
+        job = _job(self.settings, moves)
+        self.ssh.run(lifecycle.guard() + job.install_script(), stdin=job.content, check=True)
+        script = lifecycle.guard() + relocation_host.install_script()
+        self.ssh.run(script, stdin=relocation_host.archive(), check=True)
+
+    def _relocate(self, verb: str, name: str) -> relocation_host.Answer:
+        self.narrator.begin("Data", name)
+        process = self.ssh.popen(lifecycle.guard() + relocation_host.shell(verb))
+        assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
+        answer, told = None, list[str]()
+        with process:
+            process.stdin.close()
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip("\n")
+                if line.startswith("{"):
+                    answer = relocation_host.answer(line)
+                elif relocation_host.is_progress(line):
+                    self.narrator.output(line)
+                else:
+                    told.append(line)
+        if process.returncode != 0 or answer is None or answer.error:
+            why = (answer.error if answer else "") or "\n    ".join(told[-10:]) or "the connection was lost"
+            raise AtelierError(f"{name}: {why}", "then run the same command again; it continues where this one stopped")
+        self._count(answer.done or {})
+        self.narrator.end(changed=True)
+        return answer
+
+    def _count(self, done: Mapping[str, Done]) -> None:
+        for source, one in done.items():
+            self.renamed += one.renamed_bytes
+            self.copied += one.copied_bytes
+            for name, into in one.aside.items():
+                self.narrator.say(
+                    f"  {source}/{name} is called {into} now: another of its name lay there", style="yellow"
+                )
+            for name, why in one.left.items():
+                self.narrator.say(f"  {source}/{name} stays: {why}", style="yellow")
+
+    # What users notice
+
+    def _change_places(self) -> None:
+        from stages import provision
+
+        self.gateway = self._gateway_id()
+        self._note(replace(self.journal, switching=True))
+        self._displace(displacement.aside_script, self._aside(), "Have containers step aside")
+        self._stop_writers()
+        if self.plan.pending():
+            self._relocate("switch", "Change the places of directories")
+        if self.survey.found.previous:
+            previous_stack.bring(self.ssh, self.settings, self.survey.found.previous, self.narrator.say)
+        self._settle()
+        deployment = lifecycle.decide_again(self.target, self.ssh, self.survey.deployment)
+        lifecycle.keep_credentials(self.target, deployment)
+        provision.switch(self.ssh, deployment, self.narrator)
+
+    def _aside(self) -> tuple[Displaced, ...]:
+        return (*self.journal.displaced, *self.journal.previous)
+
+    def _gateway_id(self) -> str:
+        name = self.settings.gateway_container
+        return next((each.id for each in self.survey.found.containers if each.name == name), "")
+
+    def _displace(
+        self, script: Callable[[Iterable[Displaced]], str], displaced: Sequence[Displaced], name: str
+    ) -> None:
+        if not displaced:
+            return
+        self.narrator.begin("Containers", name)
+        outcome = displacement.parse(self.ssh.run(lifecycle.guard() + script(displaced), timeout=300).stdout)
+        if outcome.failed:
+            names = {each.id: each.name for each in displaced}
+            told = "; ".join(f"{names.get(one, 'Docker')}: {why}" for one, why in outcome.failed.items())
+            raise AtelierError(f"{name}: {told}", "mend that, then run the same command again")
+        self.narrator.end(changed=bool(outcome.done))
+
+    def _stop_writers(self) -> None:
+        if not (self.plan.pending() or self.plan.owner):
+            return
+        script = f"systemctl stop {monitoring.TIMER} {monitoring.SERVICE} {weights_unit.UNIT} 2>/dev/null; :"
+        self._step("Data", "Stop what fetches weights and looks at the host", script)
+        names = {each.container for each in self.survey.record.services.values()}
+        running = sorted(each.name for each in self.survey.found.containers if each.name in names and each.running)
+        if self.plan.stops_services() and running:
+            there = f"for c in {shlex.join(running)}; do ! docker inspect $c >/dev/null 2>&1 || docker stop -t {STOP} $c || exit 1; done"
+            self._step("Containers", f"Stop {', '.join(running)}", f"{{ {there}; }} >/dev/null")
+
+    def _settle(self) -> None:
+        """What the host knows of itself, now that its data lies in other places."""
+        if not (self.journal.moves or self.journal.owner):
+            return
+        path = shlex.quote(f"{self.settings.state_dir()}/manifest.json")
+        text = self.ssh.run(f"cat {path} 2>/dev/null; :", check=True).stdout
+        files = list(recorded.anchor(self.settings, self.survey.deployment.credentials.instance))
+        if text.strip():
+            pairs = [(move.source, move.target) for move in self.journal.moves]
+            moved = manifest.moved(text, pairs, version("atelier"))
+            files.append(File(f"{self.settings.state_dir()}/manifest.json", moved.encode(), 0o600))
+        for file in files:
+            content = file.content if isinstance(file, File) else b""
+            self.ssh.run(lifecycle.guard() + file.install_script(), stdin=content, check=True)
+        if self.journal.owner:
+            had, gets = self.journal.owner
+            places = shlex.join([self.settings.outputs_path(), self.settings.users_path(), self.settings.state_dir()])
+            script = f"find -H {places} -xdev -uid {had} -exec chown -h {gets}:{gets} {{}} +"
+            self._step("Data", f"Give outputs and users' files to user id {gets}", script)
+
+    def _deploy(self) -> None:
+        from stages import provision
+
+        deployment = lifecycle.prepare(
+            self.target,
+            self.ssh,
+            self.wishes.sources,
+            self.narrator,
+            choose=lambda _: self.survey.deployment.credentials,
+        )
+        outcome = provision.deploy_with_driver(self.target, self.ssh, deployment, self.narrator)
+        if outcome.restart:
+            raise AtelierError(
+                f"{self.target.name} must be restarted: {outcome.restart}",
+                "restart it, then run the same command again",
+            )
+        rotation.conclude(self.target, self.ssh, deployment, self.narrator)
+        self.narrator.say(
+            f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
+            f"{outcome.commands} SSH commands."
+        )
+
+    def _prove(self) -> None:
+        groups = {check.group for check in existing(self.settings)} - {*AFTER_REMOVAL}
+        if operate.run_verify(self.target, self.narrator, quick=True, groups=tuple(sorted(groups))) != 0:
+            raise AtelierError(
+                "the services did not pass, so nothing was removed", f"see {self.target.command('doctor')}"
+            )
+
+    @contextlib.contextmanager
+    def _coming_back(self) -> Iterator[None]:
+        """Where what follows fails, the containers that stepped aside come back, as far as that serves anybody."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.narrator.say("  Interrupted: the same command finishes what was begun.", style="yellow")
+            raise
+        except AtelierError as error:
+            told = ""
+            with contextlib.suppress(AtelierError):
+                told = self._come_back()
+            raise AtelierError(f"{error.message}{told}", error.hint) from None
+
+    def _come_back(self) -> str:
+        moved = any(self._is_gone(move) for move in self.journal.moves)
+        now = parse_containers(self.ssh.run(CONTAINERS, timeout=60).stdout)
+        back = list(self.journal.previous)
+        gateway = next((each.id for each in now if each.name == self.settings.gateway_container), "")
+        if not moved and gateway == self.gateway:
+            back += self.journal.displaced
+        if not back:
+            return (
+                "\n    what stepped aside stays so: the same command goes on from here"
+                if self.journal.displaced
+                else ""
+            )
+        were = {each.id for each in self.survey.found.containers}
+        fresh = [each.name for each in now if each.ours and each.id not in were]
+        if fresh:
+            self._step("Containers", f"Remove {', '.join(fresh)}", f"docker rm -f {shlex.join(fresh)} >/dev/null")
+        self._displace(displacement.back_script, back, "Bring back what stepped aside")
+        if not moved:
+            self._note(replace(self.journal, switching=False))
+        return f"\n    {', '.join(each.name for each in back)} run again as before"
+
+    def _is_gone(self, move: Move) -> bool:
+        return self.ssh.run(f"[ -e {shlex.quote(move.source)} ]").status != 0
+
+    # What goes when all has passed
+
+    def _clear(self) -> None:
+        if self.plan.pending():
+            answer = self._relocate("finish", "Empty the old places")
+            for source, removed in (answer.removed or {}).items():
+                for name, why in removed.left.items():
+                    self.narrator.say(f"  {source}/{name} stays: {why}", style="yellow")
+        going = reorganisation.going(self.journal, self.survey.found.containers)
+        self._displace(displacement.remove_script, going, "Remove the containers that made room")
+        for step in reorganisation.removal_steps(self.plan):
+            takedown.carry_out(self.ssh, step, self.narrator)
+        state = self.settings.state_dir()
+        text = self.ssh.run(f"cat {shlex.quote(state)}/manifest.json", check=True).stdout
+        gone = reorganisation.forgotten(self.plan, self.settings.models_path())
+        left = File(f"{state}/manifest.json", manifest.without_names(text, gone, version("atelier")).encode(), 0o600)
+        self.ssh.run(lifecycle.guard() + left.install_script(), stdin=left.content, check=True)
+        script = f"rm -rf {JOURNAL} {relocation_host.JOB} {RUN} && sync {recorded.ANCHOR_DIRECTORY}"
+        self.ssh.run(lifecycle.guard() + script, check=True)
+
+    def _say_summary(self, watch: Watch, seconds: float) -> None:
+        fetched = self.survey.found.fetches
+        line = reorganisation.summary(self.plan, fetched, self.renamed, self.copied, watch.away())
+        changed = [f"{move.kind}: {move.source} -> {move.target}" for move in self.journal.moves]
+        changed += [f"removed {kind}: {name}" for kind, names in self.plan.removals.items() for name in names]
+        lifecycle.append_audit(self.ssh, self.settings, lifecycle.audit_line(changed, "reprovisioned"))
+        self.narrator.say(line)
+        self.narrator.say(f"It took {seconds:.0f} s.")
