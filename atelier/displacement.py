@@ -29,9 +29,10 @@ class Displaced:
     __pydantic_config__ = STRICT
     id: str
     name: str
-    policy: str = "no"
+    restart: str = "no"
     """Its restart policy, as `docker update --restart` takes it."""
     running: bool = True
+    ours: bool = False
     why: str = ""
     """Why it steps aside, for people."""
     service: str = ""
@@ -83,7 +84,7 @@ def remove_script(displaced: Iterable[Displaced]) -> str:
 
 def _script(step: str, displaced: Iterable[Displaced]) -> str:
     calls = "".join(
-        f"{shlex.join(['step', one.id, one.name, one.aside, one.policy, 'yes' if one.running else 'no'])} &\n"
+        f"{shlex.join(['step', one.id, one.name, one.aside, one.restart, 'yes' if one.running else 'no'])} &\n"
         for one in displaced
     )
     return f"{_COMMON}{step}{calls}wait\n"

@@ -5,11 +5,12 @@ import json
 import shlex
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from atelier import paths
 from atelier.tree import File
+from relocation.adopt import Adopted, Adoption
 from relocation.finish import Removed
 from relocation.job import RUN, Move
 from relocation.merge import Done
@@ -17,6 +18,7 @@ from relocation.plan import Plan, Planned, Space
 from weights.progress import NOTE, PROGRESS
 
 JOB = "/etc/atelier/relocation.json"
+ADOPTION = f"{RUN}/adoption.json"
 LIBRARY = f"{RUN}/lib"
 """Gone with the next restart: it belongs to the release that reorganises, not to the one that is deployed."""
 PACKAGES = ("relocation", "weights")
@@ -31,6 +33,7 @@ class Answer:
     done: Mapping[str, Done] | None = None
     removed: Mapping[str, Removed] | None = None
     plan: Plan | None = None
+    adopted: Adopted | None = None
 
 
 def archive() -> bytes:
@@ -65,8 +68,14 @@ def job(moves: Sequence[Move], records: str, reserve_bytes: int) -> File:
     return File(JOB, (json.dumps(document, indent=1) + "\n").encode(), 0o600)
 
 
+def adoption_job(adoptions: Sequence[Adoption], reserve_bytes: int) -> File:
+    """The job of copying what somebody else has."""
+    document = {"moves": [], "adopt": [asdict(one) for one in adoptions], "reserve_bytes": reserve_bytes}
+    return File(ADOPTION, (json.dumps(document, indent=1) + "\n").encode(), 0o600)
+
+
 def shell(verb: str, path: str = JOB, library: str = LIBRARY) -> str:
-    """Shell that runs a verb of the program: `plan`, `copy`, `switch`, `finish`."""
+    """Shell that runs a verb of the program: `plan`, `copy`, `switch`, `finish`, `adopt`."""
     command = shlex.join(["/usr/bin/python3", "-BEs", "-m", "relocation", verb, path])
     return f"cd {shlex.quote(library)} && exec {command}"
 
@@ -84,6 +93,8 @@ def answer(line: str) -> Answer:
         planned = tuple(Planned(**{**move, **_tuples(move, "collisions", "foreign")}) for move in moves)
         space = tuple(Space(**one) for one in told["space"])
         return Answer(error, plan=Plan(planned, space, tuple(told["obstacles"])))
+    if told["verb"] == "adopt":
+        return Answer(error, adopted=Adopted(**told["adopted"]) if "adopted" in told else None)
     if told["verb"] == "finish":
         return Answer(error, removed={source: Removed(**one) for source, one in moves.items()})
     return Answer(error, done={source: Done(**one) for source, one in moves.items()})

@@ -1,4 +1,4 @@
-"""`python3 -m relocation VERB JOB.json` on a host: `plan`, `copy`, `switch`, `finish`. 0 done, 1 not.
+"""`python3 -m relocation VERB JOB.json` on a host: `plan`, `copy`, `switch`, `finish`, `adopt`. 0 done, 1 not.
 
 Standard output: lines that tell how far it is and what a person should know, as those of weights; the last line is the
 result, as JSON, which goes to the file that the job names as well. Killed, the same verb goes on.
@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from relocation.adopt import adopt, read_adoptions
 from relocation.copy import copy
 from relocation.files import Files
 from relocation.finish import finish
@@ -30,6 +31,7 @@ VERBS = {
     "copy": "copy and verify what crosses file systems, while the services run",
     "switch": "have everything at its target; nobody writes meanwhile",
     "finish": "remove what was copied from its old place",
+    "adopt": "copy what somebody else has, and leave it as it is",
 }
 
 
@@ -43,7 +45,7 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         job = read_job(told.job)
-        result, error = _done(told.verb, job)
+        result, error = _done(told.verb, job, told.job)
     except (RelocationError, OSError) as problem:
         print(plain(str(problem)), file=sys.stderr)
         return 1
@@ -56,7 +58,7 @@ def main() -> int:
     return 1 if error else 0
 
 
-def _done(verb: str, job: Job) -> tuple[dict[str, Any], str]:
+def _done(verb: str, job: Job, path: Path) -> tuple[dict[str, Any], str]:
     files, progress = Files(), Progress()
     if verb == "plan":
         planned = plan(job, files)
@@ -65,6 +67,8 @@ def _done(verb: str, job: Job) -> tuple[dict[str, Any], str]:
         # Who is not heard any more ends by SIGPIPE, within a second; whoever comes after it waits for that.
         run = job.progress.parent
         with telling(progress, job.progress), Store(run, run).lock(waiting=progress.note):
+            if verb == "adopt":
+                return {"moves": {}, "adopted": asdict(adopt(read_adoptions(path), job.reserve, files, progress))}, ""
             if verb == "finish":
                 return {"moves": {source: asdict(one) for source, one in finish(job, files).items()}}, ""
             moved = copy(job, files, progress) if verb == "copy" else switch(job, files, progress)

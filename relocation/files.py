@@ -384,8 +384,8 @@ class Files:
             written = os.pwrite(descriptor, data, offset)
             data, offset = data[written:], offset + written
 
-    def finish_part(self, descriptor: int, like: Entry, source: Place) -> Identity:
-        """Give a part its size, its owner, mode and times, and bring it to the disk."""
+    def finish_part(self, descriptor: int, like: Entry, source: Place | None) -> Identity:
+        """Give a part its size, its owner, mode and times, what else is attached to a source, and bring it to the disk."""
         self.step()
         os.ftruncate(descriptor, like.stamp.bytes)
         self._dress(descriptor, like, source)

@@ -37,7 +37,7 @@ class Host:
 
     @staticmethod
     def container(one: Displaced, **more: object) -> dict:
-        told = {"id": one.id, "name": one.name, "policy": one.policy, "running": one.running}
+        told = {"id": one.id, "name": one.name, "policy": one.restart, "running": one.running}
         return {**told, "networks": list(one.networks), **more}
 
     def write(self, containers: list[dict], networks: dict[str, str], **more: object) -> None:
