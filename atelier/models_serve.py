@@ -85,11 +85,18 @@ def application(store: Store, files: Sequence[File]) -> web.Application:
     return mirror
 
 
+def serving(
+    store: Store, files: Sequence[File], bind: str = "127.0.0.1", port: int = PORT
+) -> contextlib.AbstractContextManager[int]:
+    """Serve a store in the background; see `running`."""
+    return running(application(store, files), bind, port)
+
+
 @contextlib.contextmanager
-def serving(store: Store, files: Sequence[File], bind: str = "127.0.0.1", port: int = PORT) -> Iterator[int]:
+def running(mirror: web.Application, bind: str, port: int) -> Iterator[int]:
     """Serve in the background; yields the port (another than asked for only where that is 0). Raises AtelierError."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(application(store, files), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(mirror, access_log=None, shutdown_timeout=1)
 
     async def start() -> int:
         await runner.setup()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atelier import host_keys
 from atelier.errors import AtelierError
 
 
@@ -268,11 +269,8 @@ def connection_error(destination: Destination, stderr: str) -> AtelierError:
     """Name the reason why ssh failed, and its remedy."""
     host, text = destination.host, stderr.strip()
     last = text.splitlines()[-1] if text else "no message"
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text:
-        return AtelierError(
-            f"{host}: its SSH host key is not the one known here. Either the machine was replaced, or somebody is in between",
-            f"when it was replaced: ssh-keygen -R {host}, then run the command again",
-        )
+    if changed := host_keys.explain(host, stderr):
+        return changed
     if "Host key verification failed" in text:
         return AtelierError(
             f"{host}: its SSH host key is not known here yet",
