@@ -343,9 +343,12 @@ def _files(recorded: Recorded, deployment: Deployment, remains: Remains, journal
     ]
     kept = [Kept(path, "somebody edited it since a deploy wrote it") for path in edited]
     known = {*recorded.created.get("files", ()), *recorded.created.get("directories", ())}
-    strangers = [path for path in _strangers(folders, known, remains) if path not in edited]
+    # What is in a directory of data is told by its kind; the directory goes when nothing is left in it.
+    rendered = [folder for folder in folders if folder not in roots]
+    strangers = [path for path in _strangers(rendered, known, remains) if path not in edited]
     kept += [Kept(path, "no deploy made it") for path in strangers]
-    empty = [folder for folder in folders if not any(path.startswith(f"{folder}/") for path in (*edited, *strangers))]
+    stays = (*edited, *strangers)
+    empty = [folder for folder in folders if not any(path.startswith(f"{folder}/") for path in stays)]
     return _Part({"files": tuple(going), "directories": tuple(empty)}, tuple(kept))
 
 

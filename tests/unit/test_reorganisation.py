@@ -1,0 +1,400 @@
+"""What a host goes through when the settings name other directories, containers or services: decided from what it recorded."""
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_deployment import deployment, settings
+
+from atelier import deployment as decide
+from atelier import manifest, recorded, reorganisation
+from atelier.deployment import Deployment
+from atelier.displacement import Displaced
+from atelier.drift_diff import Diff
+from atelier.manifest import Before
+from atelier.previous_stack import Found as PreviousStack
+from atelier.recorded import Recorded, Roots, Service
+from atelier.remains import Container as Attached
+from atelier.remains import Docker, Remains
+from atelier.reorganisation import Container, Found, Reorganisation
+from atelier.tree import File
+from relocation.plan import Plan, Planned, Space
+
+BEFORE = settings()
+OLD = recorded.roots_of(BEFORE)
+
+
+def declared(**values: object) -> Deployment:
+    return replace(deployment(), settings=settings(**values))
+
+
+def record(**values: object) -> Recorded:
+    """What a host has recorded to which these settings were deployed."""
+    was = declared(**values)
+    layout = recorded.roots_of(was.settings)
+    created = {kind: frozenset(names) for kind, names in decide.declared(was).items()}
+    ports = {name: service.port for name, service in was.settings.enabled().items()}
+    return Recorded(
+        schema=2,
+        release="1",
+        instance="i",
+        roots=layout,
+        place=layout.state(),
+        service_user=was.settings.service_user,
+        service_uid=was.settings.service_uid,
+        bind_address="127.0.0.1",
+        services={
+            each.service: Service(each.container, each.config, ports.get(each.service)) for each in was.projects()
+        },
+        created=created,
+        wrote={path: frozenset({digest}) for path, digest in decide.written(was, Before()).items()},
+        deployed={"schema": 2},
+    )
+
+
+def host(known: Recorded, **values: object) -> Found:
+    """A host that is as these settings have it, and as was recorded."""
+    was = declared(**values)
+    kinds = dict.fromkeys(known.created["files"], "f") | dict.fromkeys(known.created["directories"], "d")
+    kinds |= {f"{was.settings.models_path()}/{name}": "f" for name in known.created["weights"]}
+    digests = {
+        entry.path: hashlib.sha256(entry.content).hexdigest() for entry in was.entries() if isinstance(entry, File)
+    }
+    tags = was.image_tags()
+    attached = tuple(Attached(each.container, True, tags[each.service], each.networks) for each in was.projects())
+    networks = dict.fromkeys(known.created["networks"], True)
+    docker = Docker(True, attached, {**networks, "theirs": False}, frozenset({*known.created["images"], "redis:7"}))
+    containers = tuple(Container(f"id-{each.name}", each.name, True, "unless-stopped", True) for each in attached)
+    theirs = Container("id-theirs", "theirs", False, "always", True)
+    return Found(
+        Remains(kinds=kinds, digests=digests, docker=docker, users=known.created["users"]), (*containers, theirs)
+    )
+
+
+def planned(now: Deployment, known: Recorded, found: Found, purge: bool = False) -> Reorganisation:
+    journal = reorganisation.begin(known, now, found.containers, found.previous)
+    return reorganisation.reorganise(known, now, found, journal, purge=purge)
+
+
+def also(found: Found, digests: Mapping[str, str] | None = None, **kinds: str) -> Found:
+    there = found.remains
+    return replace(
+        found,
+        remains=replace(there, kinds={**there.kinds, **kinds}, digests={**there.digests, **(digests or {})}),
+    )
+
+
+def test_a_host_that_is_as_declared_is_left_alone() -> None:
+    plan = planned(declared(), record(), host(record()))
+    assert plan.is_empty() and not plan.needs_consent()
+    assert plan.lines() == [] and plan.removals == {} and plan.kept == ()
+
+
+FREE = Roots("/opt/atelier", "/data/a", "/data/a/models", "/data/a/outputs")
+
+
+@pytest.mark.parametrize(
+    "after,expected",
+    [
+        (OLD, {}),
+        (replace(OLD, config_root="/opt/other"), {}),
+        (replace(OLD, models_dir="/big/models"), {"models": ("/srv/atelier/models", "/big/models")}),
+        (replace(OLD, outputs_dir="/big/out"), {"outputs": ("/srv/atelier/outputs", "/big/out")}),
+        (
+            FREE,
+            {
+                "models": ("/srv/atelier/models", "/data/a/models"),
+                "outputs": ("/srv/atelier/outputs", "/data/a/outputs"),
+                "users": ("/srv/atelier/users", "/data/a/users"),
+                "state": ("/srv/atelier/state", "/data/a/state"),
+            },
+        ),
+        (
+            replace(FREE, models_dir="/srv/atelier/models", outputs_dir="/x"),
+            {
+                "outputs": ("/srv/atelier/outputs", "/x"),
+                "users": ("/srv/atelier/users", "/data/a/users"),
+                "state": ("/srv/atelier/state", "/data/a/state"),
+            },
+        ),
+    ],
+    ids=["nothing", "configuration", "weights", "outputs", "all data", "data without the weights"],
+)
+def test_which_directories_move(after: Roots, expected: dict[str, tuple[str, str]]) -> None:
+    assert {move.kind: (move.source, move.target) for move in reorganisation.moves(OLD, after)} == expected
+
+
+def test_nothing_moves_on_a_host_without_a_record() -> None:
+    assert reorganisation.moves(None, OLD) == ()
+
+
+RENAMED = {"services": {"comfyui": {"container": "painter"}}}
+REMOVED = {"services": {"forge": {"enabled": False}}}
+
+
+@pytest.mark.parametrize(
+    "values,containers,networks,folder",
+    [
+        (RENAMED, ["comfyui-qwen.previous"], ["atelier-comfyui-qwen"], "comfyui-qwen"),
+        (REMOVED, ["forge-turbo.previous"], ["atelier-forge-turbo"], "forge-turbo"),
+        ({"gateway_container": "door"}, ["gateway.previous"], ["atelier-gateway"], "gateway"),
+    ],
+    ids=["renamed", "removed", "gateway renamed"],
+)
+def test_what_a_name_leaves_steps_aside_and_goes(
+    values: dict[str, object], containers: list[str], networks: list[str], folder: str
+) -> None:
+    known = record()
+    plan = planned(declared(**values), known, host(known))
+    assert [each.aside for each in plan.displaced] == containers == [*plan.removals["containers"]]
+    assert [*plan.removals["networks"]] == networks
+    gone = {*plan.removals["files"], *plan.removals["directories"]}
+    places = (f"/opt/atelier/services/{folder}", f"/opt/atelier/secrets/{folder}")
+    assert gone == {path for path in known.created["files"] | known.created["directories"] if path.startswith(places)}
+    assert plan.needs_consent() and not plan.is_empty() and "theirs" not in "\n".join(plan.lines())
+
+
+def test_a_new_port_moves_nothing_and_displaces_nobody() -> None:
+    assert planned(declared(services={"forge": {"port": 17861}}), record(), host(record())).is_empty()
+
+
+def test_data_of_a_removed_service_is_kept_and_named_until_it_is_purged() -> None:
+    folders = {"/srv/atelier/outputs/forge", "/srv/atelier/users/forge"}
+    plan = planned(declared(**REMOVED), record(), host(record()))
+    assert {kept.what for kept in plan.kept} == folders and all("PURGE=1" in kept.why for kept in plan.kept)
+    assert not folders & {*plan.removals["directories"]}
+    assert {*planned(declared(**REMOVED), record(), host(record()), purge=True).removals["data"]} == folders
+
+
+def test_what_nobody_wants_any_more_is_kept_under_its_name_after_a_move() -> None:
+    known = record()
+    known = replace(known, created={**known.created, "weights": frozenset({"vae/a.safetensors"})})
+    plan = planned(declared(**REMOVED, data_root="/data/a"), known, host(known))
+    assert {kept.what for kept in plan.kept} == {
+        "/data/a/outputs/forge",
+        "/data/a/users/forge",
+        "/data/a/models/vae/a.safetensors",
+    }
+
+
+def test_another_place_of_the_configuration_empties_the_old_one() -> None:
+    known = record()
+    plan = planned(declared(config_root="/opt/other"), known, host(known))
+    old = {path for path in known.created["files"] if path.startswith("/opt/atelier/")}
+    assert {*plan.removals["files"]} == old
+    assert {"/opt/atelier", "/opt/atelier/services"} <= {*plan.removals["directories"]}
+    assert not any(path.startswith("/srv") for path in plan.removals["directories"])
+
+
+def test_what_somebody_edited_or_put_there_stays_with_its_folder_and_is_named() -> None:
+    known, compose = record(), "/opt/atelier/services/forge-turbo/compose.yaml"
+    notes = "/opt/atelier/services/forge-turbo/notes"
+    found = also(host(known), {compose: "edited"}, **{notes: "d", f"{notes}/a": "f"})
+    plan = planned(declared(**REMOVED), known, found)
+    why = {kept.what: kept.why for kept in plan.kept}
+    assert why[compose].startswith("somebody edited it") and why[notes] == "no deploy made it"
+    assert compose not in plan.removals["files"] and f"{notes}/a" not in why
+    assert "/opt/atelier/services/forge-turbo" not in plan.removals["directories"]
+
+
+def test_networks_and_images_that_others_use_stay() -> None:
+    known = record()
+    known = replace(
+        known, created={**known.created, "images": known.created["images"] | {"atelier/old:1", "atelier/old:2"}}
+    )
+    found = host(known)
+    docker = found.remains.docker
+    guest = Attached("guest", False, "atelier/old:1", frozenset({"atelier-forge-turbo"}))
+    found = replace(
+        found, remains=replace(found.remains, docker=replace(docker, containers=(*docker.containers, guest)))
+    )
+    plan = planned(declared(**REMOVED), known, found)
+    assert "networks" not in plan.removals and plan.removals["images"] == ("atelier/old:2",)
+    assert any(kept.what == "the network atelier-forge-turbo" and "guest" in kept.why for kept in plan.kept)
+
+
+def test_another_user_gets_the_files_and_the_former_one_goes() -> None:
+    known = record()
+    known = replace(known, created={**known.created, "users": frozenset({"atelier"})})
+    found = replace(host(known), remains=replace(host(known).remains, users=frozenset({"atelier"})))
+    plan = planned(declared(service_user="painter", service_uid=10002), known, found)
+    assert plan.owner == (10001, 10002) and plan.removals["users"] == ("atelier",)
+    assert plan.stops_services() and any("10001 -> 10002" in line for line in plan.lines())
+
+
+def test_a_unit_that_nothing_asks_for_goes_with_its_file() -> None:
+    known, file = record(), "/etc/systemd/system/atelier-former.service"
+    known = replace(
+        known,
+        created={
+            **known.created,
+            "units": known.created["units"] | {"atelier-former.service", "docker.service"},
+            "files": known.created["files"] | {file, "/etc/apt/sources.list.d/atelier-x.sources"},
+        },
+    )
+    plan = planned(declared(), known, host(known))
+    assert plan.removals == {"units": ("atelier-former.service",), "files": (file,)}
+
+
+def move(how: str, **further: object) -> Planned:
+    return Planned("models", "/srv/atelier/models", "/big/models", how, **{"files": 3, "bytes": 40 * 10**9, **further})
+
+
+@pytest.mark.parametrize(
+    "how,stops,told",
+    [
+        ("rename", False, "40.0 GB in 3 files, renamed"),
+        ("merge", True, "file by file"),
+        ("copy", True, "copied (7.0 GB to go) and verified"),
+        ("switched", False, "what is left of the old place goes"),
+    ],
+)
+def test_services_stop_only_where_they_could_write_to_the_old_place(how: str, stops: bool, told: str) -> None:
+    found = replace(
+        host(record()),
+        relocation=Plan((move(how, copy_bytes=7 * 10**9),), (Space("/big", 7 * 10**9, 9 * 10**9, 0),), ()),
+    )
+    plan = planned(declared(models_dir="/big/models"), record(), found)
+    text = "\n".join(plan.lines())
+    assert plan.stops_services() is stops and told in text and "7.0 GB on /big" in text
+    assert ("all services" in plan.downtime) is stops and plan.needs_consent()
+
+
+def test_what_the_moves_cannot_do_is_an_obstacle() -> None:
+    found = replace(host(record()), relocation=Plan((), (), ("/srv/atelier/models/x is a mount point",)))
+    plan = planned(declared(models_dir="/big/models"), record(), found)
+    assert [each.problem for each in plan.obstacles] == ["/srv/atelier/models/x is a mount point"]
+
+
+def test_a_name_that_is_taken_by_another_is_an_obstacle() -> None:
+    found = host(record())
+    other = Container("id-other", "forge-turbo.previous", False, "no", False)
+    plan = planned(declared(**REMOVED), record(), replace(found, containers=(*found.containers, other)))
+    assert "forge-turbo.previous" in plan.obstacles[0].problem
+
+
+def test_a_journal_outlives_a_kill_after_the_names_changed() -> None:
+    known, now = record(), declared(**RENAMED)
+    first = reorganisation.begin(known, now, host(known).containers, PreviousStack())
+    assert [each.id for each in first.displaced] == ["id-comfyui-qwen"]
+    renamed = tuple(
+        replace(each, name="comfyui-qwen.previous", running=False) if each.id == "id-comfyui-qwen" else each
+        for each in host(known).containers
+    )
+    fresh = (*renamed, Container("id-painter", "painter", True, "unless-stopped", True))
+    begun = replace(first, switching=True)
+    again = reorganisation.resumed(begun, reorganisation.begin(known, now, fresh, PreviousStack()))
+    assert again.displaced == first.displaced
+    assert [each.name for each in reorganisation.going(again, fresh)] == ["comfyui-qwen"]
+    found = replace(host(known), containers=fresh)
+    plan = reorganisation.reorganise(known, now, found, again)
+    assert plan.removals["containers"] == ("comfyui-qwen.previous",) and not plan.obstacles
+
+
+def test_what_stepped_aside_goes_also_where_the_journal_is_gone() -> None:
+    found = host(record())
+    left = Container("id-left", "forge-turbo.previous", True, "no", False)
+    found = replace(found, containers=(*found.containers, left))
+    plan = planned(declared(), record(), found)
+    assert plan.removals == {"containers": ("forge-turbo.previous",)} and not plan.displaced
+
+
+def test_before_anything_changed_places_other_settings_may_take_over() -> None:
+    known = record()
+    begun = reorganisation.begin(known, declared(data_root="/data/a"), (), PreviousStack())
+    now = reorganisation.begin(known, declared(data_root="/data/b"), (), PreviousStack())
+    assert reorganisation.conflict(begun, settings(data_root="/data/b")) is None
+    assert {move.target for move in reorganisation.resumed(begun, now).moves} == {
+        f"/data/b/{name}" for name in ("models", "outputs", "users", "state")
+    }
+    moving = replace(begun, switching=True)
+    finding = reorganisation.conflict(moving, settings(data_root="/data/b"))
+    assert finding and "data_root: /data/a" in finding.remedy
+    assert reorganisation.conflict(moving, settings(data_root="/data/a")) is None
+
+
+def test_what_is_prepared_goes_where_data_and_owner_still_are() -> None:
+    now = settings(data_root="/data/a", service_uid=10002, service_user="painter", config_root="/opt/other")
+    interim = reorganisation.interim(now, record())
+    assert recorded.roots_of(interim) == replace(OLD, config_root="/opt/other")
+    assert (interim.service_user, interim.service_uid) == ("atelier", 10001)
+    assert reorganisation.interim(now, Recorded()) is now
+
+
+@pytest.mark.parametrize(
+    "samples,words",
+    [
+        ([], "was not seen to answer"),
+        ([(0, False), (1, False)], "was not seen to answer"),
+        ([(0, True), (0.2, True)], "away for 0.0 s"),
+        ([(0, True), (1, False), (2, False), (3.5, True), (4, True)], "away for 3.5 s"),
+        ([(0, True), (1, False), (2, True), (3, False), (5, True)], "away for 5.0 s"),
+        ([(0, True), (1, False)], "does not answer"),
+        ([(0, False), (1, True), (2, True)], "was not there before, then away for 0.0 s"),
+    ],
+)
+def test_how_long_a_service_was_away(samples: list[tuple[float, bool]], words: str) -> None:
+    assert reorganisation.away(samples) == words
+
+
+@pytest.mark.parametrize(
+    "problem,lines,shown",
+    [
+        ("/opt/atelier/services/gateway/compose.yaml differs", ("-a", "+b"), True),
+        ("/opt/atelier/services/gateway/.env differs", ("-a", "+b"), False),
+        ("/opt/atelier/services/gateway is missing", (), True),
+        ("/opt/atelier/services/of-now is missing", (), False),
+        ("/srv/atelier/state has mode 777 and must have 755", (), True),
+        ("/srv/atelier/state/manifest.json does not name 3 of our files: a", (), False),
+        ("there is no user painter", (), False),
+    ],
+)
+def test_only_what_somebody_did_by_hand_is_shown(problem: str, lines: tuple[str, ...], shown: bool) -> None:
+    there = also(host(record()), {"/opt/atelier/services/gateway/compose.yaml": "edited"}).remains
+    assert bool(reorganisation.by_hand([Diff(problem, lines)], record(), there)) is shown
+
+
+def test_the_removals_do_what_they_say(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/file").touch()
+    plan = Reorganisation(
+        removals={"files": (f"{folder}/inner/file",), "directories": (str(folder), f"{folder}/inner"), "data": ()}
+    )
+    for step in reorganisation.removal_steps(plan):
+        subprocess.run(["sh", "-ec", step.script], input=step.stdin, check=True)
+        subprocess.run(["sh", "-ec", step.script], input=step.stdin, check=True)
+    assert not folder.exists()
+
+
+def test_the_manifest_follows_the_directories_and_forgets_what_went() -> None:
+    now = declared(**REMOVED)
+    text = manifest.updated("", decide.declared(declared()), Before(), decide.written(declared(), Before()), "1")
+    text = manifest.moved(text, [("/srv/atelier/outputs", "/x"), ("/srv/atelier/state", "/y/state")], "1")
+    created = manifest.created(text)
+    assert "/x/forge" in created["directories"] and "/srv/atelier/outputs/forge" not in created["directories"]
+    assert "/y/state/manifest.json" in created["files"] and "comfyui-qwen" in created["containers"]
+    assert manifest.moved(text, [("/srv/atelier/outputs", "/x")], "1") == text
+    plan = planned(now, record(), host(record()))
+    left = manifest.created(manifest.without_names(text, reorganisation.forgotten(plan, "/srv/atelier/models"), "1"))
+    assert "forge-turbo" not in left["containers"] and "comfyui-qwen" in left["containers"]
+    assert not [path for path in left["files"] if "services/forge-turbo" in path]
+
+
+def test_the_summary_says_what_it_came_to() -> None:
+    plan = planned(declared(**REMOVED), record(), host(record()))
+    line = reorganisation.summary(plan, 0, 12_300_000_000, 0, {"comfyui": "away for 4.2 s"})
+    assert line.startswith("Reprovisioned: 0 bytes fetched, 12.3 GB renamed, 0 bytes copied; ComfyUI away for 4.2 s")
+    assert "containers forge-turbo.previous" in line and "kept: /srv/atelier/outputs/forge" in line
+
+
+def test_previous_containers_step_aside_and_what_is_only_in_one_stays() -> None:
+    old = Displaced("1", "comfyui-qwen", keeps="its volume has workflows")
+    found = replace(host(Recorded(created=record().created)), previous=PreviousStack(containers=(old,)))
+    found = replace(found, containers=(Container("1", "comfyui-qwen", False, "always", True),), remains=Remains())
+    plan = planned(declared(), Recorded(), found)
+    assert plan.displaced == (old,) and "containers" not in plan.removals
+    assert any(kept.what == "comfyui-qwen.previous" for kept in plan.kept)
