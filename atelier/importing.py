@@ -64,7 +64,13 @@ def import_credentials(path: Path, environment: Mapping[str, str]) -> Imported:
     path: the token file, the `.env.generated`, or a folder that holds them. The environment adds what they lack.
     Raises AtelierError that names file and variable, and never a secret.
     """
-    values = [value for file in _files(path) for value in read(file)]
+    texts = {str(file): _text(file) for file in _files(path)}
+    return import_texts(texts, environment, f"IMPORT={path}")
+
+
+def import_texts(texts: Mapping[str, str], environment: Mapping[str, str], asked: str) -> Imported:
+    """The same from texts by the place where each was read. asked: what the operator said, for messages."""
+    values = [value for where, text in texts.items() for value in read(text, where)]
     values += [Value(name, "the environment", environment[name]) for name in ENVIRONMENT_NAMES if name in environment]
     for value in values:
         _require_no_hash(value)
@@ -72,8 +78,8 @@ def import_credentials(path: Path, environment: Mapping[str, str]) -> Imported:
     token, given = _one(tokens), {name: _one([v for v in values if v.name == name]) for name in ENVIRONMENT_NAMES}
     if token is None and not any(given.values()):
         raise AtelierError(
-            f"IMPORT={path} holds none of {', '.join((TOKEN_NAME, *ENVIRONMENT_NAMES))}",
-            "name them so, or leave IMPORT out",
+            f"{asked} holds none of {', '.join((TOKEN_NAME, *ENVIRONMENT_NAMES))}",
+            f"name them so, or leave {asked.partition('=')[0]} out",
         )
     chosen = {name: value.text for name, value in given.items() if value}
     fresh = generate({name: text for name, text in chosen.items() if not (token and name.startswith("COMFYUI"))})
@@ -94,31 +100,34 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def read(file: Path) -> list[Value]:
-    """What a file of the previous stack holds: a token alone, or variables that are not empty. Raises AtelierError."""
+def _text(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AtelierError(f"IMPORT: {file} cannot be read: {error}", "name the right file") from None
-    lines = [line.strip() for line in text.splitlines()]
+
+
+def read(text: str, where: str) -> list[Value]:
+    """What a file of the previous stack holds: a token alone, or variables that are not empty. Raises AtelierError."""
+    lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
     if len([line for line in lines if line]) == 1 and "=" not in text:
-        return [Value("", str(file), require_token(text.strip(), str(file)))]
+        return [Value("", where, require_token("".join(lines), where))]
     found = [
-        _assignment(line, f"line {number} of {file}", file)
+        _assignment(line, f"line {number} of {where}", where)
         for number, line in enumerate(lines, 1)
         if line and not line.startswith("#")
     ]
     return [value for value in found if value.text]
 
 
-def _assignment(line: str, place: str, file: Path) -> Value:
+def _assignment(line: str, place: str, where: str) -> Value:
     match = _ASSIGNMENT.fullmatch(line)
     if not match:
         raise AtelierError(f"IMPORT: {place} is not `NAME=value`", _MEND)
     name, text = match[1], match[2].strip()
     while text.startswith(f"{name}="):  # the previous stack's sync wrote KEY=KEY=value
         text = text.removeprefix(f"{name}=")
-    value, place = Value(name, str(file), text), f"{name} in {place}"
+    value, place = Value(name, where, text), f"{name} in {place}"
     if not is_token(name, text) and name not in ENVIRONMENT_NAMES:
         if _GOES_ON.fullmatch(text):
             raise _unclear(place)

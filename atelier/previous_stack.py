@@ -1,25 +1,36 @@
 """The stack that somebody put together by hand before this project: what of it lies on a host, and what is taken over.
 
-Two questions to the host: which containers are there (`script`), and what lies in the directories that those lead to
-(`survey_script`). Everything between is pure. Compose files and `.env` are read for what they mount, and never run.
+The host is asked which containers are there, what the compose files say where those were made, and what lies in the
+directories that all that leads to. Between the questions everything is pure.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from atelier.displacement import Displaced
-from atelier.errors import Finding
+from atelier import importing, previous_containers, previous_places, relocation_host
+from atelier.credentials import TOKEN_FILE
+from atelier.displacement import SUFFIX, Displaced
+from atelier.errors import AtelierError, Finding
 from atelier.importing import Imported
+from atelier.previous_containers import MARK, Seen, Suspects, is_below, sections, service_of
+from atelier.previous_places import IMAGES, WORKFLOWS, Kind, Place, Size, Survey, token_files
+from atelier.recorded import Roots, roots_of
 from atelier.settings import Settings
 from atelier.ssh import Ssh
+from relocation.adopt import Adopted, Adoption
+from weights.fetch import GB
+
+INTO = "previous"
+"""The directory among a service's outputs and workflows that gets what was taken over."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Files that are copied: a directory of the host, or one that only a container has.
 
-    directory: on the host. container, inside: its id and the directory in it. without: directories below that are not meant.
-    target: where the copies go.
+    inside: the directory in the container. without: names below it that are not meant. target: where the copies go.
     """
 
     service: str
@@ -31,18 +42,24 @@ class Source:
     pattern: str = "*"
     files: int = 0
     bytes: int = 0
+    """0 of what only a container has, which tells no size."""
+
+    def text(self) -> str:
+        """Where it is, for people."""
+        return self.directory or f"{self.inside} in the container {self.container}"
 
 
 @dataclass(frozen=True)
 class Found:
     """What a host has of a previous stack.
 
-    containers: those that step aside. roots: the directories that it was put together in. search: directories on the
-    host in which weights lie. token_files: those on the host that hold credentials. obstacles: what has to be settled by a
-    person first. notes: what a person should know.
+    containers: those that step aside. aside: those that did so earlier and are there still. roots: the directories that it
+    was put together in. search: directories in which weights lie. token_files: those that hold credentials. obstacles: what
+    a person has to settle first. notes: what a person should know.
     """
 
     containers: tuple[Displaced, ...] = ()
+    aside: tuple[Displaced, ...] = ()
     roots: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     outputs: tuple[Source, ...] = ()
@@ -56,34 +73,253 @@ class Found:
         return bool(self.containers or self.search or self.outputs or self.workflows)
 
 
-def look(ssh: Ssh, settings: Settings, root: str = "") -> Found:
-    """What the host has of a previous stack, in two round trips. root: what FROM names. Raises AtelierError."""
-    raise NotImplementedError
+def look(ssh: Ssh, settings: Settings, root: str = "", ours: Roots | None = None) -> Found:
+    """What the host has of a previous stack, in three round trips. Changes nothing.
+
+    root: what FROM names. ours: the directories that the host has recorded, where it has. Raises AtelierError.
+    """
+    listing = previous_containers.parse(ssh.run(previous_containers.script(), timeout=120).stdout)
+    chosen = previous_containers.suspects(listing, settings, root)
+    if not chosen.containers and not root:
+        return Found(notes=chosen.notes)
+    told = previous_places.parse_compose(ssh.run(previous_places.compose_script(chosen.roots), timeout=60).stdout)
+    candidates = previous_places.places(chosen, told)
+    survey = previous_places.parse_survey(
+        ssh.run(previous_places.survey_script(chosen, candidates), timeout=600).stdout
+    )
+    if root and root not in survey.directories:
+        raise AtelierError(
+            f"FROM={root}: there is no such directory on the host", "name the previous stack's directory"
+        )
+    return found(chosen, candidates, survey, settings, ours or roots_of(settings))
+
+
+def found(chosen: Suspects, candidates: Sequence[Place], survey: Survey, settings: Settings, roots: Roots) -> Found:
+    """All of it. roots: the directories that are ours."""
+    there = [(place, survey.directories[place.path]) for place in candidates if place.path in survey.directories]
+    there = [(place, size) for place, size in there if not _is_ours(size.path, roots)]
+    displaced = [
+        (seen, _displaced(seen, service, why, _weights_alone(seen, survey))) for seen, service, why in chosen.containers
+    ]
+    return Found(
+        containers=tuple(one for seen, one in displaced if not seen.name.endswith(SUFFIX)),
+        aside=tuple(
+            replace(one, name=one.name.removesuffix(SUFFIX)) for seen, one in displaced if seen.name.endswith(SUFFIX)
+        ),
+        roots=chosen.roots,
+        search=tuple(_outermost(size.path for place, size in there if place.kind == "models" and size.files)),
+        outputs=(*_outputs(there, settings), *_alone(chosen, survey, settings, "outputs")),
+        workflows=(*_workflows(there, settings), *_alone(chosen, survey, settings, "workflows")),
+        token_files=tuple(path for root in chosen.roots for path in token_files(root) if path in survey.files),
+        obstacles=chosen.obstacles,
+        notes=(*chosen.notes, *(f"{one.name}: {one.keeps}" for _, one in displaced if one.keeps)),
+    )
+
+
+def _is_ours(path: str, roots: Roots) -> bool:
+    return any(is_below(path, each) for each in (roots.models_dir, roots.outputs_dir, roots.users(), roots.state()))
+
+
+def _displaced(seen: Seen, service: str, why: str, weights: Sequence[str]) -> Displaced:
+    keeps = ""
+    if weights:
+        keeps = (
+            f"{len(weights)} files of weights are in the container alone, such as {weights[0]}; it stays as "
+            f"{seen.name.removesuffix(SUFFIX)}{SUFFIX} (docker cp takes them out)"
+        )
+    return Displaced(
+        seen.id,
+        seen.name,
+        seen.restart,
+        seen.running,
+        why=why,
+        service=service,
+        ports=tuple(port for port, _ in seen.published),
+        networks=seen.networks,
+        keeps=keeps,
+    )
+
+
+def _weights_alone(seen: Seen, survey: Survey) -> list[str]:
+    return [path for path in _own_files(seen, survey) if re.search(r"\.(safetensors|ckpt|gguf)$", path, re.I)]
+
+
+def _own_files(seen: Seen, survey: Survey) -> list[str]:
+    """What is in the container alone: where a directory is mounted, what is told is the place of the mount."""
+    return [
+        path for path in survey.alone.get(seen.id, ()) if not any(is_below(path, mount.target) for mount in seen.mounts)
+    ]
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Without those that lie in another one."""
+    distinct = list(dict.fromkeys(paths))
+    return [path for path in distinct if not any(other != path and is_below(path, other) for other in distinct)]
+
+
+def _outputs(there: Iterable[tuple[Place, Size]], settings: Settings) -> Iterator[Source]:
+    """Each directory once, as the first who has it; what another one of them covers is left out of it."""
+    sizes: dict[str, Size] = {}
+    owners: dict[str, str] = {}
+    for place, size in there:
+        if place.kind == "outputs" and size.files:
+            sizes.setdefault(size.path, size)
+            owners[size.path] = owners.get(size.path) or place.service
+    for path in list(sizes):
+        if not owners[path]:
+            for name in sizes[path].within:
+                service, inner = service_of(Seen("", name)), f"{path}/{name}"
+                if service and inner not in owners:
+                    owners[inner], sizes[inner] = service, Size(inner, 0, 0)
+    for path, size in sizes.items():
+        inside = tuple(sorted(path_within(other, path) for other in sizes if other != path and is_below(other, path)))
+        covered = [sizes[f"{path}/{name}"] for name in inside]
+        service = owners[path] or "comfyui"
+        yield Source(
+            service,
+            f"{settings.outputs_path(service)}/{INTO}",
+            path,
+            without=inside,
+            files=max(0, size.files - sum(one.files for one in covered)),
+            bytes=max(0, size.bytes - sum(one.bytes for one in covered)),
+        )
+
+
+def path_within(path: str, root: str) -> str:
+    """The path as it is from a root on."""
+    return path.removeprefix(f"{root.rstrip('/')}/")
+
+
+def _workflows(there: Iterable[tuple[Place, Size]], settings: Settings) -> Iterator[Source]:
+    sizes = {
+        size.path: size
+        for place, size in there
+        if place.kind == "workflows" and place.service in ("comfyui", "") and size.files
+    }
+    for path in _outermost(sizes):
+        size = sizes[path]
+        target = f"{settings.users_path('comfyui')}/{WORKFLOWS}/{INTO}"
+        yield Source("comfyui", target, path, pattern="*.json", files=size.files, bytes=size.bytes)
+
+
+def _alone(chosen: Suspects, survey: Survey, settings: Settings, kind: Kind) -> Iterator[Source]:
+    """What would go with a container: files that it wrote where nothing was mounted."""
+    for seen, service, _ in chosen.containers:
+        files = _own_files(seen, survey)
+        if kind == "workflows":
+            pattern, inner = rf"(?P<top>.*/user/{WORKFLOWS})/.*\.json", "*.json"
+        else:
+            pattern, inner = rf"(?P<top>.*?/outputs?)/.*\.({IMAGES})", "*"
+        tops: dict[str, int] = {}
+        for match in (re.fullmatch(pattern, path, re.I) for path in files):
+            if match:
+                tops[match["top"]] = tops.get(match["top"], 0) + 1
+        whose = service or "comfyui"
+        target = (
+            f"{settings.users_path('comfyui')}/{WORKFLOWS}/{INTO}"
+            if kind == "workflows"
+            else f"{settings.outputs_path(whose)}/{INTO}"
+        )
+        for top in _outermost(tops):
+            count = sum(number for path, number in tops.items() if is_below(path, top))
+            yield Source(whose, target, container=seen.id, inside=top, pattern=inner, files=count)
+
+
+# Carrying it out
 
 
 def with_search(settings: Settings, found: Found) -> Settings:
     """The settings for one run, in which weights are looked for in the previous stack's directories as well."""
-    raise NotImplementedError
+    search = [*settings.models.search, *(escaped(path) for path in found.search)]
+    models = settings.models.model_copy(update={"search": list(dict.fromkeys(search))})
+    return settings.model_copy(update={"models": models})
 
 
-@dataclass(frozen=True)
-class Brought:
-    """What was copied. there: names that hold other bytes already, which stay as they are."""
-
-    files: int = 0
-    bytes: int = 0
-    same: int = 0
-    there: tuple[str, ...] = ()
+def escaped(path: str) -> str:
+    """A path as a pattern that means it alone."""
+    return re.sub(r"([*?[])", r"[\1]", path)
 
 
-def bring(ssh: Ssh, settings: Settings, found: Found, say: Callable[[str], None]) -> Brought:
+def bring(ssh: Ssh, settings: Settings, found: Found, say: Callable[[str], None]) -> Adopted:
     """Copy outputs and workflows, verified; what is there already costs a look. The originals stay.
 
-    For while the old containers run, and once more after they were stopped. Raises AtelierError.
+    The directories of the services must be there. For while the old containers run, and once more after they were stopped.
+    Raises AtelierError.
     """
-    raise NotImplementedError
+    sources = [*found.outputs, *found.workflows]
+    if not sources:
+        return Adopted()
+    staging = f"{settings.data_root}/.{INTO}"
+    ssh.run(relocation_host.install_script(), stdin=relocation_host.archive(), check=True)
+    ssh.run(staging_script(sources, staging), timeout=3600, check=True)
+    job = relocation_host.adoption_job(adoptions(sources, settings, staging), round(settings.models.reserve_gb * GB))
+    ssh.run(f"umask 077; cat >{relocation_host.ADOPTION}", stdin=job.content, check=True)
+    told = ssh.run(relocation_host.shell("adopt", relocation_host.ADOPTION), timeout=24 * 3600)
+    lines = told.stdout.splitlines()
+    answer = relocation_host.answer(lines[-1]) if lines and lines[-1].startswith("{") else None
+    if answer is None or answer.adopted is None:
+        why = answer.error if answer else told.stderr.strip()
+        raise AtelierError(
+            f"not all of the previous stack's files could be copied: {why}", "mend that, then run it again"
+        )
+    ssh.run(f"rm -rf {shlex.quote(staging)}", check=True)
+    for path, reason_ in answer.adopted.left.items():
+        say(f"  {path}: not copied: {reason_}")
+    for path, name in answer.adopted.renamed.items():
+        say(f"  {path}: copied as {name}, as another file has its name")
+    return answer.adopted
+
+
+def staging_script(sources: Iterable[Source], staging: str) -> str:
+    """Shell that takes out of containers what only they have. A link in there is copied as one."""
+    place = shlex.quote(staging)
+    lines = [f"rm -rf {place}"]
+    for one in sources:
+        if one.container:
+            into = shlex.quote(_staged(one, staging))
+            lines.append(
+                f"mkdir -p -m 0700 {into} && docker cp -a {one.container}:{shlex.quote(f'{one.inside}/.')} {into}"
+            )
+    return " && \\\n".join(lines)
+
+
+def _staged(one: Source, staging: str) -> str:
+    return f"{staging}/{one.container[:12]}{one.inside}"
+
+
+def adoptions(sources: Iterable[Source], settings: Settings, staging: str) -> list[Adoption]:
+    """The sources as the program on the host takes them."""
+    bases = [settings.outputs_path(name) for name in ("comfyui", "forge")] + [settings.users_path("comfyui")]
+    return [
+        Adoption(
+            one.directory or _staged(one, staging),
+            base,
+            path_within(one.target, base),
+            settings.service_uid,
+            one.pattern,
+            one.without,
+        )
+        for one in sources
+        for base in bases
+        if is_below(one.target, base)
+    ]
+
+
+def token_script(found: Found) -> str:
+    """Shell that prints the files that hold credentials."""
+    return "\n".join(
+        f"echo {shlex.quote(f'{MARK}{path}')}; head -c 65536 {shlex.quote(path)}; echo" for path in found.token_files
+    )
 
 
 def credentials(ssh: Ssh, found: Found, environment: Mapping[str, str]) -> Imported:
     """Credentials with the token of the previous stack, read on the host and written nowhere. Raises AtelierError."""
-    raise NotImplementedError
+    if not found.token_files:
+        where = " or ".join(f"{root}/.secrets" for root in found.roots) or "the host, as no previous stack was found"
+        raise AtelierError(
+            f"ADOPT_TOKEN=1: there is no {TOKEN_FILE} in {where}", "leave it out; clients then get a new token"
+        )
+    texts = {
+        path: "\n".join(lines) for path, lines in sections(ssh.run(token_script(found), check=True).stdout).items()
+    }
+    return importing.import_texts(texts, environment, "ADOPT_TOKEN=1")

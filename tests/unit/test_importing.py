@@ -205,7 +205,6 @@ def test_an_import_of_nothing_says_what_it_looked_for(tmp_path: Path) -> None:
         import_credentials(tmp_path / "binary", {})
 
 
-def test_a_line_end_behind_the_token_is_no_part_of_it(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text(f"{TOKEN}\r\n")
-    assert [value.text for value in read(tmp_path / "token")] == [TOKEN]
+def test_a_line_end_behind_the_token_is_no_part_of_it() -> None:
+    assert [value.text for value in read(f"{TOKEN}\r\n", "here")] == [TOKEN]
     assert require_token(OTHER, "here") == OTHER
