@@ -5,12 +5,9 @@ anywhere. Aside is a container that is stopped, does not start by itself and is 
 volumes and its own files stay as they are.
 """
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-
-from pydantic import TypeAdapter
+from dataclasses import dataclass, field
 
 from atelier.errors import Finding
 from atelier.gpu.facts import STRICT
@@ -167,16 +164,3 @@ def taken(displaced: Iterable[Displaced], ids: Mapping[str, str]) -> list[Findin
         for one in displaced
         if ids.get(one.aside, one.id) != one.id
     ]
-
-
-_ONE = TypeAdapter(Displaced)
-
-
-def written(one: Displaced) -> dict[str, object]:
-    """As JSON keeps it, in a journal."""
-    return asdict(one)
-
-
-def read(told: Mapping[str, object]) -> Displaced:
-    """One that was `written`. Raises ValueError."""
-    return _ONE.validate_json(json.dumps(told))

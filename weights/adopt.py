@@ -5,14 +5,18 @@ import fcntl
 import os
 import signal
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from weights.store import INCOMING, File, Identity, Store, StoreError, Wrong, identity, protect, sha256_of
 
+T = TypeVar("T")
 How = Literal["reflinked", "linked", "renamed", "copied"]
 _FICLONE = 0x40049409
 # No files of anybody's: kernel interfaces, where a read may block or never end.
@@ -20,6 +24,8 @@ _INTERFACES = {"proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "debu
 _NO_LINKS_HERE = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 # For each wanted file, in one run. Anybody can make files of the right size, and each costs as much as a right one.
 _HASHED = 3
+_ENOUGH = f"for each missing file, {_HASHED} of its size are hashed, those of its name or sha256 first"
+_BROUGHT = "adopted"
 
 
 @dataclass(frozen=True)
@@ -60,26 +66,46 @@ def adopt(
 ) -> Adoption:
     """Settle what has the names of the files, then take the rest. The caller holds the store's lock."""
     settled = Adoption()
-    missing: list[File] = []
 
     def note(text: str) -> None:
         settled.notes.append(text)
         if say:
             say(text)
 
-    for file in files:
+    def settle(file: File) -> bool:
         try:
             wrong = store.settle(file)
         except (OSError, StoreError) as error:
             note(f"{file.name}: {error}")
-            continue
+            return True
         if wrong:
             settled.set_aside.append(wrong)
             note(wrong.text)
-        if not store.known_good(file):
-            missing.append(file)
+        return store.known_good(file)
+
+    done = each_at_once(files, settle)
+    missing = [file for file in files if not done[file.name]]
     adoption = take(store, missing, search, copy, say, needed=files)
     return Adoption(adoption.taken, settled.set_aside, [*settled.notes, *adoption.notes])
+
+
+def each_at_once(files: Sequence[File], work: Callable[[File], T]) -> dict[str, T]:
+    """What work comes to, by name: on all cores, but files of the same bytes, which share a record, one after the other."""
+    same: dict[str, list[File]] = {}
+    for file in files:
+        same.setdefault(file.sha256, []).append(file)
+
+    def of(group: list[File]) -> list[T]:
+        return [work(file) for file in group]
+
+    # Threads: reading and hashing both run outside the interpreter's lock.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+        results = list(workers.map(of, same.values()))
+    return {
+        file.name: result
+        for group, found in zip(same.values(), results, strict=True)
+        for file, result in zip(group, found, strict=True)
+    }
 
 
 def take(
@@ -114,30 +140,109 @@ def take(
     candidates = find([store.root, *search], {file.bytes for file in missing}, note)
     keep = {Path(os.path.realpath(store.path(file))) for file in needed}
     left = Counter(file.bytes for file in missing for _ in range(_HASHED))
+    waiting: dict[int, deque[Candidate]] = {}
+    passed_over: list[tuple[Candidate, str]] = []
     for candidate in sorted(candidates, key=lambda candidate: _unlikely(candidate, missing)):
-        wanted = [file for file in missing if file.bytes == candidate.bytes]
-        if not wanted:
-            continue
         if candidate.sparse:
-            skip(candidate, "most of it was never written")
-            continue
-        if not left[candidate.bytes]:
-            skip(
-                candidate, f"for each missing file, {_HASHED} of its size are hashed, those of its name or sha256 first"
-            )
-            continue
-        left[candidate.bytes] -= 1
+            passed_over.append((candidate, "most of it was never written"))
+        elif not left[candidate.bytes]:
+            passed_over.append((candidate, _ENOUGH))
+        else:
+            left[candidate.bytes] -= 1
+            waiting.setdefault(candidate.bytes, deque()).append(candidate)
+    _clear(store)
+    wanted = Wanted(missing)
+
+    def use(candidate: Candidate) -> None:
         try:
             taken = _take(store, candidate, wanted, copy, keep, note)
         except (OSError, StoreError) as error:
             note(f"{candidate.path}: not used: {error}")
-            continue
+            return
         if taken:
-            adoption.taken.append(taken)
-            missing.remove(taken.file)
-            if say:
-                say(f"{taken.file.name}: {taken.how} from {taken.source}")
+            with wanted.settled:
+                adoption.taken.append(taken)
+                if say:
+                    say(f"{taken.file.name}: {taken.how} from {taken.source}")
+
+    _at_once(waiting, wanted, use)
+    for candidate, why in passed_over:
+        if wanted.of_size(candidate.bytes):
+            skip(candidate, why)
     return adoption
+
+
+class Wanted:
+    """The files that are missing, for those who look for them at once. A file is claimed by who has its bytes in hand."""
+
+    def __init__(self, files: Sequence[File]) -> None:
+        self.missing, self.claimed = list(files), list[File]()
+        self.settled = threading.Condition()
+        self.stop = False
+
+    def of_size(self, size: int) -> list[File]:
+        """Those of a size, claimed ones among them: a claim may fail."""
+        with self.settled:
+            return [file for file in self.missing if file.bytes == size]
+
+    @contextmanager
+    def claim(self, sha256: str, size: int) -> Iterator[File | None]:
+        """The file that these bytes are, if it is missing. Who has them too waits until it is settled who brings them."""
+
+        def matching() -> list[File]:
+            return [file for file in self.missing if (file.sha256, file.bytes) == (sha256, size)]
+
+        with self.settled:
+            self.settled.wait_for(lambda: not (all_ := matching()) or any(file not in self.claimed for file in all_))
+            file = next((file for file in matching() if file not in self.claimed), None)
+            if file:
+                self.claimed.append(file)
+        try:
+            yield file
+        finally:
+            with self.settled:
+                if file:
+                    self.claimed.remove(file)
+                self.settled.notify_all()
+
+    def have(self, file: File) -> None:
+        """It is in the store."""
+        with self.settled:
+            self.missing.remove(file)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _at_once(waiting: Mapping[int, deque[Candidate]], wanted: Wanted, use: Callable[[Candidate], None]) -> None:
+    """Look at candidates on all cores, the largest first. Of one size never more than files of it are missing at that moment:
+    so nothing is hashed that would not have been, one after the other.
+    """
+    running: dict[Future[None], int] = {}
+    # Threads: reading and hashing both run outside the interpreter's lock.
+    workers = ThreadPoolExecutor(cores := len(os.sched_getaffinity(0)))
+    try:
+        while True:
+            for size in sorted(waiting, reverse=True):
+                busy = Counter(running.values())
+                while waiting[size] and len(running) < cores and busy[size] < len(wanted.of_size(size)):
+                    running[workers.submit(use, waiting[size].popleft())] = size
+                    busy[size] += 1
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[done]
+                done.result()
+    finally:
+        wanted.stop = True
+        workers.shutdown(cancel_futures=True)
+
+
+def _clear(store: Store) -> None:
+    """What a killed run left is a second name or a copy, never the only one."""
+    for left in (store.root / INCOMING).glob(f"{_BROUGHT}*"):
+        left.unlink()
 
 
 def _unlikely(candidate: Candidate, files: Sequence[File]) -> int:
@@ -225,50 +330,52 @@ def _interface_mounts() -> set[Path]:
 def _take(
     store: Store,
     candidate: Candidate,
-    wanted: Sequence[File],
+    wanted: Wanted,
     copy: bool,
     keep: set[Path],
     note: Callable[[str], None],
 ) -> Taken | None:
     """Prove the candidate's bytes and publish them under the name that they belong to. None: they belong to none."""
-    brought = store.root / INCOMING / "adopted"
+    brought = store.root / INCOMING / f"{_BROUGHT}-{candidate.device}-{candidate.inode}"
     brought.parent.mkdir(parents=True, exist_ok=True)
-    # What a killed run left is a second name or a copy, never the only one.
-    brought.unlink(missing_ok=True)
     original = _open(candidate)
     try:
         if _reflinked(original, brought):
-            file, hashed = _proved(brought, wanted, candidate.bytes)
+            found, hashed = _proved(brought, candidate.bytes, wanted)
+            with wanted.claim(found, candidate.bytes) as file:
+                if file:
+                    store.publish(brought, file, hashed)
+                    wanted.have(file)
+                return Taken(file, candidate.path, "reflinked") if file else None
+        hindrance = _lease(original)
+        found, hashed = _proved(_again(original), candidate.bytes, wanted)
+        with wanted.claim(found, candidate.bytes) as file:
             if file is None:
                 return None
-            store.publish(brought, file, hashed)
-            return Taken(file, candidate.path, "reflinked")
-        hindrance = _lease(original)
-        file, hashed = _proved(_again(original), wanted, candidate.bytes)
-        if file is None:
-            return None
-        how: How | None = None
-        if not hindrance:
-            how = _linked(original, brought)
-            if how is None:
-                hindrance = "is on another file system"
-            elif how == "renamed" and candidate.path in keep:
-                hindrance = "is a file that is needed there"
-            elif not _made_ours(original):
-                hindrance = "was opened for writing meanwhile"
-        if how and not hindrance:
-            store.publish(brought if how == "linked" else candidate.path, file, hashed)
+            how: How | None = None
+            if not hindrance:
+                how = _linked(original, brought)
+                if how is None:
+                    hindrance = "is on another file system"
+                elif how == "renamed" and candidate.path in keep:
+                    hindrance = "is a file that is needed there"
+                elif not _made_ours(original):
+                    hindrance = "was opened for writing meanwhile"
+            if how and not hindrance:
+                store.publish(brought if how == "linked" else candidate.path, file, hashed)
+            elif copy:
+                how = "copied"
+                brought.unlink(missing_ok=True)
+                _copied(original, brought, file.bytes)
+                same, hashed = _proved(brought, file.bytes, wanted)
+                if same != file.sha256:
+                    raise StoreError("the copy has other bytes than the original")
+                store.publish(brought, file, hashed)
+            else:
+                note(f"{file.name}: {candidate.path} {hindrance}; not copied without being told to")
+                return None
+            wanted.have(file)
             return Taken(file, candidate.path, how)
-        if not copy:
-            note(f"{file.name}: {candidate.path} {hindrance}; not copied without being told to")
-            return None
-        brought.unlink(missing_ok=True)
-        _copied(original, brought, file.bytes)
-        same, hashed = _proved(brought, [file], file.bytes)
-        if same is None:
-            raise StoreError("the copy has other bytes than the original")
-        store.publish(brought, file, hashed)
-        return Taken(file, candidate.path, "copied")
     finally:
         os.close(original)
         brought.unlink(missing_ok=True)
@@ -290,10 +397,12 @@ def _again(descriptor: int) -> Path:
     return Path(f"/proc/self/fd/{descriptor}")
 
 
-def _proved(path: Path, wanted: Sequence[File], size: int) -> tuple[File | None, Identity]:
-    """Whose bytes these are, if any's, and the identity under which they were hashed."""
+def _proved(path: Path, size: int, wanted: "Wanted") -> tuple[str, Identity]:
+    """The sha256 of these bytes, and the identity under which they were hashed."""
 
     def end(done: int) -> None:
+        if wanted.stop:
+            raise _StoppedError
         if done > size:
             raise StoreError("it grew while it was read")
 
@@ -301,7 +410,7 @@ def _proved(path: Path, wanted: Sequence[File], size: int) -> tuple[File | None,
     sha256 = sha256_of(path, end)
     if identity(path.stat()) != before:
         raise StoreError("it changed while it was read")
-    return next((file for file in wanted if (file.sha256, file.bytes) == (sha256, before.bytes)), None), before
+    return sha256, before
 
 
 def _lease(original: int) -> str | None:

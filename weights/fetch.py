@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from weights import aria2, pieces
-from weights.adopt import take
+from weights.adopt import each_at_once, take
 from weights.decide import (
     WAITS_FOR_SPACE,
     Action,
@@ -189,7 +189,7 @@ class _Run:
         return Result(results, self.stop.is_set() and not all(result.ready for result in results))
 
     def _results(self, wanted: list[File]) -> tuple[FileResult, ...]:
-        done = {file.name: result for file in wanted if (result := self._settled(file))}
+        done = {name: result for name, result in each_at_once(wanted, self._settled).items() if result}
         missing = [file for file in wanted if file.name not in done]
         have = {file.sha256: file for file in wanted if file.name in done and done[file.name].ready}
         # Several names for the same bytes are one fetch.

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from killing import killed_before
 
 from weights import adopt as adopt_module
+from weights import store as store_module
 from weights.adopt import Adoption, adopt, find
 from weights.job import _found
 from weights.store import File, Store, StoreError, identity, sha256_of
@@ -556,3 +559,89 @@ def test_what_changed_after_it_was_hashed_is_not_published(store: Store, tmp_pat
     with pytest.raises(StoreError, match="changed after it was hashed"):
         store.publish(part, FILE, hashed)
     assert not os.path.lexists(store.path(FILE))
+
+
+def two_at_once(monkeypatch: pytest.MonkeyPatch, where: object) -> None:
+    """Hashing waits until two are at it, and fails where the second never comes."""
+    both = threading.Barrier(2, timeout=10)
+
+    def hash_together(path: Path, *more: object) -> str:
+        both.wait()
+        return sha256_of(path)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(where, "sha256_of", hash_together)
+
+
+@pytest.mark.parametrize("lies", ["elsewhere", "under its name"])
+def test_files_are_hashed_on_all_cores(store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch, lies: str) -> None:
+    no_reflinks(monkeypatch)
+    for file, content in ((FILE, GOOD), (OTHER, SAME_SIZE)):
+        put(comfyui / file.sha256 if lies == "elsewhere" else store.path(file), content)
+    two_at_once(monkeypatch, adopt_module if lies == "elsewhere" else store_module)
+    adoption = adopt(store, [FILE, OTHER], [comfyui])
+    assert adoption.notes == [] and is_in_place(store, FILE) and is_in_place(store, OTHER)
+
+
+def test_no_more_are_hashed_at_once_than_files_of_their_size_are_missing(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[int]
+) -> None:
+    no_reflinks(monkeypatch)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    right = put(comfyui / "model.safetensors", GOOD)
+    for number in range(2):
+        put(comfyui / f"{number}.bin", SAME_SIZE)
+    assert [taken.source for taken in adopt(store, [FILE], [comfyui]).taken] == [right]
+    assert hashed == [right.stat().st_ino]
+
+
+def test_a_second_file_of_the_same_bytes_comes_in_where_the_first_failed(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another_file_system(monkeypatch)
+    for name in ("a.bin", "b.bin"):
+        put(comfyui / name, GOOD)
+    two_at_once(monkeypatch, adopt_module)
+    begun: list[int] = []
+    copied = adopt_module._copied
+
+    def fail_first(original: int, brought: Path, size: int) -> None:
+        begun.append(original)
+        time.sleep(0.05)  # until the other has its bytes as well
+        if len(begun) == 1:
+            monkeypatch.setattr(adopt_module, "sha256_of", sha256_of)
+            raise OSError(errno.EIO, "broken sector")
+        copied(original, brought, size)
+
+    monkeypatch.setattr(adopt_module, "_copied", fail_first)
+    missing = File("loras/third.safetensors", len(GOOD), "0" * 64)
+    adoption = adopt(store, [FILE, missing], [comfyui], copy=True)
+    assert [taken.file for taken in adoption.taken] == [FILE] and len(begun) == 2
+    assert is_in_place(store) and "broken sector" in adoption.notes[0]
+
+
+def test_who_ends_us_does_not_wait_for_what_is_being_hashed(
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_reflinks(monkeypatch)
+    put(comfyui / "a.bin", GOOD)
+    hashing, ended = threading.Event(), threading.Event()
+
+    def endless(path: Path, heed: Callable[[int], None]) -> str:
+        hashing.set()
+        while not ended.wait(0.001):
+            heed(0)
+        return ""
+
+    def interrupt(*_: object, **__: object) -> None:
+        hashing.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adopt_module, "sha256_of", endless)
+    monkeypatch.setattr(adopt_module, "wait", interrupt)
+    guard = threading.Timer(10, ended.set)
+    guard.start()
+    with pytest.raises(KeyboardInterrupt):
+        adopt(store, [FILE], [comfyui])
+    assert not ended.is_set()
+    guard.cancel()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from atelier import displacement
 from atelier.displacement import Displaced, Outcome, aside_script, back_script, parse, remove_script, taken
 
 FAKE = Path(__file__).with_name("fake_docker.py")
@@ -166,10 +165,3 @@ def test_without_a_daemon_nothing_counts_as_gone(host: Host) -> None:
     for script in (aside_script, back_script, remove_script):
         outcome = host.run(script(BOTH))
         assert outcome == Outcome(failed={"-": "Cannot connect to the Docker daemon"})
-
-
-def test_a_journal_brings_back_what_was_written() -> None:
-    one = replace(OLD, ports=(8188,), service="comfyui", why="it has the name comfyui-qwen")
-    assert displacement.read(json.loads(json.dumps(displacement.written(one)))) == one
-    with pytest.raises(ValueError, match="id"):
-        displacement.read({"name": "x"})
