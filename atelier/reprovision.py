@@ -70,7 +70,7 @@ STOP = 30  # seconds that a service has to end by itself
 NOTHING = Relocation((), (), ())
 CONTAINERS = """ids=$(docker ps -aq --no-trunc 2>/dev/null); [ -z "$ids" ] || docker inspect --type container --format \
 '{{.Id}} {{.Name}} {{.State.Running}} {{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}} \
-{{index .Config.Labels "atelier.config"}}' $ids 2>/dev/null; :"""
+{{with index .Config.Labels "atelier.config"}}{{.}}{{else}}-{{end}}' $ids 2>/dev/null; :"""
 _JOURNAL = TypeAdapter(Journal)
 
 
@@ -106,7 +106,7 @@ def parse_containers(output: str) -> tuple[Container, ...]:
     """What CONTAINERS printed."""
     rows = [line.split(" ") for line in output.splitlines() if line.count(" ") == 4]
     return tuple(
-        Container(one, name.lstrip("/"), bool(label) and label != "<no", _policy(policy), running == "true")
+        Container(one, name.lstrip("/"), label != "-", _policy(policy), running == "true")
         for one, name, running, policy, label in rows
     )
 

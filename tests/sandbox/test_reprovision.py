@@ -1,0 +1,312 @@
+"""After things were moved: a real host is brought to what the settings say by now, and loses nothing on the way.
+
+The tests share one deployed sandbox and run in their order; each leaves it as the settings say.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from harness import UNCHANGED, Sandbox, copy_checkout, told
+
+from atelier import paths
+
+pytestmark = pytest.mark.sandbox
+KILLS = int(os.environ.get("REPROVISION_KILLS", 4))
+"""Each run takes other points, so that many runs cover what one of thirty kills would."""
+SEED = int(os.environ.get("REPROVISION_SEED", random.SystemRandom().randrange(10**6)))
+CONTAINERS = "docker ps -a --no-trunc --format '{{.ID}} {{.Names}}' | sort"
+SPARSE = 40 * 10**9
+TOUCHED = """find / -xdev -newer /tmp/mark -type f ! -path '/tmp/*' ! -path '/proc/*' ! -path '/var/log/*' ! -path '/run/*' \\
+  ! -path '/var/lib/docker/*' ! -path '/var/lib/containerd/*' ! -path '*/state/monitor/*' ! -path '*/users/*' \\
+  ! -path '*/state/audit.log'"""
+FILES = """
+import hashlib, os, sys
+for root in sys.argv[1:]:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            if ".relocating" in path or os.path.getsize(path) > 10**9 or name == ".lock":
+                continue
+            with open(path, "rb") as file:
+                print(hashlib.sha256(file.read()).hexdigest(), os.path.relpath(path, root))
+"""
+
+
+@dataclass
+class Host:
+    """The sandbox, and the checkout whose settings the tests change."""
+
+    sandbox: Sandbox
+    values: dict[str, object] = field(default_factory=dict)
+    base: str = ""
+
+    def declare(self, **values: object) -> None:
+        """Other settings, besides those of before."""
+        self.values |= values
+        file = self.sandbox.checkout / "group_data/sandbox.py"
+        self.base = self.base or file.read_text()
+        file.write_text(self.base + "".join(f"\n{name} = {value!r}\n" for name, value in self.values.items()))
+
+    def reprovision(self, *arguments: str, expect: int = 0) -> str:
+        return self.sandbox.atelier("reprovision", "--sources", "double", *arguments, expect=expect)
+
+    def root(self, script: str, stdin: str = "") -> str:
+        return self.sandbox.root(script, stdin)
+
+    def files(self, *roots: str) -> set[str]:
+        """sha256 and name of every file below directories; the same file in two of them once."""
+        return {*self.root(f"python3 - {' '.join(roots)}", FILES).splitlines()}
+
+    def ids(self) -> dict[str, str]:
+        """Container's id by name."""
+        rows = (line.split() for line in self.root(CONTAINERS).splitlines())
+        return {name: one for one, name in rows}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    found = Sandbox(f"sandbox-rp-{os.getpid()}")
+    with found.running():
+        moved = replace(found, checkout=copy_checkout(tmp_path_factory.mktemp("reprovision") / "checkout"))
+        moved.deploy()
+        moved.root(
+            "docker network create theirs >/dev/null; docker run -d --name theirs --network theirs --entrypoint sleep "
+            "$(docker inspect -f '{{.Config.Image}}' gateway) infinity >/dev/null; mkdir -p /srv/theirs; echo mine >/srv/theirs/file"
+        )
+        yield Host(moved)
+
+
+def seconds_away(output: str) -> dict[str, float]:
+    return {title: float(seconds) for title, seconds in re.findall(r"(ComfyUI|Forge) away for ([0-9.]+) s", output)}
+
+
+def summary(output: str) -> str:
+    return re.findall(r"^Reprovisioned: .*", output, re.M)[-1]
+
+
+def theirs(host: Host) -> str:
+    return host.root("docker inspect -f '{{.Id}} {{.State.Status}} {{.State.StartedAt}}' theirs; cat /srv/theirs/file")
+
+
+# 1. The checkout
+
+
+def test_from_another_place_of_the_checkout_nothing_changes_on_the_host(host: Host, tmp_path: Path) -> None:
+    before, name = host.ids(), host.sandbox.name
+    host.root("touch /tmp/mark")
+    moved = tmp_path / "re named"
+    host.sandbox.checkout.rename(moved)
+    host.sandbox = replace(host.sandbox, checkout=moved)
+    for checkout in (moved, copy_checkout(tmp_path / "another computer")):
+        if checkout != moved:
+            shutil.copytree(moved / ".secrets" / name, checkout / ".secrets" / name)
+        answer = replace(host, sandbox=replace(host.sandbox, checkout=checkout)).reprovision()
+        assert "nothing moves, makes room or goes" in answer and re.search(UNCHANGED, answer)
+    assert host.ids() == before and host.root(TOUCHED).split() == []
+
+
+def test_without_the_credentials_it_stops_and_says_how_to_go_on(host: Host, tmp_path: Path) -> None:
+    host.root("touch /tmp/mark")
+    stranger = replace(host, sandbox=replace(host.sandbox, checkout=copy_checkout(tmp_path / "stranger")))
+    answer = stranger.reprovision("--yes", expect=1)
+    assert "was deployed before" in answer and f"copy .secrets/{host.sandbox.name}/" in answer
+    assert host.root(TOUCHED).split() == []
+
+
+# 2. The data
+
+
+def test_a_plan_says_what_moves_and_changes_nothing(host: Host) -> None:
+    host.root(
+        f"truncate -s {SPARSE} /srv/atelier/models/loras/large.safetensors; chmod 0444 /srv/atelier/models/loras/large.safetensors; "
+        "echo image >/srv/atelier/outputs/comfyui/a.png; mkdir -p /srv/atelier/users/comfyui/user/default/workflows; "
+        "echo '{}' >/srv/atelier/users/comfyui/user/default/workflows/w.json; chown -R 10001 /srv/atelier/outputs/comfyui/a.png "
+        "/srv/atelier/users/comfyui"
+    )
+    host.declare(data_root="/srv/renamed")
+    host.root("touch /tmp/mark")
+    answer = host.sandbox.atelier("plan", "--sources", "double", expect=2)
+    assert "/srv/atelier/models -> /srv/renamed/models" in answer and "renamed" in answer and "Downtime" in answer
+    refused = host.reprovision(expect=1)
+    assert "nothing was changed" in refused and "YES=1" in refused
+    assert "make reprovision" in host.sandbox.deploy(expect=1)
+    assert host.root(TOUCHED).split() == [] and host.root("ls -d /srv/renamed 2>/dev/null || echo none") == "none"
+
+
+def test_the_data_directory_is_renamed_in_seconds_without_reading_a_weight(host: Host) -> None:
+    own, large = "/srv/renamed", "models/loras/large.safetensors"
+    before = host.files("/srv/atelier/models", "/srv/atelier/outputs")
+    inodes = host.root("cd /srv/atelier/models && find . -type f ! -name .lock -printf '%i %T@ %A@ %p\\n' | sort")
+    other = theirs(host)
+    answer = host.reprovision("--yes")
+    line = summary(answer)
+    assert "0 bytes fetched" in line and "0 bytes copied" in line, line
+    assert {*seconds_away(line)} == {"ComfyUI", "Forge"} and max(seconds_away(line).values()) < 10, line
+    assert "+ Bring" not in answer, "not a byte is fetched"
+    assert host.root(f"cd {own}/models && find . -type f ! -name .lock -printf '%i %T@ %A@ %p\\n' | sort") == inodes, (
+        "the same files, and nobody read them"
+    )
+    assert host.root(f"stat -c %s {own}/{large}") == str(SPARSE)
+    assert host.files(f"{own}/models", f"{own}/outputs") == before
+    assert host.root("ls -d /srv/atelier 2>/dev/null || echo gone") == "gone"
+    assert (
+        host.root(f"cat {own}/users/comfyui/user/default/workflows/w.json; stat -c %u {own}/outputs/comfyui/a.png")
+        == "{}\n10001"
+    )
+    assert json.loads(host.root("cat /etc/atelier/host.json"))["data_root"] == own
+    assert theirs(host) == other
+    leftovers = "/etc/atelier/reprovision.json /etc/atelier/relocation.json /run/atelier-relocation"
+    assert host.root(f"ls -d {leftovers} 2>/dev/null || echo none") == "none"
+    again = host.reprovision()
+    assert "nothing moves" in again and re.search(UNCHANGED, again)
+
+
+def test_a_full_target_is_refused_before_anything_is_touched(host: Host) -> None:
+    host.root(
+        "rm /srv/renamed/models/loras/large.safetensors; mkdir -p /mnt/small && mount -t tmpfs -o size=1m none /mnt/small"
+    )
+    host.root("head -c 5000000 /dev/urandom >/srv/renamed/models/loras/noise.safetensors; touch /tmp/mark")
+    host.declare(models_dir="/mnt/small/models")
+    answer = host.reprovision("--yes", expect=1)
+    assert re.search(r"/mnt/small: .* are to be copied there .*: free .* GB", answer), told(answer)
+    assert host.root(TOUCHED).split() == []
+
+
+def killed(host: Host, seconds: float) -> bool:
+    """Kill a reprovision some seconds after it began to work; whether it was still at it."""
+    with host.sandbox.started("reprovision", "--sources", "double", "--yes") as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith(("  Moves", "  Steps aside")):
+                break
+        time.sleep(seconds)
+        running = process.poll() is None
+        process.kill()
+    return running
+
+
+def test_across_file_systems_killed_anywhere_no_file_is_in_neither_place(host: Host) -> None:
+    old, new = "/srv/renamed", "/mnt/big"
+    host.root(f"mkdir -p {new} && mount -t tmpfs -o size=3g none {new}")
+    host.root(f"for i in $(seq 30); do head -c 4000000 /dev/urandom >{old}/outputs/comfyui/$i.png; done")
+    before = host.files(f"{old}/models", f"{old}/outputs")
+    host.declare(models_dir=f"{new}/models", outputs_dir=f"{new}/outputs")
+    chosen, hits, fetched = random.Random(SEED), 0, ""
+    for _ in range(KILLS):
+        hits += killed(host, chosen.uniform(0.2, 25))
+        there = host.files(f"{old}/models", f"{old}/outputs", f"{new}/models", f"{new}/outputs")
+        assert before <= there, f"REPROVISION_SEED={SEED}"
+    answer = host.reprovision("--yes")
+    assert hits, "the kills came after the end"
+    assert "+ Bring" not in answer + fetched and host.files(f"{new}/models", f"{new}/outputs") >= before
+    assert host.root(f"ls -d {old}/models {old}/outputs 2>/dev/null || echo gone") == "gone"
+    records = host.root(
+        f"cd {old}/state/weights && for r in *.json; do case $r in *pieces*) ;; *) cat $r; echo;; esac; done"
+    )
+    inodes = {*host.root(f"find {new}/models -type f -printf '%i\\n'").split()}
+    wanted = [json.loads(row) for row in records.splitlines() if row]
+    assert wanted and {str(each["inode"]) for each in wanted} <= inodes, "what was copied is known good"
+    host.sandbox.atelier("verify", "--quick")
+
+
+def test_copied_once_and_verified_with_the_bytes_told(host: Host) -> None:
+    """Back, in one go: what is copied is what was there, no more."""
+    size = int(
+        host.root(
+            "find /mnt/big/models /mnt/big/outputs -type f ! -name .lock -printf '%b\\n' | awk '{s += $1 * 512} END {print s}'"
+        )
+    )
+    host.values.pop("models_dir"), host.values.pop("outputs_dir")
+    host.declare()
+    answer = host.reprovision("--yes")
+    line = summary(answer)
+    megabytes = float(re.findall(r"([0-9.]+) MB copied|([0-9.]+) GB copied", line)[0][0] or 0) or 1000 * float(
+        re.findall(r"([0-9.]+) GB copied", line)[0]
+    )
+    assert abs(megabytes * 1e6 - size) < 0.05 * size, (line, size)
+    assert "0 bytes fetched" in line and {*seconds_away(line)} == {"ComfyUI", "Forge"}
+    host.root("umount /mnt/big /mnt/small")
+
+
+# 3. Names, ports, services
+
+
+def test_other_names_and_ports_leave_nothing_of_ours_and_all_of_others(host: Host) -> None:
+    notes = "/opt/atelier/services/comfyui-qwen/notes.txt"
+    host.root(f"echo mine >{notes}")
+    before, other = host.ids(), theirs(host)
+    host.declare(services={"comfyui": {"container": "painter"}, "forge": {"port": 17861}})
+    assert "Steps aside" in host.sandbox.atelier("plan", "--sources", "double", expect=2)
+    answer = host.reprovision("--yes")
+    line = summary(answer)
+    assert "containers comfyui-qwen.previous" in line and "networks atelier-comfyui-qwen" in line and notes in line
+    now = host.ids()
+    assert {*now} == {"painter", "forge-turbo", "gateway", "theirs"} and now["forge-turbo"] == before["forge-turbo"]
+    networks = host.root("docker network ls --filter type=custom --format '{{.Name}}' | sort").split()
+    assert networks == ["atelier-forge-turbo", "atelier-gateway", "atelier-painter", "theirs"]
+    assert host.root("find /opt/atelier -path '*comfyui-qwen*' -type f") == notes
+    assert theirs(host) == other and host.root(f"cat {notes}") == "mine"
+    assert host.root("ss -Hltn | awk '{print $4}' | grep -E ':(7860|17861)$'") == "127.0.0.1:17861"
+    host.root(f"rm -r {notes.rpartition('/')[0]}")
+    host.sandbox.atelier("verify", "--quick")
+
+
+def test_where_the_successor_fails_the_former_comes_back_by_itself(host: Host) -> None:
+    before = host.ids()
+    host.declare(services={"comfyui": {"container": "artist"}, "forge": {"port": 17861}}, timeouts={"start": 30})
+    host.root("systemd-run -q --unit=killer sh -c 'while :; do docker kill artist; sleep 0.2; done'")
+    try:
+        answer = host.reprovision("--yes", expect=1)
+    finally:
+        host.root("systemctl stop killer")
+    assert "painter run again as before" in answer
+    assert host.ids() == before
+    host.sandbox.wait_for("docker inspect -f '{{.State.Health.Status}}' painter | grep -qx healthy")
+    assert host.root("docker inspect -f '{{.HostConfig.RestartPolicy.Name}}' painter") == "unless-stopped"
+    assert "containers painter.previous" in summary(host.reprovision("--yes"))
+    assert {*host.ids()} == {"artist", "forge-turbo", "gateway", "theirs"}
+
+
+def test_killed_while_names_change_the_next_run_finishes(host: Host) -> None:
+    host.declare(services={"comfyui": {"container": "painter"}, "forge": {"port": 7860}})
+    chosen, other = random.Random(SEED + 1), theirs(host)
+    for _ in range(KILLS):
+        killed(host, chosen.uniform(0.2, 20))
+    host.reprovision("--yes")
+    assert {*host.ids()} == {"painter", "forge-turbo", "gateway", "theirs"}, f"REPROVISION_SEED={SEED}"
+    assert theirs(host) == other
+    assert host.root("find /opt/atelier -path '*artist*'") == ""
+    host.sandbox.atelier("verify", "--quick")
+
+
+def test_a_removed_service_leaves_its_data_until_it_is_purged(host: Host) -> None:
+    images = "/srv/renamed/outputs/forge"
+    host.root(f"echo image >{images}/a.png")
+    host.declare(services={"comfyui": {"container": "painter"}, "forge": {"enabled": False}})
+    line = summary(host.reprovision("--yes"))
+    assert "containers forge-turbo.previous" in line and f"kept: {images}" in line
+    assert {*host.ids()} == {"painter", "gateway", "theirs"} and host.root(f"cat {images}/a.png") == "image"
+    assert "nothing was changed" in host.reprovision("--purge", expect=1)
+    assert host.root(f"cat {images}/a.png") == "image"
+    purged = summary(host.reprovision("--purge", "--yes"))
+    assert f"data {images}" in purged and "kept: nothing" in purged
+    assert host.root(f"ls -d {images} /srv/renamed/users/forge 2>/dev/null || echo gone") == "gone"
+    manifest = json.loads(host.root("cat /srv/renamed/state/manifest.json"))
+    assert not [path for path in manifest["created"]["directories"] if path.endswith("/forge")]
+
+
+def test_another_place_of_the_configuration_leaves_the_old_one_empty(host: Host) -> None:
+    host.declare(config_root="/opt/elsewhere")
+    line = summary(host.reprovision("--yes"))
+    assert "/opt/atelier" in line and host.root("ls -d /opt/atelier 2>/dev/null || echo gone") == "gone"
+    assert host.root("systemctl cat atelier-weights | grep WorkingDirectory") == "WorkingDirectory=/opt/elsewhere/lib"
+    again = host.reprovision()
+    assert re.search(UNCHANGED, again) and str(paths.PROJECT) not in again

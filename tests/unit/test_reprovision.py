@@ -1,0 +1,186 @@
+"""Carrying a reorganisation out: what is under way outlives a kill, nothing without a yes, and what stepped aside comes back."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from test_deployment import settings
+from test_reorganisation import OLD, declared, host, planned, record
+
+from atelier import lifecycle, reorganisation, reprovision, takedown
+from atelier.console import Narrator
+from atelier.displacement import Displaced
+from atelier.errors import AtelierError
+from atelier.previous_stack import Found as PreviousStack
+from atelier.reorganisation import Container, Found, Journal
+from atelier.reprovision import Survey, Wishes, Work
+from atelier.ssh import Completed, Destination
+from atelier.target import Target
+from relocation.job import Move
+
+TARGET = Target("box", "host", Destination("box"), settings(), "HOST=box")
+ASIDE = Displaced("1", "art", "unless-stopped", True, True, "why", "forge", (7860,), ("atelier-art",))
+JOURNAL = Journal(
+    OLD,
+    replace(OLD, data_root="/data"),
+    (Move("state", "/srv/atelier/state", "/data/state", "/srv/atelier/state", "/data"),),
+    (ASIDE,),
+    (replace(ASIDE, id="2", ours=False),),
+    (10001, 10002),
+    True,
+)
+
+
+def test_a_journal_is_read_as_it_was_written() -> None:
+    file = reprovision.journal_file(JOURNAL)
+    assert file.mode == 0o600 and reprovision.read_journal(file.content.decode()) == JOURNAL
+    bare = Journal(None, OLD)
+    assert reprovision.read_journal(reprovision.journal_file(bare).content.decode()) == bare
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_without_a_journal_nothing_was_begun(text: str) -> None:
+    assert reprovision.read_journal(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema": 2, "release": "1"}', '{"schema": 2, "release": "1", "journal": {}}']
+)
+def test_a_damaged_journal_is_refused_with_what_to_do(text: str) -> None:
+    with pytest.raises(AtelierError, match="damaged") as raised:
+        reprovision.read_journal(text)
+    assert "*.previous" in raised.value.hint
+
+
+def test_a_journal_of_a_later_release_is_left_alone() -> None:
+    document = json.loads(reprovision.journal_file(JOURNAL).content) | {
+        "schema": 99,
+        "release": "9.9",
+        "journal": {"other": 1},
+    }
+    with pytest.raises(AtelierError, match=r"9\.9"):
+        reprovision.read_journal(json.dumps(document))
+
+
+def test_containers_as_docker_tells_them() -> None:
+    told = """
+1a /comfyui-qwen true unless-stopped:0 0123456789abcdef
+2b /old false on-failure:3 -
+3c /bare true :0 -
+"""
+    assert reprovision.parse_containers(told) == (
+        Container("1a", "comfyui-qwen", True, "unless-stopped", True),
+        Container("2b", "old", False, "on-failure:3", False),
+        Container("3c", "bare", False, "no", True),
+    )
+
+
+class Host:
+    """What runs on it, by name to id; what it was told to do, in order."""
+
+    destination = Destination("box")
+
+    def __init__(self, containers: dict[str, str], gone: Sequence[str] = ()) -> None:
+        self.containers, self.gone, self.done = containers, gone, list[str]()
+
+    def run(self, script: str, **_: object) -> Completed:
+        if script == reprovision.CONTAINERS:
+            rows = [f"{one} /{name} true unless-stopped:0 label" for name, one in self.containers.items()]
+            return Completed(0, "\n".join(rows), "")
+        if script.startswith("[ -e "):
+            return Completed(1 if script.split()[2] in self.gone else 0, "", "")
+        self.done.append(script)
+        return Completed(0, "", "")
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Work]:
+    monkeypatch.setattr(lifecycle, "guard", lambda: "")
+    monkeypatch.setattr(takedown, "carry_out", lambda ssh, step, _: ssh.done.append(step.script))
+
+    def make(there: Host, journal: Journal, found: Found) -> Work:
+        plan = planned(declared(), record(), found)
+        survey = Survey(TARGET, record(), declared(), declared(), journal, False, found, plan)
+        made = Work(survey, there, Narrator(), Wishes())
+        made.gateway = made._gateway_id()
+        return made
+
+    return make
+
+
+FOUND = host(record())
+THERE = {each.name: each.id for each in FOUND.containers}
+OURS = Journal(OLD, OLD, (), (replace(ASIDE, id="id-forge-turbo", name="forge-turbo"),))
+THEIRS = Journal(OLD, OLD, (), (), (Displaced("9", "comfyui-qwen", ports=(8188,)),))
+MOVING = replace(OURS, moves=JOURNAL.moves)
+
+
+def fails(at: Work) -> str:
+    with pytest.raises(AtelierError) as raised, at._coming_back():
+        raise AtelierError("it does not start", "see its log")
+    assert raised.value.hint == "see its log" and raised.value.message.startswith("it does not start")
+    return raised.value.message
+
+
+def test_ours_come_back_while_the_gateway_still_leads_to_them(work: Callable[..., Work]) -> None:
+    there = Host({**THERE, "fresh": "id-fresh"})
+    assert "forge-turbo run again as before" in fails(work(there, OURS, FOUND))
+    text = "\n".join(there.done)
+    assert "docker rm -f fresh" in text and text.index("docker rm -f fresh") < text.index("step id-forge-turbo")
+    assert "id-comfyui-qwen" not in text
+
+
+@pytest.mark.parametrize(
+    "journal,containers,gone",
+    [(OURS, {**THERE, "gateway": "id-fresh"}, ()), (MOVING, THERE, ("/srv/atelier/state",))],
+    ids=["the gateway is another", "the data moved"],
+)
+def test_ours_stay_aside_where_nothing_leads_to_them(
+    journal: Journal, containers: dict[str, str], gone: Sequence[str], work: Callable[..., Work]
+) -> None:
+    there = Host(containers, gone)
+    assert "the same command goes on from here" in fails(work(there, journal, FOUND))
+    assert there.done == []
+
+
+def test_the_previous_stack_comes_back_whatever_ours_did(work: Callable[..., Work]) -> None:
+    there = Host({**THERE, "gateway": "id-fresh"})
+    assert "comfyui-qwen run again as before" in fails(work(there, THEIRS, FOUND))
+    assert "docker rm -f gateway" in there.done[0] and "step 9" in there.done[1]
+
+
+def test_an_interrupt_brings_nothing_back(work: Callable[..., Work], capsys: pytest.CaptureFixture[str]) -> None:
+    there = Host(THERE)
+    with pytest.raises(KeyboardInterrupt), work(there, THEIRS, FOUND)._coming_back():
+        raise KeyboardInterrupt
+    assert there.done == [] and "finishes what was begun" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("yes,needs,agreed", [(True, True, True), (False, False, False), (True, False, False)])
+def test_a_yes_is_asked_for_where_something_moves_or_goes(yes: bool, needs: bool, agreed: bool) -> None:
+    survey = SimpleNamespace(plan=SimpleNamespace(needs_consent=lambda: needs), target=TARGET)
+    assert reprovision._require_consent(survey, Wishes(yes=yes), Narrator()) is agreed
+
+
+def test_without_a_yes_and_without_a_terminal_nothing_is_done() -> None:
+    survey = SimpleNamespace(plan=SimpleNamespace(needs_consent=lambda: True), target=TARGET)
+    with pytest.raises(AtelierError, match="nothing was changed") as raised:
+        reprovision._require_consent(survey, Wishes(), Narrator())
+    assert "YES=1" in raised.value.hint
+
+
+def test_a_failed_step_aside_names_the_container_and_why(work: Callable[..., Work]) -> None:
+    class Refusing(Host):
+        def run(self, script: str, **_: object) -> Completed:
+            return Completed(0, "failed\tid-forge-turbo\tit was started with --rm\n", "")
+
+    at = work(Refusing(THERE), OURS, FOUND)
+    with pytest.raises(AtelierError, match="forge-turbo: it was started with --rm"):
+        at._displace(reprovision.displacement.aside_script, OURS.displaced, "Have containers step aside")
+
+
+def test_the_journal_begins_with_what_has_to_make_room() -> None:
+    now = reorganisation.begin(record(), declared(data_root="/data"), FOUND.containers, PreviousStack())
+    assert now.before == OLD and now.after.data_root == "/data" and not now.switching and len(now.moves) == 4
