@@ -128,8 +128,11 @@ def without(manifest: str, files: Collection[str], release: str) -> str:
     return _text(document["created"], document["found"], wrote, release)
 
 
-def moved(manifest: str, pairs: Sequence[tuple[str, str]], release: str) -> str:
-    """The manifest after each first directory came to lie in the place of its second. Raises AtelierError for a damaged one."""
+def moved(manifest: str, pairs: Sequence[tuple[str, str]], release: str, made: Collection[str] = ()) -> str:
+    """The manifest after each first directory came to lie in the place of its second.
+
+    made: directories that were not there before. Raises AtelierError for a damaged manifest.
+    """
     document = _document(recorded.migrate({"manifest": manifest})["manifest"])
     parts = {
         part: {
@@ -138,6 +141,7 @@ def moved(manifest: str, pairs: Sequence[tuple[str, str]], release: str) -> str:
         }
         for part in ("created", "found")
     }
+    parts["created"]["directories"] = {*parts["created"].get("directories", ()), *made}
     wrote = {place(path, pairs): sums for path, sums in document["wrote"].items()}
     return _text(_sorted(parts["created"]), _sorted(parts["found"]), wrote, release)
 

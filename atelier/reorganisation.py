@@ -59,6 +59,8 @@ class Journal:
     previous: tuple[Displaced, ...] = ()
     owner: tuple[int, int] | None = None
     """The id of the service user, and the one that it had."""
+    made: tuple[str, ...] = ()
+    """Directories that were not there before it."""
     switching: bool = False
     """Directories and containers may have changed places: what was begun with these settings ends with them."""
 
@@ -196,7 +198,7 @@ def _of_ours(recorded: Recorded, deployment: Deployment, containers: Iterable[Co
 def resumed(begun: Journal, now: Journal) -> Journal:
     """What is left of a reorganisation that was begun, and what has come up since. now: as `begin` says."""
     if not begun.switching:
-        return replace(now, before=begun.before or now.before)
+        return replace(now, before=begun.before or now.before, made=begun.made)
     return replace(
         begun, displaced=_joined(begun.displaced, now.displaced), previous=_joined(begun.previous, now.previous)
     )

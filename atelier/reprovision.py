@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -252,7 +253,10 @@ def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
             return 1
         if not agreed:
             _require_consent(survey, wishes, narrator)
-        return Work(survey, ssh, narrator, wishes).carry_out()
+        Work(survey, ssh, narrator, wishes).carry_out()
+    verified = operate.quick_verify(survey.target, narrator) == 0
+    operate.print_access(survey.target, narrator)
+    return 0 if verified else 1
 
 
 def _require_consent(survey: Survey, wishes: Wishes, narrator: Narrator) -> bool:
@@ -334,14 +338,17 @@ class Work:
         self.journal = survey.journal
         self.renamed = self.copied = 0
         self.gateway = ""
+        self.stopped: list[str] = []
+        self.moved = any(move.how == "switched" for move in survey.plan.moves)
 
-    def carry_out(self) -> int:
-        """All of it; the exit status."""
+    def carry_out(self) -> None:
+        """All of it. Raises AtelierError with what failed and where that leaves the host."""
         if self.plan.is_empty() and not self.survey.begun:
             self._deploy()
-            return self._end(operate.quick_verify(self.target, self.narrator))
+            return
         started = time.monotonic()
-        self._note(self.journal)
+        if not self.journal.switching:
+            self._note(replace(self.journal, made=tuple(sorted({*self.journal.made, *self._missing()}))))
         if self.plan.pending():
             self._bring_program()
         with Watch(self.survey, self.ssh) as watch:
@@ -352,11 +359,6 @@ class Work:
                 self._prove()
         self._clear()
         self._say_summary(watch, time.monotonic() - started)
-        return self._end(operate.quick_verify(self.target, self.narrator))
-
-    def _end(self, status: int) -> int:
-        operate.print_access(self.target, self.narrator)
-        return 1 if status else 0
 
     def _step(self, stage: str, name: str, script: str, stdin: bytes = b"") -> None:
         takedown.carry_out(self.ssh, Step(stage, name, script, stdin), self.narrator)
@@ -365,6 +367,12 @@ class Work:
         self.journal, file = journal, journal_file(journal)
         script = f"mkdir -p {recorded.ANCHOR_DIRECTORY} && {file.install_script()} && sync {recorded.ANCHOR_DIRECTORY}"
         self.ssh.run(lifecycle.guard() + script, stdin=file.content, check=True)
+
+    def _missing(self) -> list[str]:
+        """The directories that the moves will make: they are ours then, and go with us."""
+        targets = {path for move in self.journal.moves for path in (move.target, *map(str, Path(move.target).parents))}
+        script = f'for p in {shlex.join(sorted(targets))}; do [ -e "$p" ] || echo "$p"; done'
+        return self.ssh.run(script, check=True).stdout.splitlines() if targets else []
 
     # What disturbs nobody
 
@@ -434,16 +442,18 @@ class Work:
         from stages import provision
 
         self.gateway = self._gateway_id()
+        # Now, as nobody has to wait for it yet: the driver may have been installed since it was decided.
+        deployment = lifecycle.decide_again(self.target, self.ssh, self.survey.deployment)
+        lifecycle.keep_credentials(self.target, deployment)
         self._note(replace(self.journal, switching=True))
         self._displace(displacement.aside_script, self._aside(), "Have containers step aside")
         self._stop_writers()
         if self.plan.pending():
             self._relocate("switch", "Change the places of directories")
+            self.moved = True
         if self.survey.found.previous:
             previous_stack.bring(self.ssh, self.settings, self.survey.found.previous, self.narrator.say)
         self._settle()
-        deployment = lifecycle.decide_again(self.target, self.ssh, self.survey.deployment)
-        lifecycle.keep_credentials(self.target, deployment)
         provision.switch(self.ssh, deployment, self.narrator)
 
     def _aside(self) -> tuple[Displaced, ...]:
@@ -475,6 +485,7 @@ class Work:
         running = sorted(each.name for each in self.survey.found.containers if each.name in names and each.running)
         if self.plan.stops_services() and running:
             there = f"for c in {shlex.join(running)}; do ! docker inspect $c >/dev/null 2>&1 || docker stop -t {STOP} $c || exit 1; done"
+            self.stopped = running
             self._step("Containers", f"Stop {', '.join(running)}", f"{{ {there}; }} >/dev/null")
 
     def _settle(self) -> None:
@@ -486,7 +497,7 @@ class Work:
         files = list(recorded.anchor(self.settings, self.survey.deployment.credentials.instance))
         if text.strip():
             pairs = [(move.source, move.target) for move in self.journal.moves]
-            moved = manifest.moved(text, pairs, version("atelier"))
+            moved = manifest.moved(text, pairs, version("atelier"), self.journal.made)
             files.append(File(f"{self.settings.state_dir()}/manifest.json", moved.encode(), 0o600))
         for file in files:
             content = file.content if isinstance(file, File) else b""
@@ -541,26 +552,31 @@ class Work:
             raise AtelierError(f"{error.message}{told}", error.hint) from None
 
     def _come_back(self) -> str:
-        moved = any(self._is_gone(move) for move in self.journal.moves)
+        """Bring back what the data or the gateway have not left behind; in words, where that leaves the host."""
+        moved = self.moved or any(self._is_gone(move) for move in self.journal.moves)
         now = parse_containers(self.ssh.run(CONTAINERS, timeout=60).stdout)
-        back = list(self.journal.previous)
         gateway = next((each.id for each in now if each.name == self.settings.gateway_container), "")
-        if not moved and gateway == self.gateway:
-            back += self.journal.displaced
-        if not back:
-            return (
-                "\n    what stepped aside stays so: the same command goes on from here"
-                if self.journal.displaced
-                else ""
+        back = list(self.journal.previous)
+        back += self.journal.displaced if not moved and gateway == self.gateway else ()
+        if back:
+            were = {each.id for each in self.survey.found.containers}
+            fresh = [each.name for each in now if each.ours and each.id not in were]
+            if fresh:
+                self._step("Containers", f"Remove {', '.join(fresh)}", f"docker rm -f {shlex.join(fresh)} >/dev/null")
+            self._displace(displacement.back_script, back, "Bring back what stepped aside")
+        if self.stopped and not moved:
+            self._step("Containers", "Start the services again", f"docker start {shlex.join(self.stopped)} >/dev/null")
+        if moved:
+            told = "the data lies in its new place: the same command goes on from there"
+        else:
+            self._note(replace(self.journal, switching=len(back) < len(self._aside())))
+            told = (
+                ""
+                if len(back) == len(self._aside())
+                else "what stepped aside stays so: the same command goes on from there"
             )
-        were = {each.id for each in self.survey.found.containers}
-        fresh = [each.name for each in now if each.ours and each.id not in were]
-        if fresh:
-            self._step("Containers", f"Remove {', '.join(fresh)}", f"docker rm -f {shlex.join(fresh)} >/dev/null")
-        self._displace(displacement.back_script, back, "Bring back what stepped aside")
-        if not moved:
-            self._note(replace(self.journal, switching=False))
-        return f"\n    {', '.join(each.name for each in back)} run again as before"
+        again = f"\n    {', '.join(each.name for each in back)} run again as before" if back else ""
+        return f"{again}\n    {told}" if told else again
 
     def _is_gone(self, move: Move) -> bool:
         return self.ssh.run(f"[ -e {shlex.quote(move.source)} ]").status != 0

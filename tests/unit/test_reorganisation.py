@@ -378,6 +378,7 @@ def test_the_manifest_follows_the_directories_and_forgets_what_went() -> None:
     assert "/x/forge" in created["directories"] and "/srv/atelier/outputs/forge" not in created["directories"]
     assert "/y/state/manifest.json" in created["files"] and "comfyui-qwen" in created["containers"]
     assert manifest.moved(text, [("/srv/atelier/outputs", "/x")], "1") == text
+    assert "/new" in manifest.created(manifest.moved(text, [], "1", ["/new"]))["directories"]
     plan = planned(now, record(), host(record()))
     left = manifest.created(manifest.without_names(text, reorganisation.forgotten(plan, "/srv/atelier/models"), "1"))
     assert "forge-turbo" not in left["containers"] and "comfyui-qwen" in left["containers"]

@@ -29,6 +29,7 @@ JOURNAL = Journal(
     (ASIDE,),
     (replace(ASIDE, id="2", ours=False),),
     (10001, 10002),
+    ("/data",),
     True,
 )
 
@@ -141,8 +142,20 @@ def test_ours_stay_aside_where_nothing_leads_to_them(
     journal: Journal, containers: dict[str, str], gone: Sequence[str], work: Callable[..., Work]
 ) -> None:
     there = Host(containers, gone)
-    assert "the same command goes on from here" in fails(work(there, journal, FOUND))
-    assert there.done == []
+    assert "the same command goes on from there" in fails(work(there, journal, FOUND))
+    assert not any("step" in script or "docker" in script for script in there.done)
+
+
+def test_services_that_were_stopped_run_again_where_no_data_moved(work: Callable[..., Work]) -> None:
+    there = Host(THERE)
+    at = work(there, replace(JOURNAL, displaced=(), previous=()), FOUND)
+    at.stopped = ["comfyui-qwen", "forge-turbo"]
+    fails(at)
+    assert "docker start comfyui-qwen forge-turbo >/dev/null" in there.done
+    moved = Host(THERE)
+    at = work(moved, replace(JOURNAL, displaced=(), previous=()), FOUND)
+    at.stopped, at.moved = ["comfyui-qwen"], True
+    assert "the data lies in its new place" in fails(at) and moved.done == []
 
 
 def test_the_previous_stack_comes_back_whatever_ours_did(work: Callable[..., Work]) -> None:
