@@ -6,11 +6,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from pyinfra.api.deploy import add_deploy
 from test_deployment import settings
 from test_reorganisation import OLD, declared, host, planned, record
+from test_stages import Told
 
+import deploy
 from atelier import lifecycle, reorganisation, reprovision, takedown
 from atelier.console import Narrator
+from atelier.deployment import Deployment
 from atelier.displacement import Displaced
 from atelier.errors import AtelierError
 from atelier.previous_stack import Found as PreviousStack
@@ -197,3 +201,30 @@ def test_a_failed_step_aside_names_the_container_and_why(work: Callable[..., Wor
 def test_the_journal_begins_with_what_has_to_make_room() -> None:
     now = reorganisation.begin(record(), declared(data_root="/data"), FOUND.containers, PreviousStack())
     assert now.before == OLD and now.after.data_root == "/data" and not now.switching and len(now.moves) == 4
+
+
+def steps(
+    monkeypatch: pytest.MonkeyPatch, stages: Callable[[Deployment], None], chosen: Deployment
+) -> tuple[list[str], str]:
+    """The stages that would do something on a host that answers nothing, and all commands that they run."""
+    host = Told(monkeypatch)
+    names = host.run(lambda state: add_deploy(state, stages, chosen))
+    return list(dict.fromkeys(name.split(" | ")[0] for name in names)), "\n".join(host.commands)
+
+
+def test_the_switch_does_only_what_the_services_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, commands = steps(monkeypatch, deploy.switched, declared())
+    assert done == ["Manifest", "Host", "Docker", "Credentials", "Services", "Gateway"]
+    assert "apt-get" not in commands and "docker build" not in commands and "systemctl restart" not in commands
+    assert commands.index("docker network create") < commands.index("compose up")
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_what_is_prepared_leaves_containers_and_networks_alone(monkeypatch: pytest.MonkeyPatch, deployed: bool) -> None:
+    chosen = declared()
+    chosen = replace(
+        chosen, facts=replace(chosen.facts, deployed=deployed), present=frozenset(chosen.image_tags().values())
+    )
+    done, commands = steps(monkeypatch, deploy.prepared, chosen)
+    assert ("Docker" in done) is not deployed and "Credentials" not in done
+    assert "docker compose" not in commands and "docker rm" not in commands
