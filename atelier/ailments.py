@@ -197,7 +197,7 @@ if timeout {DOCKER_SECONDS} docker version >/dev/null; then
   s images; i=$(docker image ls -q --no-trunc | sort -u); [ -z "$i" ] || docker image inspect --format '{IMAGE}' $i
   s cache; timeout 60 docker system df --format '{{{{.Type}}}}:{{{{.Size}}}}' | sed -n 's/^Build Cache://p'
 fi
-s largest; for m in {shlex.join(sorted(mounts))}; do timeout 60 du -x -B1 --max-depth=4 "$m" | sort -rn | head -n 60; done
+s largest; for m in {shlex.join(sorted(mounts))}; do timeout 60 du -xa -B1 --max-depth=4 "$m" | sort -rn | head -n 60; done
 :
 """
 

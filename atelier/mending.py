@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from atelier import ailments, apt, lifecycle, openpgp, paths, preflight, repairs, sources
+from atelier import ailments, apt, hostfacts, lifecycle, openpgp, paths, preflight, repairs, sources
 from atelier import deployment as decide
 from atelier.ailments import Ailments
 from atelier.apt import Repository
@@ -40,7 +40,8 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
     full = {
         each.mount: SMALLEST - each.free for each in facts.file_systems if each.free < SMALLEST and not each.read_only
     }
-    lacking = full | {mount: max(short, full.get(mount, 0)) for mount, short in preflight.lacking(deployment).items()}
+    wanted = preflight.lacking(_with_free_space(deployment, facts))
+    lacking = full | {mount: max(short, full.get(mount, 0)) for mount, short in wanted.items()}
     facts = replace(
         facts,
         lacking=lacking,
@@ -50,8 +51,15 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
     if not lacking:
         return facts
     told = ssh.run(ailments.space_script(store, lacking, images), timeout=600, check=True).stdout
-    wanted = {weight.sha256 for weight in deployment.weights}
-    return ailments.with_space(facts, told, deployment.image_tags().values(), wanted)
+    weights = {weight.sha256 for weight in deployment.weights}
+    return ailments.with_space(facts, told, deployment.image_tags().values(), weights)
+
+
+def _with_free_space(deployment: Deployment, facts: Ailments) -> Deployment:
+    """The same on a host that has as much space as it has now."""
+    known, free = deployment.facts, {each.mount: each.free for each in facts.file_systems}
+    now = {path: free.get(known.mounts.get(path, ""), before) for path, before in known.disk_free.items()}
+    return replace(deployment, facts=replace(known, disk_free=now))
 
 
 def _repositories(deployment: Deployment, record: Recorded) -> list[Repository]:
@@ -72,7 +80,7 @@ def _our_daemon_json(deployment: Deployment, record: Recorded) -> str:
 
 
 def mend(
-    ssh: Ssh, deployment: Deployment, record: Recorded, planned: Iterable[Repair], narrator: Narrator
+    ssh: Ssh, deployment: Deployment, record: Recorded, planned: Sequence[Repair], narrator: Narrator
 ) -> tuple[Repair, ...]:
     """Carry out what of the repairs is for us, and look again; returns what is wrong then, such as what only shows by now.
 
@@ -83,7 +91,11 @@ def mend(
     _require_possible(planned)
     for repair in ours:
         _carry_out(ssh, repair, narrator)
-    left = repairs.plan(look(ssh, deployment, record)) if ours else tuple(planned)
+    if not ours:
+        return tuple(planned)
+    script = hostfacts.presence_script(deployment.settings, deployment.weights, deployment.fetcher())
+    present = frozenset(ssh.run(script, timeout=120).stdout.split())
+    left = repairs.plan(look(ssh, replace(deployment, present=present), record))
     _require_mended(ours, left)
     _require_possible(left)
     return left

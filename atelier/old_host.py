@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from aiohttp import hdrs, web
 
-from atelier import hostfacts, models_serve, recorded, weights_unit
+from atelier import hostfacts, models_serve, preflight, recorded, weights_unit
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.models import Weight
@@ -76,12 +76,15 @@ def through_here(
             say(f"  the old host {host} has none of the weights that are missing")
         yield deployment, None
         return
-    size = sum(file.bytes for file in offer.files.values()) / 1e9
+    size = preflight.amount(sum(file.bytes for file in offer.files.values()))
     say(
-        f"  {len(offer.files)} of {len(missing)} missing weights, {size:.1f} GB, come from the old host {host} through this computer"
+        f"  {len(offer.files)} of {len(missing)} missing weights, {size}, come from the old host {host} through this computer"
     )
     with models_serve.running(application(offer), "127.0.0.1", 0) as port, new.reverse(port):
-        yield with_mirror(deployment, f"http://127.0.0.1:{port}"), offer
+        try:
+            yield with_mirror(deployment, f"http://127.0.0.1:{port}"), offer
+        finally:
+            say(f"  {preflight.amount(offer.served)} came from the old host {host}")
 
 
 def with_mirror(deployment: Deployment, url: str) -> Deployment:
