@@ -163,7 +163,7 @@ def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey
         containers=containers,
         relocation=_plan_moves(ssh, deployment.settings, journal),
         previous=previous,
-        diffs=_edited(ssh, target, deployment, record, there),
+        diffs=_edited(ssh, target, before, record, there),
         repairs=repairs.plan(mending.look(ssh, before, record)),
         fetches=before.bytes_to_fetch(),
     )
@@ -188,7 +188,9 @@ def _as_it_is(ssh: Ssh, deployment: Deployment, record: Recorded, journal: Journ
     if journal.switching or not (journal.moves or journal.owner):
         return deployment
     settings = reorganisation.interim(deployment.settings, record)
-    before = replace(deployment, settings=settings)
+    # Asked about the user of the settings; that of the record is there, and whose it is has been recorded.
+    facts = replace(deployment.facts, service_user_uid=str(settings.service_uid))
+    before = replace(deployment, settings=settings, facts=facts)
     script = hostfacts.presence_script(settings, before.weights, before.fetcher())
     return replace(before, present=frozenset(ssh.run(script).stdout.split()))
 
