@@ -189,7 +189,7 @@ def reason(seen: Seen, settings: Settings, root: str = "") -> str:
         # Any other program there is somebody else's; preflight names the port.
         if port in ours and inside == OWN_PORTS[ours[port]]:
             return f"it publishes port {port}"
-    models = next((mount.source for mount in seen.mounts if "/shared/models" in f"{mount.source}/"), "")
+    models = next((mount.source for mount in seen.mounts if "/shared/models/" in f"{mount.source}/"), "")
     return f"it uses a GPU and has {models}" if seen.gpu and models else ""
 
 

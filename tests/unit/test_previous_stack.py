@@ -1,0 +1,391 @@
+"""A previous stack: which containers are one's, what its directories hold, and what is taken over, from the shell to the decision."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atelier import previous_containers, previous_places, previous_stack
+from atelier.displacement import Displaced
+from atelier.errors import AtelierError
+from atelier.previous_containers import Listing, Mount, Seen, Suspects, parse, reason, service_of, suspects
+from atelier.previous_places import Compose, Place, Size, Survey, mounts_of, places
+from atelier.previous_stack import Found, Source, adoptions, escaped, found, staging_script, with_search
+from atelier.recorded import roots_of
+from atelier.settings import Settings
+from weights.job import _found as matched
+
+SETTINGS = Settings()
+ROOTS = roots_of(SETTINGS)
+ROOT = "/home/ai/stack"
+FOLDER = f"{ROOT}/docker-configurations/services"
+WORKING = "com.docker.compose.project.working_dir"
+TOKEN = "$2b$12$" + "a" * 53
+COMFYUI = Seen(
+    "c" * 64,
+    "comfyui-qwen",
+    "pytorch/pytorch:2.7",
+    {WORKING: f"{FOLDER}/comfyui-qwen", "com.docker.compose.project": "comfyui-qwen"},
+    restart="unless-stopped",
+    published=((8188, 8188),),
+    mounts=(Mount(f"{ROOT}/shared/models", "/app/models"), Mount(f"{ROOT}/shared/outputs", "/app/output")),
+    gpu=True,
+    networks=("comfyui-qwen_default",),
+)
+FORGE = Seen("f" * 64, "forge-turbo", published=((17861, 7860),), mounts=(Mount(f"{ROOT}/shared/models", "/m"),))
+
+
+def told(**more: Any) -> dict[str, Any]:
+    """A container as `docker inspect` tells it."""
+    return {
+        "id": "a" * 64,
+        "name": "/web",
+        "image": "nginx",
+        "labels": None,
+        "running": True,
+        "restart": {"Name": "", "MaximumRetryCount": 0},
+        "rm": False,
+        "ports": None,
+        "mounts": [],
+        "requests": None,
+        "devices": None,
+        "runtime": "runc",
+        "networks": None,
+        "visible": "",
+        **more,
+    }
+
+
+def seen(**more: Any) -> Seen:
+    (one,) = parse(f"{previous_containers.MARK}containers\n{json.dumps(told(**more))}\n").containers
+    return one
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "expected"),
+    [
+        ({}, "restart", "no"),
+        ({"restart": {"Name": "on-failure", "MaximumRetryCount": 5}}, "restart", "on-failure:5"),
+        ({"restart": {"Name": "on-failure", "MaximumRetryCount": 0}}, "restart", "on-failure"),
+        ({"restart": {"Name": "unless-stopped", "MaximumRetryCount": 0}}, "restart", "unless-stopped"),
+        ({"ports": {"7860/tcp": [{"HostIp": "", "HostPort": "17861"}], "9/udp": None}}, "published", ((17861, 7860),)),
+        ({"ports": {"80/tcp": [{"HostIp": "", "HostPort": ""}]}}, "published", ()),
+        ({}, "gpu", False),
+        ({"requests": [{"Driver": "", "Capabilities": [["gpu"]]}]}, "gpu", True),
+        ({"runtime": "nvidia"}, "gpu", True),
+        ({"visible": "all"}, "gpu", True),
+        ({"visible": "void"}, "gpu", False),
+        ({"devices": [{"PathOnHost": "/dev/nvidia0", "PathInContainer": "/dev/nvidia0"}]}, "gpu", True),
+        ({"devices": [{"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse"}]}, "gpu", False),
+        ({"networks": {"b": {}, "a": {}}}, "networks", ("a", "b")),
+        (
+            {
+                "mounts": [
+                    {"Type": "bind", "Source": "/a", "Destination": "/b/"},
+                    {"Type": "tmpfs", "Destination": "/c"},
+                ]
+            },
+            "mounts",
+            (Mount("/a", "/b"),),
+        ),
+        ({"rm": True}, "leaves_nothing", True),
+    ],
+)
+def test_what_docker_tells_is_read(more: dict[str, Any], name: str, expected: object) -> None:
+    assert getattr(seen(**more), name) == expected
+
+
+GPU_WITH_MODELS = replace(FORGE, name="painter", published=(), gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [
+        (COMFYUI, "it has the name comfyui-qwen"),
+        (replace(COMFYUI, name="comfyui-qwen.previous"), "it has the name comfyui-qwen"),
+        (replace(COMFYUI, labels={"atelier.config": "1"}), ""),
+        (replace(COMFYUI, name="qwen"), f"it was made in {FOLDER}/comfyui-qwen"),
+        (replace(FORGE, name="sd"), "it publishes port 17861"),
+        (replace(FORGE, name="sd", published=((7860, 7860),)), "it publishes port 7860"),
+        (replace(FORGE, name="shop", published=((17861, 80),)), ""),
+        (replace(FORGE, name="shop", published=((8188, 80),)), ""),
+        (replace(FORGE, name="shop", published=((7860, 8188),)), ""),
+        (GPU_WITH_MODELS, f"it uses a GPU and has {ROOT}/shared/models"),
+        (replace(GPU_WITH_MODELS, gpu=False), ""),
+        (replace(GPU_WITH_MODELS, mounts=(Mount("/data/shared/models-of-cars", "/m"),)), ""),
+        (Seen("1", "web", published=((80, 80),)), ""),
+        (Seen("1", "gateway"), "it has the name gateway"),
+    ],
+)
+def test_which_containers_are_a_previous_stacks(one: Seen, why: str) -> None:
+    assert reason(one, SETTINGS) == why
+
+
+def test_a_root_that_is_named_tells_its_containers() -> None:
+    one = Seen("1", "painter", mounts=(Mount("/disk/old/models", "/m"),))
+    assert reason(one, SETTINGS) == "" and reason(one, SETTINGS, "/disk/old") == "it belongs to /disk/old"
+    assert reason(one, SETTINGS, "/disk/ol") == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "service"),
+    [
+        (COMFYUI, "comfyui"),
+        (FORGE, "forge"),
+        (Seen("1", "a", labels={WORKING: "/x/forge-turbo"}), "forge"),
+        (Seen("1", "a", "someone/comfyui:1"), "comfyui"),
+        (Seen("1", "a", published=((9000, 7860),)), "forge"),
+        (Seen("1", "a"), ""),
+    ],
+)
+def test_whose_place_a_container_has(one: Seen, service: str) -> None:
+    assert service_of(one) == service
+
+
+def test_roots_come_from_folders_and_mounts_and_a_folder_alone_is_only_named() -> None:
+    chosen = suspects(Listing((COMFYUI, FORGE), (ROOT, "/opt/other")), SETTINGS)
+    assert chosen.roots == (ROOT,) and len(chosen.containers) == 2
+    assert len(chosen.notes) == 1 and "FROM=/opt/other" in chosen.notes[0]
+    assert suspects(Listing((), (ROOT,)), SETTINGS, ROOT) == Suspects(roots=(ROOT,))
+
+
+def test_one_that_would_be_gone_when_it_stops_is_an_obstacle() -> None:
+    chosen = suspects(Listing((replace(COMFYUI, leaves_nothing=True),)), SETTINGS)
+    assert "--rm" in chosen.obstacles[0].problem and "docker stop comfyui-qwen" in chosen.obstacles[0].remedy
+
+
+COMPOSE = """
+services:
+  comfyui:
+    volumes:
+      - ../../../shared/models:/app/models:ro
+      - ${OUTPUTS:-/data/out}:/app/output
+      - {type: bind, source: "${WORK}/user", target: /app/user}
+      - state:/app/state
+      - cache
+"""
+
+
+def test_a_compose_file_tells_what_it_mounts() -> None:
+    compose = Compose(f"{FOLDER}/comfyui-qwen", COMPOSE, {"WORK": "/work here"})
+    assert mounts_of(compose) == [
+        Mount(f"{ROOT}/shared/models", "/app/models"),
+        Mount("/data/out", "/app/output"),
+        Mount("/work here/user", "/app/user"),
+        Mount("/var/lib/docker/volumes/comfyui-qwen_state/_data", "/app/state"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "services: [", "services: 3", "[]", "services: {a: null}", "services: {a: {volumes: [3]}}"]
+)
+def test_a_compose_file_that_says_nothing_mounts_nothing(text: str) -> None:
+    assert mounts_of(Compose("/x", text)) == []
+
+
+def test_compose_files_are_read_on_the_host_and_no_secret_of_env_is(tmp_path: Path) -> None:
+    folder = tmp_path / previous_containers.FOLDER / "forge-turbo"
+    folder.mkdir(parents=True)
+    (folder / "docker-compose.yml").write_text(COMPOSE)
+    (folder / ".env").write_text(f'COMFYUI_TOKEN={TOKEN}\nexport WORK="/data"\nPASSWORD=secret\nUP=../x\n')
+    output = subprocess.run(
+        ["sh"], input=previous_places.compose_script([str(tmp_path)]), capture_output=True, text=True
+    )
+    assert TOKEN not in output.stdout and "secret" not in output.stdout
+    assert previous_places.parse_compose(output.stdout) == [
+        Compose(str(folder), COMPOSE, {"WORK": "/data", "UP": "../x"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        (Mount("/a", "/app/models/checkpoints"), [Place("models", "comfyui", "/a")]),
+        (Mount("/a", "/app/output"), [Place("outputs", "comfyui", "/a")]),
+        (Mount("/a", "/app/outputs"), [Place("outputs", "comfyui", "/a")]),
+        (Mount("/a", "/app/user"), [Place("workflows", "comfyui", "/a/default/workflows")]),
+        (Mount("/a", "/app/user/default"), [Place("workflows", "comfyui", "/a/workflows")]),
+        (Mount("/a", "/app/user/default/workflows"), [Place("workflows", "comfyui", "/a")]),
+        (Mount("/", "/host"), []),
+        (Mount("/a", "/venv/site-packages/models"), []),
+    ],
+)
+def test_a_mount_says_what_lies_in_it(mount: Mount, expected: list[Place]) -> None:
+    chosen = Suspects(((replace(COMFYUI, mounts=(mount,)), "comfyui", ""),))
+    assert places(chosen, []) == expected
+
+
+def test_an_application_that_is_mounted_as_a_whole_is_looked_into() -> None:
+    chosen = Suspects(((replace(COMFYUI, mounts=(Mount("/a", "/workspace"),)), "comfyui", ""),))
+    found_ = places(chosen, [])
+    assert Place("models", "comfyui", "/a/ComfyUI/models") in found_
+    assert Place("workflows", "comfyui", "/a/user/default/workflows") in found_
+
+
+def test_what_is_there_is_measured(tmp_path: Path) -> None:
+    models = tmp_path / "root/shared/mo dels"
+    (models / "vae").mkdir(parents=True)
+    (models / "vae/a.safetensors").write_bytes(bytes(10))
+    (tmp_path / "link").symlink_to(models)
+    (tmp_path / "root/.secrets").mkdir()
+    token = tmp_path / "root/.secrets/qwen-api-user.token"
+    token.write_text(TOKEN)
+    root = str(tmp_path / "root")
+    script = previous_places.survey_script(
+        Suspects(roots=(root,)),
+        [Place("models", "", str(tmp_path / "link")), Place("outputs", "", "/nonexistent/it's")],
+    )
+    output = subprocess.run(["sh"], input=script, capture_output=True, text=True)
+    assert not output.stderr
+    assert previous_places.parse_survey(output.stdout) == Survey(
+        {root: Size(root, 0, 0), str(tmp_path / "link"): Size(str(models), 1, 10, ("vae",))}, frozenset({str(token)})
+    )
+
+
+def decided(places_: list[Place], *sizes: Size, chosen: Suspects | None = None, **more: Any) -> Found:
+    return found(chosen or Suspects(), places_, Survey({size.path: size for size in sizes}, **more), SETTINGS, ROOTS)
+
+
+OUT = f"{ROOT}/shared/outputs"
+
+
+def test_weights_are_looked_for_in_the_outermost_directories_that_are_not_ours() -> None:
+    paths = [f"{ROOT}/shared/models", f"{ROOT}/shared/models/vae", "/empty", "/srv/atelier/models"]
+    candidates = [Place("models", "", path) for path in paths]
+    sizes = [Size(path, int(path != "/empty"), 1) for path in paths]
+    assert decided(candidates, *sizes).search == (f"{ROOT}/shared/models",)
+
+
+def test_outputs_go_to_who_had_them_and_none_twice() -> None:
+    candidates = [
+        Place("outputs", "comfyui", OUT),
+        Place("outputs", "forge", f"{OUT}/forge"),
+        Place("outputs", "", OUT),
+    ]
+    result = decided(candidates, Size(OUT, 10, 100, ("forge", "2025")), Size(f"{OUT}/forge", 4, 40))
+    assert result.outputs == (
+        Source("comfyui", "/srv/atelier/outputs/comfyui/previous", OUT, without=("forge",), files=6, bytes=60),
+        Source("forge", "/srv/atelier/outputs/forge/previous", f"{OUT}/forge", files=4, bytes=40),
+    )
+
+
+def test_outputs_that_no_container_has_go_by_the_names_of_their_directories() -> None:
+    result = decided([Place("outputs", "", OUT)], Size(OUT, 10, 100, ("forge-turbo", "2025")))
+    assert [(one.service, one.directory, one.without) for one in result.outputs] == [
+        ("comfyui", OUT, ("forge-turbo",)),
+        ("forge", f"{OUT}/forge-turbo", ()),
+    ]
+
+
+def test_workflows_are_comfyuis() -> None:
+    candidates = [Place("workflows", "comfyui", "/w"), Place("workflows", "forge", "/x")]
+    (one,) = decided(candidates, Size("/w", 2, 5), Size("/x", 1, 1)).workflows
+    assert (one.directory, one.target, one.pattern) == (
+        "/w",
+        "/srv/atelier/users/comfyui/default/workflows/previous",
+        "*.json",
+    )
+
+
+ALONE = (
+    "/app/output",
+    "/app/output/a.png",
+    "/opt/sd/outputs/txt2img/2025/b.png",
+    "/app/user/default/workflows/mine.json",
+    "/app/loras/mine.safetensors",
+)
+
+
+def test_what_only_a_container_has_is_taken_out_of_it_and_weights_in_it_keep_it() -> None:
+    mounted = replace(COMFYUI, mounts=(Mount("/x", "/app/output"),))
+    chosen = Suspects(((mounted, "comfyui", "why"),))
+    result = decided([], chosen=chosen, alone={mounted.id: ALONE})
+    assert [(one.inside, one.container, one.files) for one in result.outputs] == [("/opt/sd/outputs", mounted.id, 1)]
+    assert [one.inside for one in result.workflows] == ["/app/user/default/workflows"]
+    (one,) = result.containers
+    assert "1 files of weights" in one.keeps and "/app/loras/mine.safetensors" in one.keeps
+    assert any("/app/loras/mine.safetensors" in note for note in result.notes)
+
+
+def test_containers_step_aside_as_they_were_and_those_that_did_are_told_apart() -> None:
+    gone = replace(FORGE, name="forge-turbo.previous", running=False)
+    result = decided([], chosen=Suspects(((COMFYUI, "comfyui", "why"), (gone, "forge", "why"))))
+    assert result.containers == (
+        Displaced(
+            COMFYUI.id,
+            "comfyui-qwen",
+            "unless-stopped",
+            why="why",
+            service="comfyui",
+            ports=(8188,),
+            networks=("comfyui-qwen_default",),
+        ),
+    )
+    assert [(one.name, one.aside) for one in result.aside] == [("forge-turbo", "forge-turbo.previous")]
+
+
+def test_token_files_that_are_there_are_named_and_none_says_so() -> None:
+    path = f"{ROOT}/.secrets/.env.generated"
+    assert decided([], chosen=Suspects(roots=(ROOT,)), files=frozenset({path})).token_files == (path,)
+
+    class NoHost:
+        def run(self, *_: object, **__: object) -> None:
+            raise AssertionError("asked")
+
+    with pytest.raises(AtelierError, match=r"no qwen-api-user.token in /home/ai/stack/.secrets"):
+        previous_stack.credentials(NoHost(), Found(roots=(ROOT,)), {})  # type: ignore[arg-type]
+
+
+class Host:
+    """Answers with what a shell here says."""
+
+    def run(self, script: str, **_: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["sh"], input=script, capture_output=True, text=True)
+
+
+def test_the_token_is_read_where_it_lies_and_copies_that_differ_are_refused(tmp_path: Path) -> None:
+    token, generated = tmp_path / "qwen-api-user.token", tmp_path / ".env.generated"
+    token.write_text(f"{TOKEN}\n")
+    generated.write_text(f"COMFYUI_TOKEN='{TOKEN}'\nFORGE_USER=me\nFORGE_PASSWORD=enough-of-a-password\n")
+    both = Found(token_files=(str(token), str(generated)))
+    imported = previous_stack.credentials(Host(), both, {})  # type: ignore[arg-type]
+    assert imported.credentials.comfyui.password_bcrypt == TOKEN
+    assert imported.credentials.forge.password == "enough-of-a-password"
+    generated.write_text(f"COMFYUI_TOKEN='{TOKEN[:-1]}b'\n")
+    with pytest.raises(AtelierError, match="values that differ") as refused:
+        previous_stack.credentials(Host(), both, {})  # type: ignore[arg-type]
+    assert TOKEN[10:] not in str(refused.value)
+
+
+def test_the_search_of_one_run_means_these_directories_alone(tmp_path: Path) -> None:
+    odd = tmp_path / "mo[d]*ls?"
+    odd.mkdir()
+    (tmp_path / "modxls1").mkdir()
+    settings = with_search(SETTINGS, Found(search=(str(odd), str(odd))))
+    assert settings.models.search == [*SETTINGS.models.search, escaped(str(odd))]
+    assert matched([escaped(str(odd))]) == (odd,)
+
+
+def test_what_is_copied_goes_below_directories_of_the_services() -> None:
+    sources = [
+        Source("forge", "/srv/atelier/outputs/forge/previous", "/a", without=("x",)),
+        Source(
+            "comfyui",
+            "/srv/atelier/users/comfyui/default/workflows/previous",
+            container="c" * 64,
+            inside="/w it",
+            pattern="*.json",
+        ),
+    ]
+    made = adoptions(sources, SETTINGS, "/stage")
+    assert [(one.source, one.base, one.into, one.owner, one.without) for one in made] == [
+        ("/a", "/srv/atelier/outputs/forge", "previous", 10001, ("x",)),
+        ("/stage/cccccccccccc/w it", "/srv/atelier/users/comfyui", "default/workflows/previous", 10001, ()),
+    ]
+    assert staging_script(sources, "/stage") == (
+        "rm -rf /stage && \\\nmkdir -p -m 0700 '/stage/cccccccccccc/w it' && "
+        f"docker cp -a {'c' * 64}:'/w it/.' '/stage/cccccccccccc/w it'"
+    )
