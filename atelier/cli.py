@@ -357,11 +357,12 @@ def reprovision(
         bool,
         typer.Option("--adopt-token", help="First deploy: the token of the stack that was here before stays in force."),
     ] = False,
+    old: Annotated[str, typer.Option("--old", help="The machine that this one replaces: weights come from it.")] = "",
 ) -> None:
     """Bring a host from whatever it is to what is declared, and lose nothing. Finishes one that was interrupted."""
     from atelier import reprovision as reorganising
 
-    wishes = reorganising.Wishes(sources, yes, purge, adopt_token, previous)
+    wishes = reorganising.Wishes(sources, yes, purge, adopt_token, previous, old)
     for_each(host, limit, lambda target, narrator: reorganising.run(target, wishes, narrator))
 
 

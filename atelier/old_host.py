@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 
 from aiohttp import hdrs, web
 
-from atelier import hostfacts, models_serve, preflight, recorded, weights_unit
+from atelier import hostfacts, lifecycle, models_serve, paths, preflight, recorded, weights_unit
+from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.models import Weight
 from atelier.models_serve import store_files
-from atelier.settings import Settings
+from atelier.settings import Settings, read_hosts
 from atelier.ssh import Ssh
+from atelier.target import Target, resolve
 from weights import pieces
 from weights.store import PIECE, PIECES, File
 
@@ -85,6 +87,38 @@ def through_here(
             yield with_mirror(deployment, f"http://127.0.0.1:{port}"), offer
         finally:
             say(f"  {preflight.amount(offer.served)} came from the old host {host}")
+
+
+def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrator: Narrator) -> bool:
+    """Bring what the old host has of the missing weights, before anything else; whether that was tried.
+
+    address: as HOST= has it, or a name that HOST= or LIMIT= takes. What does not come stays missing, and comes from where the
+    settings say.
+    """
+    from stages import provision
+
+    old = _ssh(address)
+    if old.destination.resolved() == target.destination.resolved() and old.destination.port == target.destination.port:
+        raise AtelierError(f"OLD={address} is {target.name} itself", "OLD= names the machine that was replaced")
+    with through_here(old, new, deployment, narrator.say) as (changed, offer):
+        if offer is None:
+            return False
+        offered = tuple(weight for weight in changed.weights if weight.store_path in offer.files)
+        changed = replace(changed, weights=offered)
+        if lifecycle.find_weights_obstacles(new, changed, narrator):
+            return False  # whoever goes on names them all
+        try:
+            provision.fetch_weights(target, new, changed, narrator)
+        except AtelierError as error:
+            narrator.say(f"  {error.message}", style="yellow")
+        return True
+
+
+def _ssh(address: str) -> Ssh:
+    hosts = paths.PROJECT / "hosts.yml"
+    if "@" not in address and hosts.exists() and address in read_hosts(hosts):
+        return resolve("", address)[0].ssh()
+    return resolve(address, "")[0].ssh()
 
 
 def with_mirror(deployment: Deployment, url: str) -> Deployment:

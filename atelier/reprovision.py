@@ -28,6 +28,8 @@ from atelier import (
     manifest,
     mending,
     monitoring,
+    new_machine,
+    old_host,
     operate,
     paths,
     previous_stack,
@@ -84,6 +86,8 @@ class Wishes:
     purge: bool = False
     adopt_token: bool = False
     root: str = ""
+    old: str = ""
+    """The machine that this one replaces: weights come from it while it answers."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,8 @@ def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
             agreed = _require_consent(survey, wishes, narrator)
             mending.mend(ssh, survey.before, survey.record, survey.plan.repairs, narrator)
             survey = look(target, ssh, wishes, narrator)
+        if wishes.old and old_host.bring(survey.target, wishes.old, ssh, survey.before, narrator):
+            survey = look(target, ssh, wishes, narrator)
         if found := obstacles(survey, ssh, narrator):
             operate.print_findings(found, narrator, "this reprovision")
             return 1
@@ -272,6 +278,9 @@ def _require_consent(survey: Survey, wishes: Wishes, narrator: Narrator) -> bool
 
 def tell(survey: Survey, narrator: Narrator) -> None:
     """Print the plan."""
+    stored = store.load(paths.secrets_dir(survey.target.name))
+    if known := new_machine.sentence(survey.target.name, survey.deployment.facts, stored):
+        narrator.say(f"  {known}")
     if survey.begun:
         narrator.say("  A reprovision was not finished; this finishes it.", style="yellow")
     if survey.plan.is_empty():
