@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from atelier import importing, previous_containers, previous_places, relocation_host
 from atelier.credentials import TOKEN_FILE
@@ -243,15 +244,14 @@ def escaped(path: str) -> str:
 def bring(ssh: Ssh, settings: Settings, found: Found, say: Callable[[str], None]) -> Adopted:
     """Copy outputs and workflows, verified; what is there already costs a look. The originals stay.
 
-    The directories of the services must be there. For while the old containers run, and once more after they were stopped.
-    Raises AtelierError.
+    After the manifest was written; while the old containers run, and once more after they were stopped. Raises AtelierError.
     """
     sources = [*found.outputs, *found.workflows]
     if not sources:
         return Adopted()
     staging = f"{settings.data_root}/.{INTO}"
     ssh.run(relocation_host.install_script(), stdin=relocation_host.archive(), check=True)
-    ssh.run(staging_script(sources, staging), timeout=3600, check=True)
+    ssh.run(f"{bases_script(sources, settings)}\n{staging_script(sources, staging)}", timeout=3600, check=True)
     job = relocation_host.adoption_job(adoptions(sources, settings, staging), round(settings.models.reserve_gb * GB))
     ssh.run(f"umask 077; cat >{relocation_host.ADOPTION}", stdin=job.content, check=True)
     told = ssh.run(relocation_host.shell("adopt", relocation_host.ADOPTION), timeout=24 * 3600)
@@ -268,6 +268,25 @@ def bring(ssh: Ssh, settings: Settings, found: Found, say: Callable[[str], None]
     for path, name in answer.adopted.renamed.items():
         say(f"  {path}: copied as {name}, as another file has its name")
     return answer.adopted
+
+
+def _bases(settings: Settings) -> dict[str, int]:
+    """The services' own directories, and the mode of each."""
+    outputs = {settings.outputs_path(name): 0o755 for name in ("comfyui", "forge")}
+    return {**outputs, settings.users_path("comfyui"): 0o700}
+
+
+def bases_script(sources: Sequence[Source], settings: Settings) -> str:
+    """Shell that makes the services' own directories that get something, where a deploy has not made them yet."""
+    uid = settings.service_uid
+    lines = [
+        f"[ -d {place} ] || {{ mkdir -p {shlex.quote(str(PurePosixPath(base).parent))} "
+        f"&& install -d -o {uid} -g {uid} -m {mode:04o} {place}; }}"
+        for base, mode in _bases(settings).items()
+        if any(is_below(source.target, base) for source in sources)
+        for place in [shlex.quote(base)]
+    ]
+    return "\n".join(["set -e; umask 022", *lines])
 
 
 def staging_script(sources: Iterable[Source], staging: str) -> str:
@@ -289,7 +308,6 @@ def _staged(one: Source, staging: str) -> str:
 
 def adoptions(sources: Iterable[Source], settings: Settings, staging: str) -> list[Adoption]:
     """The sources as the program on the host takes them."""
-    bases = [settings.outputs_path(name) for name in ("comfyui", "forge")] + [settings.users_path("comfyui")]
     return [
         Adoption(
             one.directory or _staged(one, staging),
@@ -300,7 +318,7 @@ def adoptions(sources: Iterable[Source], settings: Settings, staging: str) -> li
             one.without,
         )
         for one in sources
-        for base in bases
+        for base in _bases(settings)
         if is_below(one.target, base)
     ]
 

@@ -1,6 +1,7 @@
 """A previous stack: which containers are one's, what its directories hold, and what is taken over, from the shell to the decision."""
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -389,3 +390,14 @@ def test_what_is_copied_goes_below_directories_of_the_services() -> None:
         "rm -rf /stage && \\\nmkdir -p -m 0700 '/stage/cccccccccccc/w it' && "
         f"docker cp -a {'c' * 64}:'/w it/.' '/stage/cccccccccccc/w it'"
     )
+
+
+def test_only_the_directories_that_get_something_are_made(tmp_path: Path) -> None:
+    settings = Settings(data_root=f"{tmp_path}/data", service_uid=os.getuid() or 10001)
+    script = previous_stack.bases_script([Source("forge", settings.outputs_path("forge"), "/a")], settings)
+    for _ in range(2):
+        done = subprocess.run(["sh"], input=script, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    made = tmp_path / "data/outputs/forge"
+    assert [made] == list((tmp_path / "data").glob("*/*"))
+    assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (settings.service_uid, 0o755)
