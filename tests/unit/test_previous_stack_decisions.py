@@ -393,7 +393,7 @@ def test_what_is_copied_goes_below_directories_of_the_services() -> None:
 
 
 def test_only_the_directories_that_get_something_are_made(tmp_path: Path) -> None:
-    settings = Settings(data_root=f"{tmp_path}/data", service_uid=os.getuid() or 10001)
+    settings = SETTINGS.model_copy(update={"data_root": f"{tmp_path}/data", "service_uid": os.getuid() or 10001})
     script = previous_stack.bases_script([Source("forge", settings.outputs_path("forge"), "/a")], settings)
     for _ in range(2):
         done = subprocess.run(["sh"], input=script, capture_output=True, text=True)
