@@ -1,0 +1,204 @@
+"""Carrying repairs out: what they print when they fail, a key that is compared before it is trusted, and a second look."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_deployment import deployment
+from test_old_host import Local
+
+from atelier import ailments, lifecycle, mending
+from atelier.ailments import Ailments, FileSystem
+from atelier.apt import Repository
+from atelier.console import Narrator
+from atelier.errors import AtelierError
+from atelier.recorded import Recorded
+from atelier.repairs import Repair
+from atelier.ssh import Destination
+from atelier.tree import File
+
+SSH = Local(Destination("host"))
+NONE = Recorded()
+HERE = deployment()
+
+
+class Piped(Local):
+    """A host whose commands run here, with one pipe for all that they print."""
+
+    def popen(self, script: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def run(self, script: str, *, stdin: bytes = b"", check: bool = False, **_: Any) -> Any:
+        done = subprocess.run(["sh", "-c", script], input=stdin, capture_output=True)
+        assert not check or done.returncode == 0, done.stderr
+        return super().run(":") if not done.stdout else _answer(done)
+
+
+def _answer(done: "subprocess.CompletedProcess[bytes]") -> Any:
+    from atelier.ssh import Completed
+
+    return Completed(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture(autouse=True)
+def unlocked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lifecycle, "guard", lambda: "")
+    monkeypatch.setattr(mending, "DOWNLOADED", str(tmp_path / "downloads/key"))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ailments]]:
+    """What the looks after the repairs see, in their order."""
+    answers: list[Ailments] = []
+    monkeypatch.setattr(mending, "look", lambda *_: answers.pop(0))
+    yield answers
+
+
+def mend(*planned: Repair) -> tuple[Repair, ...]:
+    with Narrator() as narrator:
+        return mending.mend(Piped(Destination("host")), HERE, NONE, planned, narrator)
+
+
+def test_a_repair_gets_its_input_and_the_host_is_looked_at_again(seen: list[Ailments], tmp_path: Path) -> None:
+    seen.append(Ailments())
+    assert mend(Repair("broken", "Mend it", f"cat >{tmp_path}/told", b"input")) == ()
+    assert (tmp_path / "told").read_bytes() == b"input" and seen == []
+
+
+def test_what_is_not_touched_runs_nothing_and_costs_no_second_look(seen: list[Ailments]) -> None:
+    left = Repair("theirs", why="it is not ours", remedy="see to it")
+    assert mend(left) == (left,)
+
+
+def test_a_repair_that_fails_tells_what_it_printed(seen: list[Ailments]) -> None:
+    with pytest.raises(AtelierError, match="broken: the repair failed\n    it is worse than that") as raised:
+        mend(Repair("broken", "Mend it", "echo it is worse than that >&2; exit 3", remedy="look there"))
+    assert raised.value.hint == "look there"
+
+
+def test_what_stops_everything_is_said_before_anything_is_done(seen: list[Ailments], tmp_path: Path) -> None:
+    stops = Repair("read-only", why="writing would harm", remedy="fsck", stops=True)
+    with pytest.raises(AtelierError, match="read-only: writing would harm"):
+        mend(Repair("broken", "Mend it", f"touch {tmp_path}/done"), stops)
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_repair_that_did_not_help_is_an_error(seen: list[Ailments], monkeypatch: pytest.MonkeyPatch) -> None:
+    again = Repair("broken", "Mend it", ":", remedy="look there")
+    seen.append(Ailments())
+    monkeypatch.setattr(mending.repairs, "plan", lambda _: (again,))
+    with pytest.raises(AtelierError, match="the repair did not help"):
+        mend(again)
+
+
+def key(folder: Path) -> tuple[bytes, str]:
+    """A key whose time is over, made longer by its owner: the same fingerprint. Returns it and its fingerprint."""
+    home = folder / "gpg"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", f"--homedir={home}", "--batch", "--quiet", "--passphrase="]
+    try:
+        made = [
+            *gpg,
+            "--faked-system-time=20200101T000000",
+            "--quick-gen-key",
+            "x <x@example.org>",
+            "ed25519",
+            "sign",
+            "30d",
+        ]
+        subprocess.run(made, check=True, capture_output=True)
+        listed = subprocess.run(
+            [*gpg, "--with-colons", "--list-keys"], check=True, capture_output=True, text=True
+        ).stdout
+        fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
+        exported = subprocess.run([*gpg, "--export"], check=True, capture_output=True).stdout
+    finally:
+        subprocess.run(["gpgconf", f"--homedir={home}", "--kill", "all"], capture_output=True)
+    return exported, fingerprint
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_key_is_trusted_only_with_the_fingerprint_that_is_pinned(
+    pinned: bool, seen: list[Ailments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported, fingerprint = key(tmp_path)
+    (tmp_path / "offered").write_bytes(exported)
+    keyring = tmp_path / "keyring.gpg"
+    keyring.write_bytes(b"before")
+    repository = Repository(
+        "docker", f"file://{tmp_path}/offered", fingerprint if pinned else "A" * 40, str(keyring), File("/x", b"")
+    )
+    monkeypatch.setattr(File, "install_script", lambda self: f"cat >{self.path}")
+    seen.append(Ailments())
+    renew = Repair("expired", "Fetch it anew", repository=repository)
+    if pinned:
+        assert mend(renew) == ()
+        assert keyring.read_bytes() == exported
+    else:
+        with pytest.raises(AtelierError, match=f"has the fingerprint {fingerprint}, expected {'A' * 40}"):
+            mend(renew)
+        assert keyring.read_bytes() == b"before"
+    assert not os.path.exists(mending.DOWNLOADED)  # noqa: PTH110
+
+
+def look(monkeypatch: pytest.MonkeyPatch, host: Ailments, answers: list[str], facts: Any = HERE.facts) -> Ailments:
+    """A look at a host that is so, on which these free bytes were known before."""
+    monkeypatch.setattr(ailments, "parse", lambda *_: host)
+
+    class Asked(Local):
+        def run(self, script: str, **_: Any) -> Any:
+            answers.append(script)
+            return super().run(":")
+
+    return mending.look(Asked(Destination("host")), replace(HERE, facts=facts), NONE)
+
+
+def test_a_host_with_room_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    facts = replace(HERE.facts, deployed=True)
+    assert look(monkeypatch, Ailments(file_systems=(FileSystem("/", 50 << 30),)), asked, facts).lacking == {}
+    assert len(asked) == 1
+
+
+def test_a_full_file_system_lacks_room_though_no_deploy_needs_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    facts = replace(HERE.facts, deployed=True)
+    found = look(monkeypatch, Ailments(file_systems=(FileSystem("/", 1000),)), asked, facts)
+    assert found.lacking == {"/": mending.SMALLEST - 1000} and len(asked) == 2
+
+
+def test_what_is_needed_is_compared_with_what_is_free_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict.fromkeys([*HERE.facts.disk_free, mending.DOCKER_ROOT], 0)
+    facts = replace(HERE.facts, disk_free=known, mounts=dict.fromkeys(known, "/"))
+    with_room = Ailments(file_systems=(FileSystem("/", 1 << 40),))
+    assert look(monkeypatch, with_room, [], facts).lacking == {}
+    without = Ailments(file_systems=(FileSystem("/", 1_000_000_000),))
+    assert look(monkeypatch, without, [], facts).lacking["/"] > 0
+
+
+def test_docker_settings_are_ours_where_there_were_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, ours in ((frozenset[str](), True), (frozenset({mending.DAEMON_JSON}), False)):
+        record = Recorded(created={"merged": frozenset({mending.DAEMON_JSON})}, found={"merged": found})
+        assert bool(mending._our_daemon_json(HERE, record)) is ours
+    assert mending._our_daemon_json(HERE, NONE) == ""
+
+
+def test_only_repositories_that_a_deploy_recorded_are_ours() -> None:
+    source = "/etc/apt/sources.list.d/docker.sources"
+    assert mending._repositories(HERE, NONE) == []
+    (found,) = mending._repositories(HERE, Recorded(created={"files": frozenset({source})}))
+    assert found.source.path == source and len(found.fingerprint) == 40
+
+
+def test_the_clock_of_this_computer_is_what_the_hosts_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(ailments, "parse", lambda _, now, __: given.append(now) or Ailments())
+    mending.look(SSH, replace(HERE, facts=replace(HERE.facts, deployed=True)), NONE)
+    assert abs(given[0] - time.time()) < 60
