@@ -209,16 +209,16 @@ def _joined(first: Sequence[Displaced], then: Sequence[Displaced]) -> tuple[Disp
     return (*first, *(each for each in then if each.id not in known))
 
 
-def going(journal: Journal, containers: Iterable[Container]) -> tuple[Displaced, ...]:
+def going(journal: Journal, found: Found) -> tuple[Displaced, ...]:
     """The containers that are aside and go once the services have passed, those of a run whose journal is gone included."""
     displaced = (*journal.displaced, *journal.previous)
     ids = {each.id for each in displaced}
     forgotten = [
         Displaced(each.id, each.name.removesuffix(SUFFIX), each.policy, each.running, True)
-        for each in containers
+        for each in found.containers
         if _is_forgotten(each, ids)
     ]
-    return (*displaced, *forgotten)
+    return (*displaced, *forgotten, *(each for each in found.previous.aside if each.id not in ids))
 
 
 def conflict(journal: Journal, settings: Settings) -> Finding | None:
@@ -292,7 +292,7 @@ class _Part:
 
 
 def _containers(journal: Journal, found: Found) -> _Part:
-    there, displaced = {each.id for each in found.containers}, going(journal, found.containers)
+    there, displaced = {each.id for each in found.containers}, going(journal, found)
     aside = [each.aside for each in displaced if each.id in there and not each.keeps]
     kept = [Kept(each.aside, each.keeps) for each in displaced if each.id in there and each.keeps]
     return _Part({"containers": tuple(aside)}, tuple(kept))
@@ -525,8 +525,8 @@ def _move_line(move: Planned) -> str:
 def _adoption_lines(previous: PreviousStack) -> list[str]:
     lines = [f"weights below {place}, by what they are" for place in previous.search]
     for source in (*previous.outputs, *previous.workflows):
-        place = source.directory or f"{source.inside} in the container {source.container[:12]}"
-        lines.append(f"{source.files} files, {amount(source.bytes)}: {place} -> {source.target}")
+        size = f"{source.files} files, {amount(source.bytes)}" if source.bytes else "files"
+        lines.append(f"{size}: {source.text()} -> {source.target}")
     return [*lines, *previous.notes]
 
 

@@ -152,7 +152,7 @@ def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey
     if begun and (finding := reorganisation.conflict(begun, target.settings)):
         raise AtelierError(finding.problem, finding.remedy)
     narrator.begin("Survey", "Look at what the host is and has")
-    previous = previous_stack.look(ssh, target.settings, wishes.root)
+    previous = previous_stack.look(ssh, target.settings, wishes.root, record.roots)
     target = replace(target, settings=previous_stack.with_search(target.settings, previous))
     deployment = lifecycle.prepare(
         target, ssh, wishes.sources, narrator, choose=lambda facts: _choose(target, ssh, wishes, previous, facts)
@@ -195,8 +195,12 @@ def _as_it_is(ssh: Ssh, deployment: Deployment, record: Recorded, journal: Journ
     # Asked about the user of the settings; that of the record is there, and whose it is has been recorded.
     facts = replace(deployment.facts, service_user_uid=str(settings.service_uid))
     before = replace(deployment, settings=settings, facts=facts)
-    script = hostfacts.presence_script(settings, before.weights, before.fetcher())
-    return replace(before, present=frozenset(ssh.run(script).stdout.split()))
+    return replace(before, present=_present(ssh, before))
+
+
+def _present(ssh: Ssh, deployment: Deployment) -> frozenset[str]:
+    script = hostfacts.presence_script(deployment.settings, deployment.weights, deployment.fetcher())
+    return frozenset(ssh.run(script).stdout.split())
 
 
 def _job(settings: Settings, moves: Sequence[Move]) -> File:
@@ -392,16 +396,24 @@ class Work:
 
         if self.journal.switching:
             return
-        outcome = provision.prepare(self.target, self.ssh, self.survey.before, self.narrator)
+        before = self.survey.before
+        outcome = provision.prepare(self.target, self.ssh, before, self.narrator)
         if outcome.restart:
             raise AtelierError(
                 f"{self.target.name} must be restarted before anything changes places: {outcome.restart}",
                 "restart it, then run the same command again",
             )
-        if self.survey.found.previous:
-            previous_stack.bring(self.ssh, self.settings, self.survey.found.previous, self.narrator.say)
+        self._adopt(before.settings)
         if self.plan.pending():
             self._relocate("copy", "Copy and verify what crosses file systems")
+
+    def _adopt(self, settings: Settings) -> None:
+        """What a previous stack has, while it runs, and once more when nobody writes to it."""
+        if self.survey.found.previous:
+            self.narrator.begin("Data", "Copy and verify what the previous stack has")
+            adopted = previous_stack.bring(self.ssh, settings, self.survey.found.previous, self.narrator.say)
+            self.copied += adopted.bytes
+            self.narrator.end(changed=bool(adopted.files))
 
     def _bring_program(self) -> None:
         mounts = {(move.kind, move.source): move.target_mount for move in self.plan.moves}
@@ -462,9 +474,8 @@ class Work:
         if self.plan.pending():
             self._relocate("switch", "Change the places of directories")
             self.moved = True
-        if self.survey.found.previous:
-            previous_stack.bring(self.ssh, self.settings, self.survey.found.previous, self.narrator.say)
         self._settle()
+        self._adopt(self.settings)
         provision.switch(self.ssh, deployment, self.narrator)
 
     def _aside(self) -> tuple[Displaced, ...]:
@@ -600,7 +611,7 @@ class Work:
             for source, removed in (answer.removed or {}).items():
                 for name, why in removed.left.items():
                     self.narrator.say(f"  {source}/{name} stays: {why}", style="yellow")
-        going = reorganisation.going(self.journal, self.survey.found.containers)
+        going = reorganisation.going(self.journal, self.survey.found)
         self._displace(displacement.remove_script, going, "Remove the containers that made room")
         for step in reorganisation.removal_steps(self.plan):
             takedown.carry_out(self.ssh, step, self.narrator)

@@ -130,6 +130,10 @@ def test_every_listed_command_is_one_of_the_command_line() -> None:
         (["rotate", "YES=0"], ["rotate"]),
         (["uninstall", "LIMIT=box", "YES=1", "PURGE=1"], ["uninstall", "--limit", "box", "--yes", "--purge"]),
         (["uninstall", "PURGE=0"], ["uninstall"]),
+        (
+            ["reprovision", "LIMIT=box", "YES=1", "FROM=/a b", "ADOPT_TOKEN=1", "OLD=me@old"],
+            ["reprovision", "--limit", "box", "--yes", "--from", "/a b", "--adopt-token", "--old", "me@old"],
+        ),
         (["deploy", "IMPORT=/an old/stack's"], ["deploy", "--import", "/an old/stack's"]),
         (
             ["models-adopt", "DEST=store", "SEARCH=/old", "COPY=1"],

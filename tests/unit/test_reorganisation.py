@@ -288,7 +288,7 @@ def test_a_journal_outlives_a_kill_after_the_names_changed() -> None:
     begun = replace(first, switching=True)
     again = reorganisation.resumed(begun, reorganisation.begin(known, now, fresh, PreviousStack()))
     assert again.displaced == first.displaced
-    assert [each.name for each in reorganisation.going(again, fresh)] == ["comfyui-qwen"]
+    assert [each.name for each in reorganisation.going(again, Found(containers=fresh))] == ["comfyui-qwen"]
     found = replace(host(known), containers=fresh)
     plan = reorganisation.reorganise(known, now, found, again)
     assert plan.removals["containers"] == ("comfyui-qwen.previous",) and not plan.obstacles
