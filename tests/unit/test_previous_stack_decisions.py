@@ -17,6 +17,7 @@ from atelier.previous_places import Compose, Place, Size, Survey, mounts_of, pla
 from atelier.previous_stack import Found, Source, adoptions, escaped, found, staging_script, with_search
 from atelier.recorded import roots_of
 from atelier.settings import Settings
+from atelier.ssh import Completed
 from weights.job import _found as matched
 
 SETTINGS = Settings()
@@ -401,3 +402,41 @@ def test_only_the_directories_that_get_something_are_made(tmp_path: Path) -> Non
     made = tmp_path / "data/outputs/forge"
     assert [made] == list((tmp_path / "data").glob("*/*"))
     assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (settings.service_uid, 0o755)
+
+
+class Answering:
+    """A host whose program answers with that."""
+
+    def __init__(self, output: str, status: int = 0) -> None:
+        self.output, self.status, self.asked = output, status, list[str]()
+
+    def run(self, script: str, **_: object) -> Completed:
+        self.asked.append(script)
+        return Completed(self.status, self.output, "the disk is gone") if " adopt " in script else Completed(0, "", "")
+
+
+OUTPUT = Found(outputs=(Source("forge", "/srv/atelier/outputs/forge/previous", "/a"),))
+
+
+def test_what_was_copied_is_told_and_what_was_not() -> None:
+    adopted = {"files": 2, "bytes": 9, "same": 1, "renamed": {"/a/x": "x-2"}, "left": {"/a/l": "it is no file"}}
+    host = Answering(f"progress\n{json.dumps({'verb': 'adopt', 'error': '', 'moves': {}, 'adopted': adopted})}\n")
+    said: list[str] = []
+    brought = previous_stack.bring(host, SETTINGS, OUTPUT, said.append)  # type: ignore[arg-type]
+    assert (brought.files, brought.bytes, brought.same) == (2, 9, 1)
+    assert said == ["  /a/l: not copied: it is no file", "  /a/x: copied as x-2, as another file has its name"]
+    assert host.asked[-1] == "rm -rf /srv/atelier/.previous"
+
+
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [("", "the disk is gone"), (json.dumps({"verb": "adopt", "error": "make room", "moves": {}}), "make room")],
+)
+def test_a_copy_that_failed_says_why(output: str, why: str) -> None:
+    with pytest.raises(AtelierError, match=why):
+        previous_stack.bring(Answering(output, 1), SETTINGS, OUTPUT, print)  # type: ignore[arg-type]
+
+
+def test_a_stack_without_files_costs_no_question() -> None:
+    host = Answering("")
+    assert previous_stack.bring(host, SETTINGS, Found(), print).files == 0 and not host.asked  # type: ignore[arg-type]
