@@ -19,10 +19,9 @@ from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.recorded import Recorded
 from atelier.repairs import Repair
-from atelier.ssh import Destination
+from atelier.ssh import Completed, Destination
 from atelier.tree import File
 
-SSH = Local(Destination("host"))
 NONE = Recorded()
 HERE = deployment()
 
@@ -41,10 +40,20 @@ class Piped(Local):
         return super().run(":") if not done.stdout else _answer(done)
 
 
-def _answer(done: "subprocess.CompletedProcess[bytes]") -> Any:
-    from atelier.ssh import Completed
-
+def _answer(done: "subprocess.CompletedProcess[bytes]") -> Completed:
     return Completed(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Silent(Local):
+    """A host that is asked and prints nothing: what looks for ailments asks apt's repositories."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__(destination)
+        self.asked: list[str] = []
+
+    def run(self, script: str, **_: Any) -> Completed:
+        self.asked.append(script)
+        return Completed(0, "", "")
 
 
 @pytest.fixture(autouse=True)
@@ -152,12 +161,10 @@ def look(monkeypatch: pytest.MonkeyPatch, host: Ailments, answers: list[str], fa
     """A look at a host that is so, on which these free bytes were known before."""
     monkeypatch.setattr(ailments, "parse", lambda *_: host)
 
-    class Asked(Local):
-        def run(self, script: str, **_: Any) -> Any:
-            answers.append(script)
-            return super().run(":")
-
-    return mending.look(Asked(Destination("host")), replace(HERE, facts=facts), NONE)
+    silent = Silent(Destination("host"))
+    found = mending.look(silent, replace(HERE, facts=facts), NONE)
+    answers += silent.asked
+    return found
 
 
 def test_a_host_with_room_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,5 +207,5 @@ def test_only_repositories_that_a_deploy_recorded_are_ours() -> None:
 def test_the_clock_of_this_computer_is_what_the_hosts_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     monkeypatch.setattr(ailments, "parse", lambda _, now, __: given.append(now) or Ailments())
-    mending.look(SSH, replace(HERE, facts=replace(HERE.facts, deployed=True)), NONE)
+    mending.look(Silent(Destination("host")), replace(HERE, facts=replace(HERE.facts, deployed=True)), NONE)
     assert abs(given[0] - time.time()) < 60
