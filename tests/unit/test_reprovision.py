@@ -1,8 +1,11 @@
 """Carrying a reorganisation out: what is under way outlives a kill, nothing without a yes, and what stepped aside comes back."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -228,3 +231,41 @@ def test_what_is_prepared_leaves_containers_and_networks_alone(monkeypatch: pyte
     done, commands = steps(monkeypatch, deploy.prepared, chosen)
     assert ("Docker" in done) is not deployed and "Credentials" not in done
     assert "docker compose" not in commands and "docker rm" not in commands
+
+
+class Local:
+    """This computer in the place of a host."""
+
+    destination = Destination("box")
+
+    def run(self, script: str, *, stdin: bytes = b"", **_: object) -> Completed:
+        shell = script.replace("/usr/bin/python3", sys.executable)
+        done = subprocess.run(["sh", "-c", shell], input=stdin, capture_output=True)
+        return Completed(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_moves_are_planned_by_a_program_that_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "work"))
+    (tmp_path / "work").mkdir()
+    old, new = tmp_path / "it's old", tmp_path / "new"
+    (old / "vae").mkdir(parents=True)
+    (old / "vae/a").write_bytes(b"a" * 100_000)
+    moves = (Move("models", str(old), str(new), str(old)),)
+    plan = reprovision._plan_moves(Local(), settings(), Journal(OLD, OLD, moves))
+    assert [(each.how, each.files, each.target) for each in plan.moves] == [("rename", 1, str(new))]
+    assert not plan.obstacles and not new.exists() and list((tmp_path / "work").iterdir()) == []
+    inside = (Move("models", str(old), f"{old}/inside", str(old)),)
+    assert reprovision._plan_moves(Local(), settings(), Journal(OLD, OLD, inside)).obstacles
+
+
+def test_the_directories_that_a_move_makes_are_known_before(tmp_path: Path, work: Callable[..., Work]) -> None:
+    journal = Journal(
+        OLD, OLD, (Move("models", "/srv/atelier/models", f"{tmp_path}/a b/c/models", "/srv/atelier/models"),)
+    )
+    at = work(Host(THERE), journal, FOUND)
+    at.ssh = Local()
+    assert at._missing() == [f"{tmp_path}/a b", f"{tmp_path}/a b/c", f"{tmp_path}/a b/c/models"]
+    at.journal = OURS
+    assert at._missing() == []
