@@ -227,7 +227,8 @@ def _reading(ssh: Ssh, path: str, first: int, size: int) -> "subprocess.Popen[by
     arguments, prefix = ssh.root_command(read_script(path, first, size))
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdin  # noqa: S101 - a pipe was asked for
-    process.stdin.write(prefix)
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # a host that is gone: nothing comes, which is told
+        process.stdin.write(prefix)
+        process.stdin.close()
     process.stdin = None
     return process
