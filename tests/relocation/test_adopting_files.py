@@ -167,3 +167,18 @@ def test_a_job_is_read_and_one_without_its_directory_refused(theirs: Path) -> No
     job.write_text(json.dumps({"moves": [], "adopt": [{}]}))
     with pytest.raises(RelocationError, match="describes no adoption"):
         read_adoptions(job)
+
+
+def test_a_file_that_is_written_to_meanwhile_is_left_to_the_next_run(theirs: Path) -> None:
+    class Writing(Files):
+        def finish_part(self, *told: object) -> object:
+            with (theirs / "a.png").open("a") as file:
+                file.write(" and more")
+            return super().finish_part(*told)
+
+    one = adoption(theirs, pattern="a.png")
+    done = run(one, files=Writing())
+    assert "being written to" in done.left[f"{theirs}/a.png"] and done.files == 0
+    assert tree(Path(one.base)) == {}
+    run(one)
+    assert (Path(one.base) / "previous/a.png").read_text() == "one and more"
