@@ -72,9 +72,9 @@ def adopt(
         if say:
             say(text)
 
-    def settle(file: File) -> bool:
+    def settle(file: File, heed: Callable[[int], None]) -> bool:
         try:
-            wrong = store.settle(file)
+            wrong = store.settle(file, heed)
         except (OSError, StoreError) as error:
             note(f"{file.name}: {error}")
             return True
@@ -89,23 +89,31 @@ def adopt(
     return Adoption(adoption.taken, settled.set_aside, [*settled.notes, *adoption.notes])
 
 
-def each_at_once(files: Sequence[File], work: Callable[[File], T]) -> dict[str, T]:
-    """What work comes to, by name: on all cores, but files of the same bytes, which share a record, one after the other."""
+def each_at_once(files: Sequence[File], work: Callable[[File, Callable[[int], None]], T]) -> dict[str, T]:
+    """What work comes to, by name: on all cores, but files of the same bytes, which share a record, one after the other.
+
+    work is given what it calls while it hashes, so that it ends when we are ended.
+    """
     same: dict[str, list[File]] = {}
     for file in files:
         same.setdefault(file.sha256, []).append(file)
+    stop = threading.Event()
 
-    def of(group: list[File]) -> list[T]:
-        return [work(file) for file in group]
+    def heed(_: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+
+    def of(group: list[File]) -> dict[str, T]:
+        return {file.name: work(file, heed) for file in group}
 
     # Threads: reading and hashing both run outside the interpreter's lock.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
-        results = list(workers.map(of, same.values()))
-    return {
-        file.name: result
-        for group, found in zip(same.values(), results, strict=True)
-        for file, result in zip(group, found, strict=True)
-    }
+        try:
+            return {name: result for found in workers.map(of, same.values()) for name, result in found.items()}
+        except BaseException:
+            stop.set()
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def take(

@@ -189,7 +189,9 @@ class _Run:
         return Result(results, self.stop.is_set() and not all(result.ready for result in results))
 
     def _results(self, wanted: list[File]) -> tuple[FileResult, ...]:
-        done = {name: result for name, result in each_at_once(wanted, self._settled).items() if result}
+        # Its own heed ends it, as whoever ends us has set what that looks at.
+        settled = each_at_once(wanted, lambda file, _: self._settled(file))
+        done = {name: result for name, result in settled.items() if result}
         missing = [file for file in wanted if file.name not in done]
         have = {file.sha256: file for file in wanted if file.name in done and done[file.name].ready}
         # Several names for the same bytes are one fetch.

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -620,11 +621,12 @@ def test_a_second_file_of_the_same_bytes_comes_in_where_the_first_failed(
     assert is_in_place(store) and "broken sector" in adoption.notes[0]
 
 
+@pytest.mark.parametrize("lies", ["elsewhere", "under its name"])
 def test_who_ends_us_does_not_wait_for_what_is_being_hashed(
-    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, comfyui: Path, monkeypatch: pytest.MonkeyPatch, lies: str
 ) -> None:
     no_reflinks(monkeypatch)
-    put(comfyui / "a.bin", GOOD)
+    put(comfyui / "a.bin" if lies == "elsewhere" else store.path(FILE), GOOD)
     hashing, ended = threading.Event(), threading.Event()
 
     def endless(path: Path, heed: Callable[[int], None]) -> str:
@@ -637,8 +639,9 @@ def test_who_ends_us_does_not_wait_for_what_is_being_hashed(
         hashing.wait(10)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adopt_module, "sha256_of", endless)
-    monkeypatch.setattr(adopt_module, "wait", interrupt)
+    monkeypatch.setattr(adopt_module if lies == "elsewhere" else store_module, "sha256_of", endless)
+    # Where it waits for its threads.
+    monkeypatch.setattr(*((adopt_module, "wait") if lies == "elsewhere" else (Future, "result")), interrupt)
     guard = threading.Timer(10, ended.set)
     guard.start()
     with pytest.raises(KeyboardInterrupt):
