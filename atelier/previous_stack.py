@@ -175,13 +175,16 @@ def _outputs(there: Iterable[tuple[Place, Size]], settings: Settings) -> Iterato
     for path, size in sizes.items():
         inside = tuple(sorted(path_within(other, path) for other in sizes if other != path and is_below(other, path)))
         covered = [sizes[f"{path}/{name}"] for name in inside]
+        files = max(0, size.files - sum(one.files for one in covered))
+        if size.files and not files:
+            continue
         service = owners[path] or "comfyui"
         yield Source(
             service,
             f"{settings.outputs_path(service)}/{INTO}",
             path,
             without=inside,
-            files=max(0, size.files - sum(one.files for one in covered)),
+            files=files,
             bytes=max(0, size.bytes - sum(one.bytes for one in covered)),
         )
 

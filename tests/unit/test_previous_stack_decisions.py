@@ -282,6 +282,15 @@ def test_outputs_that_no_container_has_go_by_the_names_of_their_directories() ->
     ]
 
 
+def test_what_others_cover_altogether_is_no_source_of_its_own() -> None:
+    result = decided(
+        [Place("outputs", "forge", f"{OUT}/forge"), Place("outputs", "", OUT)],
+        Size(OUT, 4, 40, ("forge",)),
+        Size(f"{OUT}/forge", 4, 40),
+    )
+    assert [one.directory for one in result.outputs] == [f"{OUT}/forge"]
+
+
 def test_workflows_are_comfyuis() -> None:
     candidates = [Place("workflows", "comfyui", "/w"), Place("workflows", "forge", "/x")]
     (one,) = decided(candidates, Size("/w", 2, 5), Size("/x", 1, 1)).workflows
