@@ -1,5 +1,6 @@
 """When PyTorch is tried on a GPU, and when somebody's image needs its memory."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,16 @@ FULL = {"torch": "2.7", "available": True, "devices": 1, "full": "CUDA out of me
 
 @pytest.fixture(scope="module")
 def gpu(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
-    """The checks, as a module."""
+    """The checks, as a module of another name: the end-to-end tests have a `test_gpu` as well."""
     pytestconfig.addinivalue_line("markers", "check(id): as for `make verify`")
+    folder = Path(__file__).parents[1] / "verify"
+    spec = importlib.util.spec_from_file_location("gpu_checks", folder / "test_gpu.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "verify"))
-        import test_gpu
-
-        yield test_gpu
+        patch.syspath_prepend(str(folder))
+        spec.loader.exec_module(module)
+        yield module
 
 
 class Host:
