@@ -253,7 +253,7 @@ def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
     with lifecycle.host_lock(ssh):
         survey = look(target, ssh, wishes, narrator)
         tell(survey, narrator)
-        agreed = False
+        told, agreed = survey.plan.consequences(), False
         if survey.plan.repairs:
             agreed = _require_consent(survey, wishes, narrator)
             mending.mend(ssh, survey.before, survey.record, survey.plan.repairs, narrator)
@@ -263,6 +263,11 @@ def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
         if found := obstacles(survey, ssh, narrator):
             operate.print_findings(found, narrator, "this reprovision")
             return 1
+        if not survey.plan.consequences() <= told:
+            # A Docker that was dead told nothing of its containers: the yes was for less.
+            agreed = False
+            narrator.say("  More can be seen by now; this is the plan:", style="yellow")
+            tell(survey, narrator)
         if not agreed:
             _require_consent(survey, wishes, narrator)
         Work(survey, ssh, narrator, wishes).carry_out()

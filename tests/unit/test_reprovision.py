@@ -1,5 +1,6 @@
 """Carrying a reorganisation out: what is under way outlives a kill, nothing without a yes, and what stepped aside comes back."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from atelier.deployment import Deployment
 from atelier.displacement import Displaced
 from atelier.errors import AtelierError
 from atelier.previous_stack import Found as PreviousStack
-from atelier.reorganisation import Container, Found, Journal
+from atelier.reorganisation import Container, Found, Journal, Reorganisation
+from atelier.repairs import Repair
 from atelier.reprovision import Survey, Wishes, Work
 from atelier.ssh import Completed, Destination
 from atelier.target import Target
@@ -189,6 +191,30 @@ def test_without_a_yes_and_without_a_terminal_nothing_is_done() -> None:
     with pytest.raises(AtelierError, match="nothing was changed") as raised:
         reprovision._require_consent(survey, Wishes(), Narrator())
     assert "YES=1" in raised.value.hint
+
+
+def test_a_yes_counts_for_no_more_than_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead Docker tells of no containers; once it is mended, others may have to make room."""
+    mended = Repair("Docker is full", "Remove an image", removes=True)
+    first = Reorganisation(repairs=(mended,))
+    theirs = Reorganisation(displaced=(ASIDE,), removals={"containers": ("art.previous",)})
+    for then, asked in ((theirs, 2), (Reorganisation(), 1), (first, 1)):
+        plans, questions, carried = [first, then], list[str](), list[object]()
+        surveys = iter([SimpleNamespace(plan=plan, target=TARGET, before=None, record=None) for plan in plans])
+        monkeypatch.setattr(reprovision, "look", lambda *_, surveys=surveys: next(surveys))
+        monkeypatch.setattr(reprovision, "tell", lambda *_: None)
+        monkeypatch.setattr(reprovision, "obstacles", lambda *_: [])
+        monkeypatch.setattr(reprovision.mending, "mend", lambda *_: ())
+        monkeypatch.setattr(reprovision.operate, "connected", lambda *_: None)
+        monkeypatch.setattr(reprovision.operate, "quick_verify", lambda *_: 0)
+        monkeypatch.setattr(reprovision.operate, "print_access", lambda *_: None)
+        monkeypatch.setattr(lifecycle, "host_lock", lambda _: contextlib.nullcontext())
+        work = SimpleNamespace(carry_out=lambda carried=carried: carried.append(1))
+        monkeypatch.setattr(reprovision, "Work", lambda *_, work=work: work)
+        narrator = Narrator()
+        monkeypatch.setattr(narrator, "ask", lambda text, questions=questions: questions.append(text) or True)
+        assert reprovision.run(TARGET, Wishes(), narrator) == 0
+        assert (len(questions), len(carried)) == (asked, 1)
 
 
 def test_a_failed_step_aside_names_the_container_and_why(work: Callable[..., Work]) -> None:
