@@ -629,8 +629,9 @@ class Work:
         self.ssh.run(lifecycle.guard() + script, check=True)
 
     def _say_summary(self, watch: Watch, seconds: float) -> None:
-        fetched = self.survey.found.fetches
-        line = reorganisation.summary(self.plan, fetched, self.renamed, self.copied, watch.away())
+        from stages import provision
+
+        line = reorganisation.summary(self.plan, provision.fetched(), self.renamed, self.copied, watch.away())
         changed = [f"{move.kind}: {move.source} -> {move.target}" for move in self.journal.moves]
         changed += [f"removed {kind}: {name}" for kind, names in self.plan.removals.items() for name in names]
         lifecycle.append_audit(self.ssh, self.settings, lifecycle.audit_line(changed, "reprovisioned"))

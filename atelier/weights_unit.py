@@ -12,6 +12,7 @@ from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
 from weights import follow
 from weights.fetch import GB
+from weights.progress import FETCHED
 from weights.store import CHANGED as CHANGED_MARK
 
 UNIT = follow.UNIT
@@ -175,6 +176,12 @@ wish = b'{"unload_models": true, "free_memory": true}'
 urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8188/free", wish, headers), timeout=60)
 """
 """Python that runs in ComfyUI's container, where its token is."""
+
+
+def fetched(lines: Iterable[str]) -> int:
+    """How many bytes came from somewhere else, from what following printed."""
+    told = [line.removeprefix(FETCHED) for line in lines if line.startswith(FETCHED)]
+    return sum(int(size) for size in told if size.isdecimal())
 
 
 def explain(errors: Sequence[str]) -> AtelierError:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
@@ -14,11 +14,17 @@ from stages.operations import TreeState, installed
 
 
 class Following(StringCommand):
-    """Shell that follows the unit on the host. Where it ends red, its reasons are the one message."""
+    """Shell that follows the unit on the host. Where it ends red, its reasons are the one message.
+
+    `fetched` counts the bytes that hosts had sent to them while this process followed, also for what ended red.
+    """
+
+    fetched: ClassVar[int] = 0
 
     @override
     def execute(self, state: Any, host: Any, connector_arguments: Any) -> Any:
         status, output = super().execute(state, host, connector_arguments)
+        Following.fetched += weights_unit.fetched(output.stdout_lines)
         if not status:
             raise weights_unit.explain(output.stderr_lines)
         return status, output

@@ -25,6 +25,7 @@ from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
 from stages.connector import OpenSSHConnector
+from stages.models import Following
 
 Stages = Callable[[Deployment], None]
 """A list of stages: a function of deploy.py."""
@@ -77,6 +78,11 @@ def _state(ssh: Ssh, deployment: Deployment, stages: Stages, check_for_changes: 
     state.set_stage(StateStage.Prepare)
     add_deploy(state, stages, deployment)
     yield state
+
+
+def fetched() -> int:
+    """Bytes of weights that hosts fetched so far while this process followed."""
+    return Following.fetched
 
 
 def plan(ssh: Ssh, deployment: Deployment) -> Outcome:

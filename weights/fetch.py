@@ -472,6 +472,9 @@ class _FileRun:
                 lambda done: self.run_.progress.heard(name, done),
                 (self.run_.held,),
             )
+        # aria2c says so once a second, and not at its end.
+        fetched = self.file.bytes if isinstance(outcome, aria2.Fetched) else aria2.saved_bytes(self.part)
+        self.run_.progress.heard(name, max(have, fetched))
         self.hashed = hashed if isinstance(outcome, aria2.Fetched) else None
         return outcome
 
@@ -543,6 +546,7 @@ class _FileRun:
         )
         if not isinstance(found, str):
             return found
+        self.run_.progress.came(min(PIECE, self.file.bytes - index * PIECE))
         return None if found == expected else WrongPiece(index, found, expected)
 
     def _copy(self, url: str) -> aria2.Outcome:
@@ -562,6 +566,8 @@ class _FileRun:
                     return aria2.Stopped()
             told = copying.stderr.read().strip() if copying.stderr else ""
         if copying.returncode == 0:
+            self.run_.progress.begin(self.file.name, 0)
+            self.run_.progress.heard(self.file.name, self.file.bytes)
             return aria2.Fetched()
         return aria2.DiskFull() if aria2.is_full(self.part) else aria2.Cut(told)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from weights.decide import server_of
 from weights.fetch import FetchError
-from weights.progress import NOTE, PROGRESS, Snapshot, later, line, plain, read_snapshot
+from weights.progress import FETCHED, NOTE, PROGRESS, Snapshot, later, line, plain, read_snapshot
 
 UNIT = "atelier-weights.service"
 PAUSE = 1.0  # seconds between two looks
@@ -117,11 +117,13 @@ def _follow(job: str, progress: Path, result: Path, say: Callable[[str], None]) 
     runs: set[str] = set()
     killed: set[str] = set()
     seen: dict[str, int] = {}
+    fetched: dict[str, int] = {}
     while True:
         # First the unit, then what it told: what it tells last is there when it is over.
         unit, told = _unit(), _told(progress)
         runs |= {unit.run} - {""}
         if told and told.run in runs:
+            fetched[told.run] = told.fetched
             for note in later(told.notes, told.run, seen):
                 say(NOTE + plain(note))
         if unit.over:
@@ -138,6 +140,7 @@ def _follow(job: str, progress: Path, result: Path, say: Callable[[str], None]) 
         else:
             say(f"{PROGRESS}starting")
         time.sleep(PAUSE)
+    say(f"{FETCHED}{sum(fetched.values())}")
     return conclude(unit, _read(result), job, runs) or Ending(
         False, (f"{UNIT} ended without a word ({unit.result}, status {unit.status}); its journal:", *_journal())
     )

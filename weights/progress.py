@@ -15,6 +15,8 @@ PROGRESS = "::progress:: "
 """How a line begins that tells how far it is; the next one takes its place."""
 NOTE = "::note:: "
 """How a line begins that a person should see."""
+FETCHED = "::fetched:: "
+"""How a line begins that says how many bytes came from somewhere else."""
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Snapshot:
     notes: tuple[Note, ...] = ()
     job: str = ""
     run: str = ""
+    fetched: int = 0
+    """Bytes that this run had its sources send, those that turned out wrong among them; not what it found here."""
 
 
 def plain(text: str) -> str:
@@ -84,7 +88,7 @@ class Progress:
     run: str = ""
     files: dict[str, FileProgress] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _fetched: float = 0.0
+    _fetched: int = 0
     _samples: "deque[tuple[float, float]]" = field(default_factory=deque)
     _notes: "deque[Note]" = field(default_factory=lambda: deque(maxlen=NOTES))
 
@@ -110,6 +114,11 @@ class Progress:
             self._fetched += max(0, done - file.done)
             file.done = done
 
+    def came(self, size: int) -> None:
+        """So many bytes came that the file had already, in another form."""
+        with self._lock:
+            self._fetched += size
+
     def state(self, name: str, state: str) -> None:
         """What happens with the file."""
         with self._lock:
@@ -130,7 +139,7 @@ class Progress:
             notes = tuple(self._notes)
         done, total = sum(file.done for file in files), sum(file.bytes for file in files)
         left = (total - done) / rate if rate > 0 else None
-        return Snapshot(files, done, total, rate, left, notes, self.job, self.run)
+        return Snapshot(files, done, total, rate, left, notes, self.job, self.run, self._fetched)
 
 
 def read_snapshot(told: dict[str, Any]) -> Snapshot:

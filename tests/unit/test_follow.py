@@ -18,7 +18,7 @@ import pytest
 from weights import __main__ as program
 from weights import follow
 from weights.follow import UNIT, Ending, Unit, attach, conclude
-from weights.progress import NOTE, PROGRESS, FileProgress, Note, Snapshot, later, plain
+from weights.progress import FETCHED, NOTE, PROGRESS, FileProgress, Note, Snapshot, later, plain
 
 ROOT = Path(__file__).parents[2]
 PAUSE = 0.02  # seconds between two looks of the follower
@@ -184,7 +184,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_a_unit_that_does_nothing_is_started_and_followed_to_its_end(machine: Machine) -> None:
-    told = asdict(replace(TOLD, job=machine.id, notes=(Note(1, "linked from /root/a"),)))
+    told = asdict(replace(TOLD, job=machine.id, notes=(Note(1, "linked from /root/a"),), fetched=7))
     end = f"{machine.tells('result.json', result(job=machine.id))}; {machine.becomes('inactive')}"
     machine.on_start(
         f"{machine.tells('progress.json', told)}; {machine.becomes('active')}; ({machine.looked()}; {end}) >/dev/null 2>&1 &"
@@ -193,6 +193,7 @@ def test_a_unit_that_does_nothing_is_started_and_followed_to_its_end(machine: Ma
     assert (status, err, machine.asked()) == (0, [], [f"start {UNIT}"])
     assert out.count(f"{NOTE}linked from /root/a") == 1
     assert f"{PROGRESS}0 of 1 files, 0.00 of 0.00 GB" in out
+    assert out[-1] == f"{FETCHED}7"
 
 
 @pytest.mark.parametrize(("job", "asked"), [("this", []), ("older", [f"restart {UNIT}"])])
@@ -242,9 +243,16 @@ def test_a_program_that_was_killed_is_followed_on(machine: Machine) -> None:
     again = machine.becomes("activating", sub="auto-restart", result="signal")
     end = f"{machine.tells('result.json', result(job=machine.id, run='r3'))}; {machine.becomes('inactive', run='r3')}"
     runs = machine.becomes("active", run="r3")
-    machine.on_start(f"{again}; ({machine.looked()}; {runs}; {machine.looked()}; {end}) >/dev/null 2>&1 &")
+    first, second = (
+        machine.tells("progress.json", asdict(replace(TOLD, job=machine.id, run=run, fetched=size)))
+        for run, size in (("r2", 7), ("r3", 5))
+    )
+    machine.on_start(
+        f"{first}; {again}; ({machine.looked()}; {second}; {runs}; {machine.looked()}; {end}) >/dev/null 2>&1 &"
+    )
     status, out, _ = machine.follow()
     assert status == 0
+    assert out[-1] == f"{FETCHED}12", "of both runs"
     assert len([line for line in out if line.startswith(NOTE) and "was killed (signal)" in line]) == 1
 
 

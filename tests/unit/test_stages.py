@@ -317,6 +317,17 @@ def test_a_token_that_nothing_needs_any_more_goes(told: Told) -> None:
     assert not any("hf_token" in command for command in told.commands) and b"hf_token\n" in told.sent
 
 
+def test_the_bytes_that_came_are_counted_also_where_not_all_did(told: Told) -> None:
+    before = provision.fetched()
+    told.answers = {"weights follow": {"stdout": ["::progress:: 1 of 2 files", "::fetched:: 12"]}}
+    bring(told, frozenset({IN_PLACE}))
+    assert provision.fetched() - before == 12
+    told.answers = {"weights follow": {"success": False, "stdout": ["::fetched:: 5"], "stderr": [weights_unit.ENDED]}}
+    with pytest.raises(AtelierError):
+        bring(told, frozenset({IN_PLACE}))
+    assert provision.fetched() - before == 17
+
+
 def test_files_that_could_not_be_had_are_the_message(told: Told) -> None:
     why = "vae/a.safetensors: http://m/vae/a.safetensors: sha256 ff, expected abab"
     told.answers = {"weights follow": {"success": False, "stderr": [why, weights_unit.ENDED]}}

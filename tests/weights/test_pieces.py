@@ -183,7 +183,8 @@ def hashed_with_flip(at: int) -> str:
 
 def test_a_byte_that_flips_once_costs_a_piece_and_nobody_is_blamed(tmp_path: Path, one: FaultServer) -> None:
     one.faults.flip, one.faults.rate = 20 * MIB, 30e6
-    thread, results = in_background(job := job_of(tmp_path, one))
+    job = replace(job_of(tmp_path, one), progress=tmp_path / "progress.json")
+    thread, results = in_background(job)
     until = time.monotonic() + 20
     while one.sent_of["a"] < SIZE - MIB and time.monotonic() < until:
         time.sleep(0.01)
@@ -193,6 +194,7 @@ def test_a_byte_that_flips_once_costs_a_piece_and_nobody_is_blamed(tmp_path: Pat
     assert results[0].files[0].dropped == ()
     assert_published(job)
     assert PIECE < one.sent - SIZE < PIECE + ALLOWED
+    assert json.loads(job.progress.read_text())["fetched"] == SIZE + PIECE
 
 
 def test_wrong_pieces_of_an_earlier_run_are_fetched_again(tmp_path: Path, one: FaultServer) -> None:

@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from fault_server import FaultServer
-from fetching import CONTENT, MIB, in_background, job_for
+from fetching import CONTENT, MIB, NAME, in_background, job_for
 
+from weights.fetch import Job, run
 from weights.progress import NOTES, FileProgress, Progress, Snapshot, line, read_snapshot, write
 from weights.store import Store
 
@@ -28,6 +29,27 @@ def test_a_steady_transfer_is_told_while_it_runs_and_not_taken_for_a_slow_one(
     assert results[0].ready
     assert len([done for done in heard if 0 < done < len(CONTENT)]) >= 3
     assert server.asked["a"] <= 16, "aria2 was not ended and started again: one request for each 2 MiB, and one before"
+
+
+def test_the_bytes_that_came_are_told_and_not_those_that_were_there(tmp_path: Path, server: FaultServer) -> None:
+    def fetched(job: Job) -> int:
+        assert run(job).ready
+        return read_snapshot(json.loads(job.progress.read_text())).fetched
+
+    job = replace(job_for(tmp_path, server.url("a")), progress=tmp_path / "progress.json")
+    assert fetched(job) == len(CONTENT)
+    origin = tmp_path / "store" / NAME
+    copied = replace(job_for(tmp_path / "copied", origin.as_uri()), progress=tmp_path / "copied.json")
+    assert fetched(copied) == len(CONTENT)
+    found = replace(job_for(tmp_path / "found", server.url("a")), progress=tmp_path / "found.json", search=(job.store,))
+    assert fetched(found) == 0
+
+
+def test_of_what_was_cut_only_the_rest_comes_again(tmp_path: Path, server: FaultServer) -> None:
+    server.faults.cuts = [MIB, 2 * MIB, 3 * MIB]
+    job = replace(job_for(tmp_path, server.url("a")), progress=tmp_path / "progress.json")
+    assert run(job).ready
+    assert len(CONTENT) <= read_snapshot(json.loads(job.progress.read_text())).fetched <= server.sent
 
 
 def test_notes_are_counted_and_the_last_ones_kept() -> None:
