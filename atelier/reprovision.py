@@ -60,7 +60,9 @@ from atelier.target import Target
 from atelier.tree import File
 from atelier.uninstall import UNFINISHED, Step
 from atelier.verify import trust
+from relocation.files import OURS
 from relocation.job import RUN, Move
+from relocation.journal import SWITCHED
 from relocation.merge import Done
 from relocation.plan import Plan as Relocation
 from weights.fetch import GB
@@ -71,6 +73,10 @@ AFTER_REMOVAL = ("drift", "secrets")
 """The groups of checks that see what makes room and is not gone yet."""
 STOP = 30  # seconds that a service has to end by itself
 NOTHING = Relocation((), (), ())
+WATCH_AGAIN = "\n".join(
+    f"! systemctl cat {unit} >/dev/null 2>&1 || {{ systemctl enable -q {unit} && systemctl start --no-block {unit}; }}"
+    for unit in (monitoring.TIMER, weights_unit.UNIT)
+)
 CONTAINERS = """ids=$(docker ps -aq --no-trunc 2>/dev/null); [ -z "$ids" ] || docker inspect --type container --format \
 '{{.Id}} {{.Name}} {{.State.Running}} {{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}} \
 {{with index .Config.Labels "atelier.config"}}{{.}}{{else}}-{{end}}' $ids 2>/dev/null; :"""
@@ -359,6 +365,7 @@ class Work:
         self.renamed = self.copied = 0
         self.gateway = ""
         self.stopped: list[str] = []
+        self.watchers_stopped = False
         self.moved = any(move.how == "switched" for move in survey.plan.moves)
 
     def carry_out(self) -> None:
@@ -477,6 +484,8 @@ class Work:
         self._displace(displacement.aside_script, self._aside(), "Have containers step aside")
         self._stop_writers()
         if self.plan.pending():
+            # Of what goes name by name nobody could tell afterwards how far it came.
+            self.moved = self.moved or any(move.how == "merge" for move in self.plan.moves)
             self._relocate("switch", "Change the places of directories")
             self.moved = True
         self._settle()
@@ -506,7 +515,12 @@ class Work:
     def _stop_writers(self) -> None:
         if not (self.plan.pending() or self.plan.owner):
             return
-        script = f"systemctl stop {monitoring.TIMER} {monitoring.SERVICE} {weights_unit.UNIT} 2>/dev/null; :"
+        # Disabled: started by a boot, they would make the old places anew, and fetch all weights into them.
+        script = (
+            f"systemctl disable -q --now {monitoring.TIMER} {weights_unit.UNIT} 2>/dev/null; "
+            f"systemctl stop {monitoring.TIMER} {monitoring.SERVICE} {weights_unit.UNIT} 2>/dev/null; :"
+        )
+        self.watchers_stopped = True
         self._step("Data", "Stop what fetches weights and looks at the host", script)
         names = {each.container for each in self.survey.record.services.values()}
         running = sorted(each.name for each in self.survey.found.containers if each.name in names and each.running)
@@ -532,7 +546,9 @@ class Work:
         if self.journal.owner:
             had, gets = self.journal.owner
             places = shlex.join([self.settings.outputs_path(), self.settings.users_path(), self.settings.state_dir()])
-            script = f"find -H {places} -xdev -uid {had} -exec chown -h {gets}:{gets} {{}} +"
+            # In each directory, not by path: whose these files are may put a link in the place of any directory on the way.
+            found = f'find -H "$p" -xdev -uid {had} -execdir chown -h {gets}:{gets} {{}} +'
+            script = f'for p in {places}; do [ ! -e "$p" ] || {found} || exit 1; done'
             self._step("Data", f"Give outputs and users' files to user id {gets}", script)
 
     def _deploy(self) -> None:
@@ -580,7 +596,7 @@ class Work:
 
     def _come_back(self) -> str:
         """Bring back what the data or the gateway have not left behind; in words, where that leaves the host."""
-        moved = self.moved or any(self._is_gone(move) for move in self.journal.moves)
+        moved = self.moved or any(self._is_moved(move) for move in self.journal.moves)
         now = parse_containers(self.ssh.run(CONTAINERS, timeout=60).stdout)
         gateway = next((each.id for each in now if each.name == self.settings.gateway_container), "")
         back = list(self.journal.previous)
@@ -591,6 +607,8 @@ class Work:
             if fresh:
                 self._step("Containers", f"Remove {', '.join(fresh)}", f"docker rm -f {shlex.join(fresh)} >/dev/null")
             self._displace(displacement.back_script, back, "Bring back what stepped aside")
+        if self.watchers_stopped and not moved:
+            self._step("Data", "Let the host look at itself and fetch again", WATCH_AGAIN)
         if self.stopped and not moved:
             self._step("Containers", "Start the services again", f"docker start {shlex.join(self.stopped)} >/dev/null")
         if moved:
@@ -605,8 +623,10 @@ class Work:
         again = f"\n    {', '.join(each.name for each in back)} run again as before" if back else ""
         return f"{again}\n    {told}" if told else again
 
-    def _is_gone(self, move: Move) -> bool:
-        return self.ssh.run(f"[ -e {shlex.quote(move.source)} ]").status != 0
+    def _is_moved(self, move: Move) -> bool:
+        """Whether the new place counts: the old one is gone, or what is in it was copied and has been switched from."""
+        mark = f"{move.target}/{OURS}/{SWITCHED}"
+        return self.ssh.run(f"[ -e {shlex.quote(move.source)} ] && [ ! -e {shlex.quote(mark)} ]").status != 0
 
     # What goes when all has passed
 

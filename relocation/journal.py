@@ -16,6 +16,8 @@ from relocation.files import OURS, Files, Identity, Place, Stamp
 from weights.store import write_durably
 
 Verdict = Literal["copied", "same", "different"]
+SWITCHED = "switched"
+"""The mark in OURS from which on the target counts."""
 _REMOVING = "/removing"
 """No name begins with a slash."""
 
@@ -102,7 +104,7 @@ class Journal:
     def __init__(self, target: str, files: Files) -> None:
         self.target, self.files = target, files
         self.folder = Path(target) / OURS
-        self._lines, self._switched = self.folder / "journal", self.folder / "switched"
+        self._lines, self._switched = self.folder / "journal", self.folder / SWITCHED
         self._begun = self.folder / "move"
         self._lock = threading.Lock()
         self.header: Header | None = None

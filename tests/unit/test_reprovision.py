@@ -28,6 +28,7 @@ from atelier.reprovision import Survey, Wishes, Work
 from atelier.ssh import Completed, Destination
 from atelier.target import Target
 from relocation.job import Move
+from relocation.plan import Planned
 
 TARGET = Target("box", "host", Destination("box"), settings(), "HOST=box")
 ASIDE = Displaced("1", "art", "unless-stopped", True, True, "why", "forge", (7860,), ("atelier-art",))
@@ -92,15 +93,16 @@ class Host:
 
     destination = Destination("box")
 
-    def __init__(self, containers: dict[str, str], gone: Sequence[str] = ()) -> None:
-        self.containers, self.gone, self.done = containers, gone, list[str]()
+    def __init__(self, containers: dict[str, str], gone: Sequence[str] = (), marks: Sequence[str] = ()) -> None:
+        self.containers, self.gone, self.marks, self.done = containers, gone, marks, list[str]()
 
     def run(self, script: str, **_: object) -> Completed:
         if script == reprovision.CONTAINERS:
             rows = [f"{one} /{name} true unless-stopped:0 label" for name, one in self.containers.items()]
             return Completed(0, "\n".join(rows), "")
         if script.startswith("[ -e "):
-            return Completed(1 if script.split()[2] in self.gone else 0, "", "")
+            source, mark = script.split()[2], script.split()[-2]
+            return Completed(1 if source in self.gone or mark in self.marks else 0, "", "")
         self.done.append(script)
         return Completed(0, "", "")
 
@@ -158,13 +160,50 @@ def test_ours_stay_aside_where_nothing_leads_to_them(
 def test_services_that_were_stopped_run_again_where_no_data_moved(work: Callable[..., Work]) -> None:
     there = Host(THERE)
     at = work(there, replace(JOURNAL, displaced=(), previous=()), FOUND)
-    at.stopped = ["comfyui-qwen", "forge-turbo"]
+    at.stopped, at.watchers_stopped = ["comfyui-qwen", "forge-turbo"], True
     fails(at)
     assert "docker start comfyui-qwen forge-turbo >/dev/null" in there.done
+    assert "enable -q atelier-monitor.timer" in there.done[0] and "enable -q atelier-weights.service" in there.done[0]
     moved = Host(THERE)
     at = work(moved, replace(JOURNAL, displaced=(), previous=()), FOUND)
     at.stopped, at.moved = ["comfyui-qwen"], True
     assert "the data lies in its new place" in fails(at) and moved.done == []
+
+
+def test_services_stay_stopped_where_a_copy_was_switched_to_and_the_old_place_is_still_there(
+    work: Callable[..., Work],
+) -> None:
+    there = Host(THERE, marks=("/data/state/.relocating/switched",))
+    at = work(there, replace(JOURNAL, displaced=(), previous=()), FOUND)
+    at.stopped = ["comfyui-qwen"]
+    assert "the data lies in its new place" in fails(at) and there.done == []
+
+
+def test_services_stay_stopped_where_files_moved_one_by_one(
+    work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Host(THERE)
+    at = work(there, replace(JOURNAL, displaced=(), previous=()), FOUND)
+    at.plan = replace(at.plan, moves=(Planned("state", "/srv/atelier/state", "/data/state", "merge"),))
+
+    def broken(verb: str, _: str) -> None:
+        raise AtelierError(f"{verb}: no room left")
+
+    monkeypatch.setattr(at, "_relocate", broken)
+    monkeypatch.setattr(lifecycle, "decide_again", lambda *_: declared())
+    monkeypatch.setattr(lifecycle, "keep_credentials", lambda *_: None)
+    with pytest.raises(AtelierError, match="the data lies in its new place"), at._coming_back():
+        at._change_places()
+    assert not any("docker start" in script for script in there.done)
+
+
+def test_a_boot_in_the_middle_starts_nothing_that_makes_the_old_places_anew(work: Callable[..., Work]) -> None:
+    there = Host(THERE)
+    at = work(there, JOURNAL, FOUND)
+    at.plan = replace(at.plan, owner=(1, 2))
+    at._stop_writers()
+    disabled = next(line for line in there.done[0].split(";") if "disable" in line)
+    assert "atelier-weights.service" in disabled and "atelier-monitor.timer" in disabled
 
 
 def test_the_previous_stack_comes_back_whatever_ours_did(work: Callable[..., Work]) -> None:
