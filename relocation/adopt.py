@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from relocation.files import OURS, Entry, Files, Place, hashed, look, reading, scan
+from relocation.files import OURS, Entry, Files, Place, hashed, listed, look, reading, scan
 from relocation.job import JOBS, RelocationError
 from weights.progress import Progress
 
@@ -153,9 +153,10 @@ class _Run:
             list(pool.map(self._one, sorted(self.missing, key=lambda one: -one.stamp.bytes)))
         for name in sorted(self._made):
             self.files.sync_folder(self.adoption.base, name)
-        for part in scan(parts.path).values():
-            if part.name:
-                self.files.unlink(Place(parts.path, part.name))
+        # By the way from the base: all that is below it belongs to the service, which may put links there.
+        for part in [*listed(self.adoption.base, parts.name)]:
+            if part.sort != "directory":
+                self.files.unlink(Place(self.adoption.base, part.name))
         self.files.remove_directory(parts)
 
     def _directory(self, name: str) -> None:

@@ -150,7 +150,7 @@ def scan(root: str) -> dict[str, Entry]:
     found, waiting = {"": top}, [""]
     while waiting:
         above = waiting.pop()
-        for one in sorted(_listed(root, above), key=lambda one: one.name):
+        for one in sorted(listed(root, above), key=lambda one: one.name):
             if one.name not in (OURS, _OF_THE_DISK):
                 found[one.name] = one
                 if one.sort == "directory":
@@ -158,7 +158,8 @@ def scan(root: str) -> dict[str, Entry]:
     return found
 
 
-def _listed(root: str, above: str) -> Iterator[Entry]:
+def listed(root: str, above: str) -> Iterator[Entry]:
+    """What lies in a directory below a root."""
     try:
         with folder(root, above) as descriptor:
             device = os.fstat(descriptor).st_dev

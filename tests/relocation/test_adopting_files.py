@@ -1,5 +1,6 @@
 """Copying what somebody else has: everything arrives, verified, as the service's own; nothing of theirs or of ours is touched."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import pytest
 
 from relocation import adopt as adopt_module
 from relocation.adopt import Adopted, Adoption, adopt, read_adoptions
-from relocation.files import Files
+from relocation.files import Files, Place
 from relocation.job import RelocationError
 from weights.progress import Progress
 
@@ -182,3 +183,37 @@ def test_a_file_that_is_written_to_meanwhile_is_left_to_the_next_run(theirs: Pat
     assert tree(Path(one.base)) == {}
     run(one)
     assert (Path(one.base) / "previous/a.png").read_text() == "one and more"
+
+
+class Swapping(Files):
+    """Before a name goes, its service puts a link in the place of the directory, which is its own."""
+
+    def __init__(self, previous: Path, other: Path) -> None:
+        self.previous, self.other = previous, other
+
+    def unlink(self, place: Place) -> None:
+        if not self.previous.is_symlink():
+            self.previous.rename(self.previous.with_name("aside"))
+            self.previous.symlink_to(self.other)
+        super().unlink(place)
+
+
+def test_what_a_service_bends_while_parts_are_cleared_away_leads_nowhere(theirs: Path, memory: Path) -> None:
+    one = adoption(theirs)
+    victim = memory / "etc" / ".relocating"
+    victim.mkdir(parents=True)
+    left = Path(one.base) / "previous" / ".relocating"
+    left.mkdir(parents=True)
+    for folder in (victim, left):
+        (folder / "passwd").write_text("needed")
+    swapping = Swapping(Path(one.base) / "previous", victim.parent)
+    with contextlib.suppress(RelocationError, OSError):
+        run(one, files=swapping)
+    assert (victim / "passwd").read_text() == "needed"
+
+
+def test_a_directory_among_the_parts_stays_and_hinders_nobody(theirs: Path) -> None:
+    one = adoption(theirs)
+    odd = Path(one.base) / "previous" / ".relocating" / "odd"
+    odd.mkdir(parents=True)
+    assert run(one).files == 4 and odd.is_dir()
