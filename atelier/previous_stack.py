@@ -6,11 +6,12 @@ directories that all that leads to. Between the questions everything is pure.
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from atelier import importing, previous_containers, previous_places, relocation_host
+from atelier import importing, lifecycle, previous_containers, previous_places, relocation_host
+from atelier.console import Narrator
 from atelier.credentials import TOKEN_FILE
 from atelier.displacement import SUFFIX, Displaced
 from atelier.errors import AtelierError, Finding
@@ -244,7 +245,7 @@ def escaped(path: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", path)
 
 
-def bring(ssh: Ssh, settings: Settings, found: Found, say: Callable[[str], None]) -> Adopted:
+def bring(ssh: Ssh, settings: Settings, found: Found, narrator: Narrator) -> Adopted:
     """Copy outputs and workflows, verified; what is there already costs a look. The originals stay.
 
     After the manifest was written; while the old containers run, and once more after they were stopped. Raises AtelierError.
@@ -252,24 +253,23 @@ def bring(ssh: Ssh, settings: Settings, found: Found, say: Callable[[str], None]
     sources = [*found.outputs, *found.workflows]
     if not sources:
         return Adopted()
-    staging = f"{settings.data_root}/.{INTO}"
-    ssh.run(relocation_host.install_script(), stdin=relocation_host.archive(), check=True)
-    ssh.run(f"{bases_script(sources, settings)}\n{staging_script(sources, staging)}", timeout=3600, check=True)
-    job = relocation_host.adoption_job(adoptions(sources, settings, staging), round(settings.models.reserve_gb * GB))
+    staging, reserve = f"{settings.data_root}/.{INTO}", round(settings.models.reserve_gb * GB)
+    guard, remedy = lifecycle.guard(), "mend that, then run it again"
+    ssh.run(guard + relocation_host.install_script(), stdin=relocation_host.archive(), check=True)
+    script = f"{guard}\n{bases_script(sources, settings)}\n{staging_script(sources, staging, reserve)}"
+    taken = ssh.run(script, timeout=24 * 3600)
+    if taken.status != 0:
+        raise AtelierError(f"what only the old containers have cannot be taken out: {taken.stderr.strip()}", remedy)
+    job = relocation_host.adoption_job(adoptions(sources, settings, staging), reserve)
     ssh.run(f"umask 077; cat >{relocation_host.ADOPTION}", stdin=job.content, check=True)
-    told = ssh.run(relocation_host.shell("adopt", relocation_host.ADOPTION), timeout=24 * 3600)
-    lines = told.stdout.splitlines()
-    answer = relocation_host.answer(lines[-1]) if lines and lines[-1].startswith("{") else None
-    if answer is None or answer.adopted is None:
-        why = answer.error if answer else told.stderr.strip()
-        raise AtelierError(
-            f"not all of the previous stack's files could be copied: {why}", "mend that, then run it again"
-        )
+    answer = relocation_host.ask(ssh, guard + relocation_host.shell("adopt", relocation_host.ADOPTION), narrator.output)
+    if answer.error or answer.adopted is None:
+        raise AtelierError(f"not all of the previous stack's files could be copied: {answer.error}", remedy)
     ssh.run(f"rm -rf {shlex.quote(staging)}", check=True)
     for path, reason_ in answer.adopted.left.items():
-        say(f"  {path}: not copied: {reason_}")
+        narrator.say(f"  {path}: not copied: {reason_}")
     for path, name in answer.adopted.renamed.items():
-        say(f"  {path}: copied as {name}, as another file has its name")
+        narrator.say(f"  {path}: copied as {name}, as another file has its name")
     return answer.adopted
 
 
@@ -292,17 +292,29 @@ def bases_script(sources: Sequence[Source], settings: Settings) -> str:
     return "\n".join(["set -e; umask 022", *lines])
 
 
-def staging_script(sources: Iterable[Source], staging: str) -> str:
-    """Shell that takes out of containers what only they have. A link in there is copied as one."""
-    place = shlex.quote(staging)
-    lines = [f"rm -rf {place}"]
-    for one in sources:
-        if one.container:
-            into = shlex.quote(_staged(one, staging))
-            lines.append(
-                f"mkdir -p -m 0700 {into} && docker cp -a {one.container}:{shlex.quote(f'{one.inside}/.')} {into}"
-            )
-    return " && \\\n".join(lines)
+def staging_script(sources: Iterable[Source], staging: str, reserve: int) -> str:
+    """Shell that takes out of containers what only they have, where there is room. A link in there is copied as one.
+
+    reserve: bytes that stay free.
+    """
+    place, above = shlex.quote(staging), shlex.quote(str(PurePosixPath(staging).parent))
+    alone = [
+        (f"{one.container}:{shlex.quote(f'{one.inside}/.')}", shlex.quote(_staged(one, staging)))
+        for one in sources
+        if one.container
+    ]
+    # Twice, as all of it lies there until it has been copied to where it belongs.
+    measured = [f"n=$(docker cp {files} - | wc -c); need=$((need + 2 * n))" for files, _ in alone]
+    taken = [f"mkdir -p -m 0700 {into}; docker cp -a {files} {into}" for files, into in alone]
+    room = f"""need=0
+{chr(10).join(measured)}
+lacking=$((need + {reserve} - $(df -B1 --output=avail {above} | tail -n 1)))
+[ "$lacking" -le 0 ] || {{
+  echo "{above}: $((need / 1000000)) MB are needed there for a while, and {reserve / GB:.0f} GB stay free:" \\
+    "make room for $((lacking / 1000000 + 1)) MB" >&2
+  exit 1
+}}"""
+    return "\n".join(["set -e", f"rm -rf {place}", *([room, *taken] if alone else [])])
 
 
 def _staged(one: Source, staging: str) -> str:

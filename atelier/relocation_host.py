@@ -4,11 +4,12 @@ import io
 import json
 import shlex
 import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from atelier import paths
+from atelier.ssh import Ssh
 from atelier.tree import File
 from relocation.adopt import Adopted, Adoption
 from relocation.finish import Removed
@@ -98,6 +99,26 @@ def answer(line: str) -> Answer:
     if told["verb"] == "finish":
         return Answer(error, removed={source: Removed(**one) for source, one in moves.items()})
     return Answer(error, done={source: Done(**one) for source, one in moves.items()})
+
+
+def ask(ssh: Ssh, script: str, hear: Callable[[str], None]) -> Answer:
+    """Run a verb and wait for it. hear: is told how far it is. One that was cut off did not do it either."""
+    process = ssh.popen(script)
+    assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
+    answered, told = Answer(), list[str]()
+    with process:
+        process.stdin.close()
+        for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip("\n")
+            if line.startswith("{"):
+                answered = answer(line)
+            elif is_progress(line):
+                hear(line)
+            else:
+                told.append(line)
+    if process.returncode == 0 and answered != Answer():
+        return answered
+    return replace(answered, error=answered.error or "\n    ".join(told[-10:]) or "the connection was lost")
 
 
 def _tuples(told: Mapping[str, Any], *names: str) -> dict[str, tuple[str, ...]]:

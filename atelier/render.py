@@ -128,6 +128,15 @@ def network_name(container: str) -> str:
     return f"atelier-{container}"
 
 
+def project_name(container: str) -> str:
+    """The compose project of one container: named as nobody names one by hand.
+
+    Compose takes every container of a project's name for its own, whatever that container is called by now: one of a stack
+    that was here before would be destroyed, not stepped aside from.
+    """
+    return f"atelier-{container}"
+
+
 def networks(settings: Settings) -> tuple[Network, ...]:
     """One internal network for each application, and the gateway's own, which publishes its ports.
 
@@ -226,7 +235,13 @@ def _application(
         **({"GPU_DEVICE": gpu} if gpu else {}),
     }
     template = environment().get_template(f"services/{name}/compose.yaml.j2")
-    compose = template.render(service=service, limits=limits, gpu=gpu, cpu=settings.profile != "gpu")
+    compose = template.render(
+        project_name=project_name(service.container),
+        service=service,
+        limits=limits,
+        gpu=gpu,
+        cpu=settings.profile != "gpu",
+    )
     return _project(settings, name, service.container, compose, variables, secrets, ())
 
 
@@ -269,7 +284,8 @@ def _gateway(settings: Settings, image: str, secrets: tuple[Entry, ...], acme_ro
         **({"ACME_DIR": acme_storage(settings)} if kept else {}),
         **ports,
     }
-    compose = jinja.get_template("services/gateway/compose.yaml.j2").render(container=container, gateway=gateway)
+    template = jinja.get_template("services/gateway/compose.yaml.j2")
+    compose = template.render(project_name=project_name(container), container=container, gateway=gateway)
     further = (Directory(directory), *config, *kept)
     return _project(settings, "gateway", container, compose, variables, secrets, further)
 

@@ -423,7 +423,7 @@ class Work:
         """What a previous stack has, while it runs, and once more when nobody writes to it."""
         if self.survey.found.previous:
             self.narrator.begin("Data", "Copy and verify what the previous stack has")
-            adopted = previous_stack.bring(self.ssh, settings, self.survey.found.previous, self.narrator.say)
+            adopted = previous_stack.bring(self.ssh, settings, self.survey.found.previous, self.narrator)
             self.copied += adopted.bytes
             self.narrator.end(changed=bool(adopted.files))
 
@@ -440,22 +440,11 @@ class Work:
 
     def _relocate(self, verb: str, name: str) -> relocation_host.Answer:
         self.narrator.begin("Data", name)
-        process = self.ssh.popen(lifecycle.guard() + relocation_host.shell(verb))
-        assert process.stdin and process.stdout  # noqa: S101 - popen was asked for pipes
-        answer, told = None, list[str]()
-        with process:
-            process.stdin.close()
-            for raw in process.stdout:
-                line = raw.decode(errors="replace").rstrip("\n")
-                if line.startswith("{"):
-                    answer = relocation_host.answer(line)
-                elif relocation_host.is_progress(line):
-                    self.narrator.output(line)
-                else:
-                    told.append(line)
-        if process.returncode != 0 or answer is None or answer.error:
-            why = (answer.error if answer else "") or "\n    ".join(told[-10:]) or "the connection was lost"
-            raise AtelierError(f"{name}: {why}", "then run the same command again; it continues where this one stopped")
+        answer = relocation_host.ask(self.ssh, lifecycle.guard() + relocation_host.shell(verb), self.narrator.output)
+        if answer.error:
+            raise AtelierError(
+                f"{name}: {answer.error}", "then run the same command again; it continues where this one stopped"
+            )
         self._count(answer.done or {})
         self.narrator.end(changed=True)
         return answer
@@ -501,9 +490,9 @@ class Work:
 
     def _displace(
         self, script: Callable[[Iterable[Displaced]], str], displaced: Sequence[Displaced], name: str
-    ) -> None:
+    ) -> displacement.Outcome:
         if not displaced:
-            return
+            return displacement.Outcome()
         self.narrator.begin("Containers", name)
         outcome = displacement.parse(self.ssh.run(lifecycle.guard() + script(displaced), timeout=300).stdout)
         if outcome.failed:
@@ -511,6 +500,7 @@ class Work:
             told = "; ".join(f"{names.get(one, 'Docker')}: {why}" for one, why in outcome.failed.items())
             raise AtelierError(f"{name}: {told}", "mend that, then run the same command again")
         self.narrator.end(changed=bool(outcome.done))
+        return outcome
 
     def _stop_writers(self) -> None:
         if not (self.plan.pending() or self.plan.owner):
@@ -601,12 +591,13 @@ class Work:
         gateway = next((each.id for each in now if each.name == self.settings.gateway_container), "")
         back = list(self.journal.previous)
         back += self.journal.displaced if not moved and gateway == self.gateway else ()
+        gone: frozenset[str] = frozenset()
         if back:
             were = {each.id for each in self.survey.found.containers}
             fresh = [each.name for each in now if each.ours and each.id not in were]
             if fresh:
                 self._step("Containers", f"Remove {', '.join(fresh)}", f"docker rm -f {shlex.join(fresh)} >/dev/null")
-            self._displace(displacement.back_script, back, "Bring back what stepped aside")
+            gone = self._displace(displacement.back_script, back, "Bring back what stepped aside").gone
         if self.watchers_stopped and not moved:
             self._step("Data", "Let the host look at itself and fetch again", WATCH_AGAIN)
         if self.stopped and not moved:
@@ -620,7 +611,10 @@ class Work:
                 if len(back) == len(self._aside())
                 else "what stepped aside stays so: the same command goes on from there"
             )
-        again = f"\n    {', '.join(each.name for each in back)} run again as before" if back else ""
+        names = sorted(each.name for each in back if each.id not in gone)
+        again = f"\n    {', '.join(names)} run again as before" if names else ""
+        lost = sorted(each.name for each in back if each.id in gone)
+        again += f"\n    {', '.join(lost)} cannot come back: somebody removed them" if lost else ""
         return f"{again}\n    {told}" if told else again
 
     def _is_moved(self, move: Move) -> bool:

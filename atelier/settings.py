@@ -78,7 +78,7 @@ class ServiceSettings(_Model):
     """What both applications have in common."""
 
     enabled: bool = Field(True, description="Whether this service is deployed on the host.")
-    container: ContainerName = Field(description="Name of the container and of its compose project.")
+    container: ContainerName = Field(description="Name of the container; its compose project is `atelier-<name>`.")
     port: Port = Field(description="Port that the gateway publishes for this service.")
     gpu: str | None = Field(
         None, description="Which GPU: an index, a UUID or a part of the name. Unset: the only one there is."
@@ -101,14 +101,18 @@ class ServiceSettings(_Model):
 class ComfyUISettings(ServiceSettings):
     """ComfyUI with ComfyUI-Login."""
 
-    container: ContainerName = Field("comfyui-qwen", description="Name of the container and of its compose project.")
+    container: ContainerName = Field(
+        "comfyui-qwen", description="Name of the container; its compose project is `atelier-<name>`."
+    )
     port: Port = Field(8188, description="Port that the gateway publishes for ComfyUI.")
 
 
 class ForgeSettings(ServiceSettings):
     """Stable Diffusion WebUI Forge."""
 
-    container: ContainerName = Field("forge-turbo", description="Name of the container and of its compose project.")
+    container: ContainerName = Field(
+        "forge-turbo", description="Name of the container; its compose project is `atelier-<name>`."
+    )
     port: Port = Field(7860, description="Port that the gateway publishes for Forge.")
 
 

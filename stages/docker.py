@@ -20,10 +20,26 @@ RUNS_WITH_SETTINGS = (
     "&& echo yes"
 )
 """The daemon reads its settings at start, so one that was up before the file changed has yet to be restarted."""
+KEEP = 10  # seconds within which a daemon that was told has to keep containers through its restart
 RESTART = f"""
-systemctl enable -q docker; sleep 1; systemctl restart docker && exit 0
-if [ -e {BEFORE} ]; then cp -a {BEFORE} {DAEMON_JSON}; else rm -f {DAEMON_JSON}; fi
-systemctl reset-failed docker; systemctl restart docker
+as_before() {{ if [ -e {BEFORE} ]; then cp -a {BEFORE} {DAEMON_JSON}; else rm -f {DAEMON_JSON}; fi; }}
+keeps() {{ [ "$(timeout 20 docker info --format '{{{{.LiveRestoreEnabled}}}}' 2>/dev/null)" = true ]; }}
+systemctl enable -q docker
+# Containers of anybody's outlast the restart once the daemon has read live-restore, which needs none.
+if systemctl is-active -q docker && running=$(docker ps --format '{{{{.Names}}}}') && [ -n "$running" ]; then
+  n=0; systemctl kill -s HUP --kill-who=main docker
+  until keeps; do
+    n=$((n + 1)); [ "$n" -le {KEEP} ] || {{
+      as_before; systemctl kill -s HUP --kill-who=main docker
+      echo "Docker must restart to read {DAEMON_JSON}, and does not take live-restore: that would end" $running >&2
+      echo "stop them when they may stop (a swarm: docker swarm leave), then run this again; {DAEMON_JSON} is as it was" >&2
+      exit 1
+    }}
+    sleep 1
+  done
+fi
+sleep 1; systemctl restart docker && exit 0
+as_before; systemctl reset-failed docker; systemctl restart docker
 echo "Docker did not start with our settings merged into {DAEMON_JSON}; the file is as it was: see journalctl -u docker" >&2
 exit 1
 """

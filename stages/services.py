@@ -21,9 +21,19 @@ def _up(project: render.Project, image: str, timeout: int) -> Iterator[StringCom
         recreate = "--force-recreate" if verdict == "to be made again" else ""
         directory, log = shlex.quote(project.directory), f"docker logs --tail 25 {project.container} >&2"
         yield StringCommand(
-            f"cd {directory} && {{ docker compose up -d {recreate} --remove-orphans --wait --wait-timeout {timeout} "
-            f"|| {{ {log}; exit 1; }}; }}"
+            f"{_without_former(project.container)}cd {directory} "
+            f"&& {{ docker compose up -d {recreate} --remove-orphans --wait --wait-timeout {timeout} || {{ {log}; exit 1; }}; }}"
         )
+
+
+def _without_former(container: str) -> str:
+    """Shell that removes the container of an earlier release, which compose does not know as this project's."""
+    mine = f"docker ps -aq --filter 'name=^/?{container}$' --filter label=atelier.config"
+    label = "com.docker.compose.project"
+    return (
+        f'former=$({mine}); [ -z "$former" ] || {mine} --filter label={label}={render.project_name(container)} | grep -q . '
+        '|| docker rm -f "$former" >/dev/null; '
+    )
 
 
 def _project(deployment: Deployment, project: render.Project) -> None:

@@ -61,6 +61,14 @@ def compose(project: render.Project) -> dict:
 
 
 @pytest.mark.parametrize("service", ["comfyui", "forge", "gateway"])
+def test_compose_takes_no_container_of_a_hand_made_stack_for_ours(service: str) -> None:
+    """One that was made in a folder of the same name carries that as its project, also when it has been renamed."""
+    project = projects(settings())[service]
+    (file,) = (e for e in project.entries if isinstance(e, tree.File) and e.path.endswith("compose.yaml"))
+    assert yaml.safe_load(file.content)["name"] == f"atelier-{project.container}"
+
+
+@pytest.mark.parametrize("service", ["comfyui", "forge", "gateway"])
 def test_every_container_is_hardened(service: str) -> None:
     container = compose(projects(settings())[service])
     assert container["read_only"] and container["init"] and container["cap_drop"] == ["ALL"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from atelier import previous_containers, previous_places, previous_stack
+from atelier.console import Narrator
 from atelier.displacement import Displaced
 from atelier.errors import AtelierError
 from atelier.previous_containers import Listing, Mount, Seen, Suspects, parse, reason, service_of, suspects
@@ -19,6 +21,7 @@ from atelier.recorded import roots_of
 from atelier.settings import Settings
 from atelier.ssh import Completed
 from weights.job import _found as matched
+from weights.progress import PROGRESS
 
 SETTINGS = Settings()
 ROOTS = roots_of(SETTINGS)
@@ -396,10 +399,27 @@ def test_what_is_copied_goes_below_directories_of_the_services() -> None:
         ("/a", "/srv/atelier/outputs/forge", "previous", 10001, ("x",)),
         ("/stage/cccccccccccc/w it", "/srv/atelier/users/comfyui", "default/workflows/previous", 10001, ()),
     ]
-    assert staging_script(sources, "/stage") == (
-        "rm -rf /stage && \\\nmkdir -p -m 0700 '/stage/cccccccccccc/w it' && "
-        f"docker cp -a {'c' * 64}:'/w it/.' '/stage/cccccccccccc/w it'"
+    script = staging_script(sources, "/stage", 7)
+    assert (
+        f"docker cp -a {'c' * 64}:'/w it/.' '/stage/cccccccccccc/w it'" in script and script.count("docker cp -a") == 1
     )
+    assert staging_script(sources[:1], "/stage", 7) == "set -e\nrm -rf /stage"
+
+
+@pytest.mark.parametrize(("reserve", "fits"), [(0, True), (10**15, False)])
+def test_nothing_is_taken_out_of_a_container_where_it_does_not_fit(reserve: int, fits: bool, tmp_path: Path) -> None:
+    fake = """#!/bin/sh
+if [ "$3" = - ]; then head -c 3000000 /dev/zero; else echo image >"$4/one.png"; fi
+"""
+    (tmp_path / "docker").write_text(fake)
+    (tmp_path / "docker").chmod(0o755)
+    sources = [Source("forge", "/x", container="c" * 64, inside="/out")]
+    script = staging_script(sources, f"{tmp_path}/stage", reserve)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh"], input=script, capture_output=True, text=True, env=environment)
+    assert (done.returncode == 0) is fits
+    assert (tmp_path / "stage/cccccccccccc/out/one.png").exists() is fits
+    assert fits or (f"{tmp_path}: 6 MB are needed there for a while" in done.stderr and "make room for" in done.stderr)
 
 
 def test_only_the_directories_that_get_something_are_made(tmp_path: Path) -> None:
@@ -421,7 +441,26 @@ class Answering:
 
     def run(self, script: str, **_: object) -> Completed:
         self.asked.append(script)
-        return Completed(self.status, self.output, "the disk is gone") if " adopt " in script else Completed(0, "", "")
+        return Completed(0, "", "")
+
+    def popen(self, script: str) -> "subprocess.Popen[bytes]":
+        self.asked.append(script)
+        told = ["sh", "-c", f"cat >/dev/null; printf %s {shlex.quote(self.output)}; exit {self.status}"]
+        return subprocess.Popen(told, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+class Listener(Narrator):
+    """Keeps what is said, and how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said, self.heard = list[str](), list[str]()
+
+    def say(self, line: str = "", style: str = "") -> None:
+        self.said.append(line)
+
+    def output(self, line: str) -> None:
+        self.heard.append(line)
 
 
 OUTPUT = Found(outputs=(Source("forge", "/srv/atelier/outputs/forge/previous", "/a"),))
@@ -429,23 +468,28 @@ OUTPUT = Found(outputs=(Source("forge", "/srv/atelier/outputs/forge/previous", "
 
 def test_what_was_copied_is_told_and_what_was_not() -> None:
     adopted = {"files": 2, "bytes": 9, "same": 1, "renamed": {"/a/x": "x-2"}, "left": {"/a/l": "it is no file"}}
-    host = Answering(f"progress\n{json.dumps({'verb': 'adopt', 'error': '', 'moves': {}, 'adopted': adopted})}\n")
-    said: list[str] = []
-    brought = previous_stack.bring(host, SETTINGS, OUTPUT, said.append)  # type: ignore[arg-type]
+    host = Answering(f"{PROGRESS}half\n{json.dumps({'verb': 'adopt', 'error': '', 'moves': {}, 'adopted': adopted})}\n")
+    narrator = Listener()
+    brought = previous_stack.bring(host, SETTINGS, OUTPUT, narrator)  # type: ignore[arg-type]
     assert (brought.files, brought.bytes, brought.same) == (2, 9, 1)
-    assert said == ["  /a/l: not copied: it is no file", "  /a/x: copied as x-2, as another file has its name"]
+    assert narrator.heard == [f"{PROGRESS}half"]
+    assert narrator.said == ["  /a/l: not copied: it is no file", "  /a/x: copied as x-2, as another file has its name"]
     assert host.asked[-1] == "rm -rf /srv/atelier/.previous"
 
 
 @pytest.mark.parametrize(
     ("output", "why"),
-    [("", "the disk is gone"), (json.dumps({"verb": "adopt", "error": "make room", "moves": {}}), "make room")],
+    [
+        ("the disk is gone", "the disk is gone"),
+        ("", "connection was lost"),
+        (json.dumps({"verb": "adopt", "error": "make room", "moves": {}}), "make room"),
+    ],
 )
 def test_a_copy_that_failed_says_why(output: str, why: str) -> None:
     with pytest.raises(AtelierError, match=why):
-        previous_stack.bring(Answering(output, 1), SETTINGS, OUTPUT, print)  # type: ignore[arg-type]
+        previous_stack.bring(Answering(output, 1), SETTINGS, OUTPUT, Narrator())  # type: ignore[arg-type]
 
 
 def test_a_stack_without_files_costs_no_question() -> None:
     host = Answering("")
-    assert previous_stack.bring(host, SETTINGS, Found(), print).files == 0 and not host.asked  # type: ignore[arg-type]
+    assert previous_stack.bring(host, SETTINGS, Found(), Narrator()).files == 0 and not host.asked  # type: ignore[arg-type]

@@ -212,6 +212,17 @@ def test_the_previous_stack_comes_back_whatever_ours_did(work: Callable[..., Wor
     assert "docker rm -f gateway" in there.done[0] and "step 9" in there.done[1]
 
 
+def test_what_was_removed_meanwhile_is_not_said_to_run(work: Callable[..., Work]) -> None:
+    class Emptied(Host):
+        def run(self, script: str, **_: object) -> Completed:
+            if "step 9" in script:
+                return Completed(0, "gone\t9\tcomfyui-qwen\n", "")
+            return super().run(script)
+
+    told = fails(work(Emptied({**THERE}), THEIRS, FOUND))
+    assert "comfyui-qwen cannot come back: somebody removed" in told and "as before" not in told
+
+
 def test_an_interrupt_brings_nothing_back(work: Callable[..., Work], capsys: pytest.CaptureFixture[str]) -> None:
     there = Host(THERE)
     with pytest.raises(KeyboardInterrupt), work(there, THEIRS, FOUND)._coming_back():

@@ -2,8 +2,10 @@
 
 import base64
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import gevent
 import pytest
@@ -356,6 +358,28 @@ def test_comfyui_hears_of_changed_weights_once_it_is_up(
     if told_comfyui:
         assert changed.index("Have ComfyUI read the weights that changed anew") == 2
         assert weights_unit.FORGET in told.sent
+
+
+@pytest.mark.parametrize(
+    ("there", "removed"),
+    [({}, False), ({"mine": "1a"}, True), ({"mine": "1a", "project": "1a"}, False)],
+    ids=["none", "of an earlier release", "of this project"],
+)
+def test_a_container_of_an_earlier_release_makes_room(there: dict[str, str], removed: bool, tmp_path: Path) -> None:
+    fake = f"""#!/bin/sh
+case "$*" in
+  *label=com.docker.compose.project=atelier-art*) echo "{there.get("project", "")}" | grep . ;;
+  *"name=^/?art$ --filter label=atelier.config"*) echo "{there.get("mine", "")}" ;;
+  "rm -f 1a") touch {tmp_path}/removed ;;
+  *) exit 9 ;;
+esac
+"""
+    (tmp_path / "docker").write_text(fake)
+    (tmp_path / "docker").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    script = f"set -e; {services._without_former('art')}true"
+    assert subprocess.run(["sh", "-c", script], env=environment).returncode == 0
+    assert (tmp_path / "removed").exists() is removed
 
 
 def test_the_manifest_names_what_fetches_the_weights_and_what_it_remembers() -> None:
