@@ -1,19 +1,22 @@
 """What of a host somebody edited, as it is shown before a deploy puts it back. Pure, but for `look`.
 
-Of a file that only its owner may read, nothing but that it differs; of all others no line that looks like a secret.
+Of a file that not everybody may read, nothing but that it differs; of all others no line that looks like a secret.
 """
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from atelier import deployment as decide
 from atelier import drift
-from atelier.deployment import Deployment
+from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.drift import LARGEST, Tree
+from atelier.errors import AtelierError
 from atelier.recorded import Roots
 from atelier.report.redaction import printable
 from atelier.ssh import Ssh
 from atelier.tree import File
+from atelier.uninstall_packages import Kept
 
 LONGEST = 200
 """Lines of one file's diff that are shown."""
@@ -47,7 +50,7 @@ def as_recorded(deployment: Deployment, roots: Roots | None) -> Deployment:
     return replace(deployment, settings=deployment.settings.model_copy(update=there))
 
 
-def look(ssh: Ssh, deployment: Deployment, hide: Hide) -> tuple[tuple[Diff, ...], tuple[str, ...]]:
+def look(ssh: Ssh, deployment: Deployment, hide: Hide) -> tuple[tuple[Diff, ...], tuple[Kept, ...]]:
     """What differs on a host that was deployed, and what lies among it and is left alone."""
     found = drift.parse_tree(ssh.run(drift.tree_script(deployment), timeout=120, check=True).stdout)
     unlike = drift.unlike(deployment, found)
@@ -58,21 +61,39 @@ def look(ssh: Ssh, deployment: Deployment, hide: Hide) -> tuple[tuple[Diff, ...]
 def diffs(deployment: Deployment, found: Tree, contents: Mapping[str, bytes], hide: Hide) -> tuple[Diff, ...]:
     """Everything of ours that is not as a deploy would leave it. hide: takes out what this computer knows to be secret."""
     wanted = {entry.path: entry.content for entry in deployment.entries() if isinstance(entry, File)}
-    told = []
+    told: list[Diff] = []
     for finding in drift.files(deployment, found, {}, {}):
         if finding.remedy in (drift.FOREIGN, drift.LEFT):
             continue
         path = finding.problem.removesuffix(" differs")
         shown = path in contents and finding.problem.endswith(" differs")
         lines = unified(contents[path], wanted[path], hide) if shown else ()
+        if finding.problem.startswith(f"{DAEMON_JSON}: ") and not any(DAEMON_JSON in each.problem for each in told):
+            lines = _of_docker(deployment, found, hide)
         told.append(Diff(hide(printable(finding.problem)), lines, "" if finding.remedy in PUT_BACK else finding.remedy))
     return tuple(told)
 
 
-def left_alone(deployment: Deployment, found: Tree) -> tuple[str, ...]:
+def _of_docker(deployment: Deployment, found: Tree, hide: Hide) -> tuple[str, ...]:
+    """Docker's settings are the host's own with keys of ours in them: what is put there is made of what lies there."""
+    seen = found.seen.get(DAEMON_JSON)
+    if seen is None or not int(seen.mode, 8) & 0o004:
+        return ()
+    try:
+        wanted = decide.changed_daemon_json(found.daemon_json, deployment.settings)
+    except AtelierError:  # told by the finding
+        return ()
+    return unified(found.daemon_json.encode(), wanted.encode(), hide) if wanted else ()
+
+
+def left_alone(deployment: Deployment, found: Tree) -> tuple[Kept, ...]:
     """What lies among our files and is somebody else's, or of an earlier deploy; a deploy does not touch it."""
-    findings = drift.files(deployment, found, {}, {})
-    return tuple(printable(each.problem) for each in findings if each.remedy in (drift.FOREIGN, drift.LEFT))
+    whys = {drift.FOREIGN: "not ours", drift.LEFT: "of an earlier deploy, and nothing asks for it now"}
+    return tuple(
+        Kept(each.problem.removesuffix(f" is {whys[each.remedy]}"), whys[each.remedy])
+        for each in drift.files(deployment, found, {}, {})
+        if each.remedy in whys
+    )
 
 
 def unified(found: bytes, wanted: bytes, hide: Hide) -> tuple[str, ...]:

@@ -71,6 +71,8 @@ class HostFacts:
     """The directories that the host has recorded; none before a first deploy."""
     state_place: str = ""
     """Where the state was found; empty where it is not there."""
+    reorganising: bool = False
+    """A reprovision was begun and is not finished."""
     deployed: bool = False
     deployed_gpus: dict[str, str] = field(default_factory=dict)
     """UUID by service, as the last deploy gave them."""
@@ -109,6 +111,7 @@ s unrepairable; dpkg-query -W -f '${{db:Status-Eflag}}\\n' 2>/dev/null | grep -q
   | grep 'needs to be reinstalled'
 s gid; getent group {settings.service_uid} | cut -d: -f1
 s uid; getent passwd {settings.service_uid} | cut -d: -f1; s user; getent passwd {settings.service_user} | cut -d: -f3
+s reorganising; [ ! -e {root}{recorded.JOURNAL} ] || echo yes
 {recorded.script(settings, root, whole=False)}
 {gpu_facts.script(root)}
 :
@@ -271,6 +274,7 @@ def parse(output: str) -> HostFacts:
         release=known.release,
         roots=known.roots,
         state_place=known.place,
+        reorganising=bool(one("reorganising")),
         deployed="deployed" in documents,
         deployed_gpus=known.gpus(),
         container=gpu.container,

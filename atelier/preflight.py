@@ -100,9 +100,11 @@ def _system(facts: HostFacts, now: float) -> list[Finding]:
 
 
 def _record(facts: HostFacts, settings: Settings) -> list[Finding]:
-    """What the host has recorded and this deploy would contradict: a later release, or data in other directories."""
+    """What the host has recorded and this deploy would contradict: a later release, a reprovision under way, data elsewhere."""
     if refusal := recorded.later(int(facts.schema or 0), facts.release):
         return [refusal]
+    if facts.reorganising:
+        return [Finding("a reprovision of this host was begun and is not finished", "finish it: make reprovision")]
     return recorded.elsewhere(facts.roots, facts.state_place, settings)
 
 

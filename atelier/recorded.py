@@ -25,6 +25,8 @@ from atelier.tree import Directory, Entry, File
 
 ANCHOR_DIRECTORY = "/etc/atelier"
 ANCHOR = f"{ANCHOR_DIRECTORY}/host.json"
+JOURNAL = f"{ANCHOR_DIRECTORY}/reprovision.json"
+"""What a reprovision that is not finished was at."""
 UNIT = "/etc/systemd/system/atelier-weights.service"
 """In a fixed place since the first schema, and names store and state."""
 SECTION = "::atelier::"

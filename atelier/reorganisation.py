@@ -75,7 +75,8 @@ class Found:
     previous: PreviousStack = NOTHING
     repairs: tuple[Repair, ...] = ()
     diffs: tuple[Diff, ...] = ()
-    left_alone: tuple[str, ...] = ()
+    left_alone: tuple[Kept, ...] = ()
+    """What lies among files of ours and is somebody else's."""
     fetches: int = 0
     """Bytes of weights that the host has nowhere."""
 
@@ -93,7 +94,7 @@ class Reorganisation:
     kept: tuple[Kept, ...] = ()
     repairs: tuple[Repair, ...] = ()
     diffs: tuple[Diff, ...] = ()
-    left_alone: tuple[str, ...] = ()
+    left_alone: tuple[Kept, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
     """Bytes by mount point."""
     fetches: int = 0
@@ -132,7 +133,7 @@ class Reorganisation:
         sections = {
             "Finds wrong": repairs.lines(self.repairs),
             "Puts back": drift_diff.lines(self.diffs),
-            "Leaves alone": self.left_alone,
+            "Leaves alone": [f"{kept.what}: {kept.why}" for kept in self.left_alone],
             "Moves": [*map(_move_line, self.pending()), *_owner_line(self.owner)],
             "Adopts": _adoption_lines(self.previous),
             "Steps aside": [f"{each.name}: {each.why}" for each in self.displaced],
@@ -273,6 +274,7 @@ def reorganise(
     )
     removals = {kind: names for part in parts for kind, names in part.removals.items() if names}
     kept = tuple(each for part in parts for each in part.kept)
+    told = {name for names in removals.values() for name in names} | {each.what for each in kept}
     displaced = (*journal.displaced, *journal.previous)
     obstacles = [Finding(text, "then run the same command again") for text in found.relocation.obstacles]
     obstacles += displacement.taken(displaced, {each.name: each.id for each in found.containers})
@@ -286,7 +288,7 @@ def reorganise(
         kept=kept,
         repairs=found.repairs,
         diffs=found.diffs,
-        left_alone=found.left_alone,
+        left_alone=(*(each for each in found.left_alone if each.what not in told), *_others(found, displaced)),
         needs={space.mount: space.needed for space in found.relocation.space},
         fetches=found.fetches,
         obstacles=tuple(obstacles),
@@ -309,6 +311,13 @@ def _containers(journal: Journal, found: Found) -> _Part:
 
 def _is_forgotten(container: Container, displaced: Collection[str]) -> bool:
     return container.ours and container.name.endswith(SUFFIX) and container.id not in displaced
+
+
+def _others(found: Found, displaced: Iterable[Displaced]) -> list[Kept]:
+    """The containers that are neither ours nor of a previous stack."""
+    making_room = {each.id for each in displaced} | {each.id for each in found.previous.aside}
+    names = sorted(each.name for each in found.containers if not each.ours and each.id not in making_room)
+    return [Kept(f"containers {named(names)}", "not ours")] if names else []
 
 
 def _networks(deployment: Deployment, found: Found) -> _Part:

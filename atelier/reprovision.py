@@ -52,13 +52,14 @@ from atelier.doctor.redact import Redactor, known_secrets
 from atelier.errors import AtelierError, Finding
 from atelier.hostfacts import HostFacts
 from atelier.previous_stack import Found as PreviousStack
-from atelier.recorded import Recorded, roots_of
+from atelier.recorded import JOURNAL, Recorded, roots_of
 from atelier.reorganisation import Container, Found, Journal, Reorganisation
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
 from atelier.tree import File
-from atelier.uninstall import UNFINISHED, Step
+from atelier.uninstall import Step
+from atelier.uninstall_packages import Kept
 from atelier.verify import trust
 from relocation.files import OURS
 from relocation.job import RUN, Move
@@ -67,7 +68,6 @@ from relocation.merge import Done
 from relocation.plan import Plan as Relocation
 from weights.fetch import GB
 
-JOURNAL = UNFINISHED
 LOOK = 0.2  # seconds between two questions whether a service answers
 AFTER_REMOVAL = ("drift", "secrets")
 """The groups of checks that see what makes room and is not gone yet."""
@@ -98,7 +98,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Survey:
-    """A host as it is and what is to become of it. target: with the settings of this run.
+    """A host as it is and what is to become of it. deployment: weights are looked for in a previous stack as well.
 
     before: the deployment with data and owner as the host still has them; begun: an earlier run has begun it.
     """
@@ -159,21 +159,26 @@ def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey
         raise AtelierError(finding.problem, finding.remedy)
     narrator.begin("Survey", "Look at what the host is and has")
     previous = previous_stack.look(ssh, target.settings, wishes.root, record.roots)
-    target = replace(target, settings=previous_stack.with_search(target.settings, previous))
+    # For this run alone: the host's job of weights names what the settings say.
+    searching = replace(target, settings=previous_stack.with_search(target.settings, previous))
     deployment = lifecycle.prepare(
-        target, ssh, wishes.sources, narrator, choose=lambda facts: _choose(target, ssh, wishes, previous, facts)
+        searching, ssh, wishes.sources, narrator, choose=lambda facts: _choose(target, ssh, wishes, previous, facts)
     )
+    # What was begun is no obstacle to what finishes it.
+    deployment = replace(deployment, facts=replace(deployment.facts, reorganising=False))
     containers = parse_containers(ssh.run(CONTAINERS, timeout=60).stdout)
     now = reorganisation.begin(record, deployment, containers, previous)
     journal = reorganisation.resumed(begun, now) if begun else now
     before = _as_it_is(ssh, deployment, record, journal)
     there = remains.parse(ssh.run(remains.script(record, _roots(record, journal)), timeout=600, check=True).stdout)
+    diffs, left_alone = _edited(ssh, target, before, record, there)
     found = Found(
         remains=there,
         containers=containers,
         relocation=_plan_moves(ssh, deployment.settings, journal),
         previous=previous,
-        diffs=_edited(ssh, target, before, record, there),
+        diffs=diffs,
+        left_alone=left_alone,
         repairs=repairs.plan(mending.look(ssh, before, record)),
         fetches=before.bytes_to_fetch(),
     )
@@ -231,12 +236,12 @@ def _plan_moves(ssh: Ssh, settings: Settings, journal: Journal) -> Relocation:
 
 def _edited(
     ssh: Ssh, target: Target, deployment: Deployment, record: Recorded, there: remains.Remains
-) -> tuple[drift_diff.Diff, ...]:
+) -> tuple[tuple[drift_diff.Diff, ...], tuple[Kept, ...]]:
     if not record.deployed:
-        return ()
+        return (), ()
     hide = Redactor(known_secrets(deployment.credentials, paths.secrets_dir(target.name), target.settings))
-    diffs, _ = drift_diff.look(ssh, drift_diff.as_recorded(deployment, record.roots), hide)
-    return reorganisation.by_hand(diffs, record, there)
+    diffs, left_alone = drift_diff.look(ssh, drift_diff.as_recorded(deployment, record.roots), hide)
+    return reorganisation.by_hand(diffs, record, there), left_alone
 
 
 def obstacles(survey: Survey, ssh: Ssh, narrator: Narrator) -> list[Finding]:

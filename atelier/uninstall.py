@@ -15,7 +15,7 @@ from atelier.deployment import DAEMON_JSON, DOCKER_CONFLICTS, DOCKER_KEYRING, DO
 from atelier.errors import Finding
 from atelier.gpu import routes, upkeep
 from atelier.manifest import PURGING
-from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, Recorded, Roots
+from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, JOURNAL, Recorded, Roots
 from atelier.remains import BEFORE, CONTAINERD_ROOT, DOCKER_ROOT, RULES, Container, Remains, data_directories
 from atelier.tree import PART, File
 from atelier.uninstall_packages import (
@@ -33,7 +33,6 @@ from weights.progress import NOTE
 from weights.store import INCOMING
 
 UNITS = "/etc/systemd/system/"
-UNFINISHED = f"{ANCHOR_DIRECTORY}/reprovision.json"
 ALWAYS_KEPT = ("weights", "manifest.json", "schema", "audit.log")
 """Of the state what stays with the data: with it the next deploy adopts the weights without reading them."""
 
@@ -100,7 +99,7 @@ def obstacle(recorded: Recorded, remains: Remains, target: str, reprovision: str
     """Why nothing can be removed now. reprovision: the command that finishes a reorganisation."""
     if refusal := recorded.refusal():
         return refusal
-    if UNFINISHED in remains.kinds:
+    if JOURNAL in remains.kinds:
         return Finding(f"a reorganisation of {target} is not finished", f"finish it first: {reprovision}")
     held = [kind for kind in ("containers", "networks", "images") if recorded.created.get(kind)]
     if held and PURGING not in recorded.created and remains.has_engine() and not remains.docker.answers:

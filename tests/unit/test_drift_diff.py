@@ -1,5 +1,8 @@
 """Edited files as diffs: what lies there against what is put back, without a secret of anybody's."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from test_drift import COMPOSE, DAEMON_JSON, JOB, PLAIN, SECRET, besides, but, content, daemon, left, there
 
@@ -8,6 +11,7 @@ from atelier.doctor.redact import Redactor
 from atelier.drift import Tree
 from atelier.drift_diff import Diff
 from atelier.recorded import Roots
+from atelier.uninstall_packages import Kept
 
 PASSWORD = "a-password-that-this-computer-knows"
 HIDE = Redactor([PASSWORD])
@@ -110,9 +114,26 @@ def test_what_is_not_ours_is_left_alone_and_named() -> None:
     found = left("/etc/systemd/system/atelier-gpu-containers.service")(besides("/opt/atelier/notes.txt")(there()))
     assert diffs(found) == ()
     assert drift_diff.left_alone(PLAIN, found) == (
-        "/etc/systemd/system/atelier-gpu-containers.service is of an earlier deploy, and nothing asks for it now",
-        "/opt/atelier/notes.txt is not ours",
+        Kept("/etc/systemd/system/atelier-gpu-containers.service", "of an earlier deploy, and nothing asks for it now"),
+        Kept("/opt/atelier/notes.txt", "not ours"),
     )
+
+
+def test_docker_s_settings_are_a_diff_that_keeps_what_the_host_has_of_its_own() -> None:
+    proxies = {"http-proxy": "http://me:hunter2222@proxy.example:3128"}
+    seen = daemon(**{"live-restore": False, "proxies": proxies})(there())
+    text = json.dumps(json.loads(seen.daemon_json), indent=2, sort_keys=True) + "\n"
+    first, *more = diffs(replace(seen, daemon_json=text))
+    assert first.problem == f"{DAEMON_JSON}: live-restore is false and must be true" and more == []
+    told = "\n".join(first.lines)
+    assert '-  "live-restore": false' in told and '+  "live-restore": true' in told and "hunter2222" not in told
+    assert sum(line.startswith(("-", "+")) for line in first.lines) == 2
+
+
+def test_of_docker_s_settings_that_not_everybody_may_read_only_our_keys_are_told() -> None:
+    found = but(DAEMON_JSON, mode="600")(daemon(**{"live-restore": False})(there()))
+    (diff,) = diffs(found)
+    assert diff.lines == ()
 
 
 def test_a_host_whose_directories_move_is_compared_where_they_are_now() -> None:

@@ -131,6 +131,10 @@ OBSTACLES: dict[str, tuple[dict[str, object], list[str]]] = {
         {"roots": replace(ROOTS, config_root="/opt/a", models_dir="/big"), "state_place": "/srv/atelier/state"},
         ["the configuration of this host lies in /opt/a", "the weights of this host lie in /big"],
     ),
+    "a reprovision that is not finished": (
+        {"roots": ROOTS, "state_place": "/srv/atelier/state", "reorganising": True},
+        ["a reprovision of this host was begun"],
+    ),
     "a disk that is not mounted": ({"roots": ROOTS, "state_place": ""}, ["its state is not in /srv/atelier/state"]),
     "daemon.json": ({"daemon_json": "{ not json"}, ["/etc/docker/daemon.json on the host is not valid JSON"]),
     "lock": ({"lock_holder": "apt-get upgrade (process 77)"}, ["in use by: apt-get upgrade (process 77)"]),

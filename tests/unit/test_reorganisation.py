@@ -21,8 +21,11 @@ from atelier.remains import Container as Attached
 from atelier.remains import Docker, Remains
 from atelier.reorganisation import Container, Found, Reorganisation
 from atelier.tree import File
+from atelier.uninstall_packages import Kept
 from relocation.plan import Plan, Planned, Space
 
+LEFT_ALONE = ["Leaves alone", "  containers theirs: not ours"]
+"""What a plan says of a host on which somebody else has a container."""
 BEFORE = settings()
 OLD = recorded.roots_of(BEFORE)
 
@@ -90,7 +93,17 @@ def also(found: Found, digests: Mapping[str, str] | None = None, **kinds: str) -
 def test_a_host_that_is_as_declared_is_left_alone() -> None:
     plan = planned(declared(), record(), host(record()))
     assert plan.is_empty() and not plan.needs_consent()
-    assert plan.lines() == [] and plan.removals == {} and plan.kept == ()
+    assert plan.lines() == LEFT_ALONE and plan.removals == {} and plan.kept == ()
+
+
+def test_what_lies_among_our_files_is_named_where_it_is_left_alone_and_nowhere_twice() -> None:
+    known = record()
+    strange, going = "/opt/atelier/services/forge-turbo/notes", "/opt/atelier/services/forge-turbo/compose.yaml"
+    found = also(host(known), **{strange: "f", "/opt/atelier/x": "f"})
+    found = replace(found, left_alone=tuple(Kept(path, "not ours") for path in (strange, going, "/opt/atelier/x")))
+    plan = planned(declared(**REMOVED), known, found)
+    assert [each.what for each in plan.left_alone] == ["/opt/atelier/x", "containers theirs"]
+    assert "  /opt/atelier/x: not ours" in plan.lines()
 
 
 FREE = Roots("/opt/atelier", "/data/a", "/data/a/models", "/data/a/outputs")
@@ -154,7 +167,8 @@ def test_what_a_name_leaves_steps_aside_and_goes(
     gone = {*plan.removals["files"], *plan.removals["directories"]}
     places = (f"/opt/atelier/services/{folder}", f"/opt/atelier/secrets/{folder}")
     assert gone == {path for path in known.created["files"] | known.created["directories"] if path.startswith(places)}
-    assert plan.needs_consent() and not plan.is_empty() and "theirs" not in "\n".join(plan.lines())
+    assert plan.needs_consent() and not plan.is_empty()
+    assert [line for line in plan.lines() if "theirs" in line] == LEFT_ALONE[1:]
 
 
 def test_a_new_port_moves_nothing_and_displaces_nobody() -> None:

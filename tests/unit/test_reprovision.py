@@ -16,7 +16,8 @@ from test_reorganisation import OLD, declared, host, planned, record
 from test_stages import Told
 
 import deploy
-from atelier import lifecycle, reorganisation, reprovision, takedown
+from atelier import lifecycle, mending, previous_stack, reorganisation, reprovision, takedown
+from atelier.ailments import Ailments
 from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.displacement import Displaced
@@ -345,3 +346,20 @@ def test_the_directories_that_a_move_makes_are_known_before(tmp_path: Path, work
     assert at._missing() == [f"{tmp_path}/a b", f"{tmp_path}/a b/c", f"{tmp_path}/a b/c/models"]
     at.journal = OURS
     assert at._missing() == []
+
+
+def test_where_a_previous_stack_has_weights_is_searched_in_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    def prepare(target: Target, *_: object, **__: object) -> Deployment:
+        searched.extend(target.settings.models.search)
+        chosen = declared()
+        return replace(chosen, facts=replace(chosen.facts, reorganising=True))
+
+    monkeypatch.setattr(previous_stack, "look", lambda *_: PreviousStack(search=("/old/models",)))
+    monkeypatch.setattr(lifecycle, "prepare", prepare)
+    monkeypatch.setattr(mending, "look", lambda *_: Ailments())
+    survey = reprovision.look(TARGET, Host({}), Wishes(), Narrator())
+    assert searched == [*TARGET.settings.models.search, "/old/models"]
+    assert survey.target.settings == TARGET.settings
+    assert not survey.deployment.facts.reorganising and not survey.before.facts.reorganising

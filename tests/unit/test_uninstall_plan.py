@@ -12,7 +12,7 @@ import pytest
 from test_deployment import settings
 
 from atelier import deployment, recorded, remains, uninstall, uninstall_packages
-from atelier.recorded import Recorded, Roots, Service
+from atelier.recorded import JOURNAL, Recorded, Roots, Service
 from atelier.remains import Container, Docker, Remains
 from atelier.uninstall import Plan
 from atelier.uninstall_packages import Packages, Simulation
@@ -442,7 +442,7 @@ OBSTACLES = {
         None,
     ),
     "a later release": (replace(record(), schema=99, release="9.1"), THERE, "9.1"),
-    "a reorganisation": (record(), also(THERE, **{uninstall.UNFINISHED: "f"}), "reorganisation"),
+    "a reorganisation": (record(), also(THERE, **{JOURNAL: "f"}), "reorganisation"),
 }
 
 
