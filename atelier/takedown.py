@@ -26,6 +26,7 @@ def run(target: Target, ssh: Ssh, narrator: Narrator, *, purge: bool, yes: bool)
         record = recorded.parse(recorded.documents(ssh.run(recorded.script(target.settings), check=True).stdout))
         roots = record.roots or recorded.roots_of(target.settings)
         there = _look(ssh, record, roots)
+        record = uninstall_packages.reconsidered(record, there)
         if finding := uninstall.obstacle(record, there, target.name, target.command("reprovision")):
             raise AtelierError(finding.problem, finding.remedy)
         packages = _packages(ssh, record, there)

@@ -4,6 +4,7 @@ Pure: it rests on what the host has recorded of itself and on what lies there. `
 """
 
 import json
+import os.path
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -375,8 +376,9 @@ done
 
 
 def _docker_leftovers(recorded: Recorded, remains: Remains, going: Collection[str]) -> Plan:
-    roots = (remains.docker.root, DOCKER_ROOT, *([CONTAINERD_ROOT] if CONTAINERD & {*going} else []))
-    places = tuple(path for path in dict.fromkeys(roots) if path in remains.kinds)
+    given = _given_root(remains)
+    roots = (*([] if given else [DOCKER_ROOT]), *([CONTAINERD_ROOT] if CONTAINERD & {*going} else []))
+    places = tuple(path for path in roots if path in remains.kinds)
     members = remains.groups.get("docker")
     group = "docker" in remains.groups and "docker" not in recorded.found.get("groups", ())
     script = [f"{_emptied(path)}; rmdir {shlex.quote(path)}" for path in places]
@@ -388,8 +390,19 @@ def _docker_leftovers(recorded: Recorded, remains: Remains, going: Collection[st
     if group and not members:
         script.append("groupdel docker")
     steps = (Step("Docker", "Remove what Docker leaves", "\n".join(script)),) if script else ()
-    keeps = (Kept("the group docker", f"it has members: {members}"),) if group and members else ()
-    return Plan(steps, {"Docker's data": places}, (), keeps)
+    keeps = [Kept("the group docker", f"it has members: {members}")] if group and members else []
+    if given:
+        keeps.append(Kept(given, "somebody gave it to Docker for its data; what else lies there nobody can tell"))
+    if given and DOCKER_ROOT in remains.kinds:
+        keeps.append(Kept(DOCKER_ROOT, f"Docker has its data in {given}, so nobody was asked what this is"))
+    return Plan(steps, {"Docker's data": places}, (), tuple(keeps))
+
+
+def _given_root(remains: Remains) -> str:
+    """The directory that somebody chose for Docker's data; empty where it is the usual one."""
+    told = (_object(remains.daemon_json) or {}).get("data-root")
+    places = [os.path.normpath(place) for place in (told, remains.docker.root) if isinstance(place, str)]
+    return next((place for place in places if place != DOCKER_ROOT), "")
 
 
 def _emptied(directory: str) -> str:

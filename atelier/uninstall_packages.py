@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atelier import apt
 from atelier.deployment import DOCKER_CE, DOCKER_DEBIAN
@@ -58,15 +58,27 @@ def docker_stays(recorded: Recorded, remains: Remains) -> str:
         return ""
     if not DOCKER_PACKAGES & our_packages(recorded):
         return "it was here before the first deploy"
-    docker = remains.docker
+    told = _others_in(recorded, remains.docker)
+    return f"it holds what is somebody else's: {'; '.join(told)}" if told else ""
+
+
+def _others_in(recorded: Recorded, docker: Docker) -> list[str]:
+    """What Docker holds that no deploy made, in words."""
     others = {
         "containers": foreign_containers(docker),
         "volumes": sorted(docker.volumes),
         "networks": sorted(name for name, ours in docker.networks.items() if not ours),
         "images": sorted(docker.images - recorded.created.get("images", frozenset())),
     }
-    told = [f"{kind} {named(names)}" for kind, names in others.items() if names]
-    return f"it holds what is somebody else's: {'; '.join(told)}" if told else ""
+    return [f"{kind} {named(names)}" for kind, names in others.items() if names]
+
+
+def reconsidered(recorded: Recorded, remains: Remains) -> Recorded:
+    """The record without a removal of packages that broke off before Docker went, where others use Docker by now."""
+    begun = DOCKER_PACKAGES & recorded.created.get(PURGING, frozenset())
+    if not begun or not remains.docker.answers or not _others_in(recorded, remains.docker):
+        return recorded
+    return replace(recorded, created={kind: names for kind, names in recorded.created.items() if kind != PURGING})
 
 
 def gpu_stays(remains: Remains) -> str:

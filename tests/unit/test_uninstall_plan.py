@@ -12,8 +12,9 @@ import pytest
 from test_deployment import settings
 
 from atelier import deployment, recorded, remains, uninstall, uninstall_packages
+from atelier.manifest import PURGING
 from atelier.recorded import JOURNAL, Recorded, Roots, Service
-from atelier.remains import Container, Docker, Remains
+from atelier.remains import DOCKER_ROOT, Container, Docker, Remains
 from atelier.uninstall import Plan
 from atelier.uninstall_packages import Packages, Simulation
 
@@ -685,3 +686,31 @@ def test_apt_is_asked_and_a_refusal_is_not_taken_for_an_answer(tmp_path: Path) -
     assert told.removed == {"a:amd64": False, "b": True} and told.before == {"old"}
     refused = ask("broken")
     assert refused.returncode == 1 and "E: no" in refused.stderr
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["Docker answers", "Docker is gone already"])
+def test_a_place_that_somebody_gave_docker_is_not_emptied_nor_is_the_one_it_had_before(answers: bool) -> None:
+    """It may be a disk with other things, or even that of the data; and what lies in the usual place nobody was asked about."""
+    there = replace(
+        THERE,
+        docker=replace(DOCKER, answers=answers, root="/srv/atelier" if answers else DOCKER_ROOT),
+        daemon_json='{"data-root": "/srv/atelier/"}',
+    )
+    plan = decide(record(), there)
+    assert not any("/srv/atelier" in step.script and "-delete" in step.script for step in plan.steps)
+    assert not any(DOCKER_ROOT in step.script for step in plan.steps)
+    assert "/srv/atelier" in why(plan) and DOCKER_ROOT in why(plan)
+    assert "Docker's data" not in plan.removes or not plan.removes["Docker's data"]
+
+
+def test_a_removal_that_broke_off_is_considered_anew_where_others_use_docker_by_now() -> None:
+    begun = record(**{PURGING: ["aria2", "containerd", "docker.io"]})
+    used = replace(THERE, docker=replace(DOCKER, containers=(theirs("db"),), volumes=frozenset({"db"})))
+    assert PURGING in uninstall_packages.reconsidered(begun, THERE).created
+    anew = uninstall_packages.reconsidered(begun, used)
+    assert PURGING not in anew.created and uninstall_packages.docker_stays(anew, used)
+    wanted = uninstall_packages.candidates(anew, used)
+    assert wanted.purge == ("aria2",)
+    assert not any(DOCKER_ROOT in step.script for step in decide(anew, used, wanted).steps)
+    half_gone = replace(used, packages={**used.packages, "docker.io": "config-files"}, docker=Docker())
+    assert PURGING in uninstall_packages.reconsidered(begun, half_gone).created
