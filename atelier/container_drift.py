@@ -164,6 +164,8 @@ def configuration(wanted: Declared, told: Told) -> list[str]:
     service, host, own = wanted.service, told.inspect["HostConfig"], told.inspect["Config"]
     image = told.image
     log = service["logging"]
+    # Docker gives every container the further options of its own settings, which are the host's.
+    options = {name: value for name, value in (host["LogConfig"]["Config"] or {}).items() if name in log["options"]}
     limits = {
         "memory limit": bytes_of(service.get("mem_limit")),
         "CPU limit": round(float(service.get("cpus", 0)) * 1e9),
@@ -179,7 +181,7 @@ def configuration(wanted: Declared, told: Told) -> list[str]:
         "seconds to stop": (own.get("StopTimeout"), int(service["stop_grace_period"].removesuffix("s"))),
         "restart policy": (host["RestartPolicy"]["Name"] or "no", service["restart"]),
         "log driver": (host["LogConfig"]["Type"], log["driver"]),
-        "log options": (host["LogConfig"]["Config"], log["options"]),
+        "log options": (options, log["options"]),
         "memory limit": (host["Memory"], limits["memory limit"]),
         "CPU limit": (host["NanoCpus"], limits["CPU limit"]),
         "limit of processes": (max(host.get("PidsLimit") or 0, 0), 0),

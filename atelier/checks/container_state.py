@@ -213,9 +213,11 @@ def limits(told: Told, settings: Settings, controllers: frozenset[str]) -> list[
     service = next((each for each in settings.enabled().values() if each.container == told.name), None)
     logs = {"max-size": settings.docker.log_max_size, "max-file": str(settings.docker.log_max_file)}
     log = host["LogConfig"]
+    # Docker gives every container the further options of its own settings, which are the host's.
+    rotation = {name: value for name, value in (log["Config"] or {}).items() if name in logs}
     wanted: dict[str, tuple[object, object]] = {
         "log driver": (log["Type"], "json-file"),
-        "log rotation": (log["Config"] or "none", logs),
+        "log rotation": (rotation, logs),
         "core dumps": ((told.limits or {}).get("Max core file size", "").split()[:2], ["0", "0"]),
     }
     if service:

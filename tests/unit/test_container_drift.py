@@ -110,6 +110,14 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
             'its log options is {} and must be {"max-file": "3", "max-size": "10m"}',
         ],
     ),
+    "log options of the host's own beside ours": (
+        host(LogConfig={"Type": "json-file", "Config": {**LOG["Config"], "compress": "true"}}),
+        [],
+    ),
+    "log options of the host's own in place of ours": (
+        host(LogConfig={"Type": "json-file", "Config": {"max-size": "1g", "compress": "true"}}),
+        ['its log options is {"max-size": "1g"} and must be {"max-file": "3", "max-size": "10m"}'],
+    ),
     "root": (host(ReadonlyRootfs=False), ["its root file system is writable and must be read-only"]),
     "capability": (host(CapAdd=["NET_ADMIN"]), ["it has added capabilities, which nothing declares"]),
     "CPU period": (host(CpuPeriod=50000), ["it has a CPU period, which nothing declares"]),

@@ -151,6 +151,14 @@ def test_what_is_wrong_with_a_container(group, changed, seen):
     assert not any(found.values())
 
 
+def test_options_of_the_hosts_own_log_settings_are_no_fault():
+    options = {"max-size": "10m", "max-file": "3", "compress": "true", "tag": "x"}
+    found = judged(container(HostConfig__LogConfig={"Type": "json-file", "Config": options}))
+    assert not any(found.values())
+    found = judged(container(HostConfig__LogConfig={"Type": "json-file", "Config": {**options, "max-file": "9"}}))
+    assert "log rotation is max-file=9 max-size=10m, not max-file=3 max-size=10m" in found["limits"]
+
+
 @pytest.mark.parametrize(
     ("changed", "seen"),
     [
