@@ -4,11 +4,11 @@ import base64
 import shlex
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from atelier import ailments, apt, hostfacts, lifecycle, openpgp, paths, preflight, repairs, sources
+from atelier import ailments, apt, lifecycle, openpgp, paths, preflight, sources
 from atelier import deployment as decide
 from atelier.ailments import Ailments
 from atelier.apt import Repository
@@ -79,39 +79,28 @@ def _our_daemon_json(deployment: Deployment, record: Recorded) -> str:
     return decide.merged_daemon_json("", deployment.settings) if DAEMON_JSON in record.ours("merged") else ""
 
 
-def mend(
-    ssh: Ssh, deployment: Deployment, record: Recorded, planned: Sequence[Repair], narrator: Narrator
-) -> tuple[Repair, ...]:
-    """Carry out what of the repairs is for us, and look again; returns what is wrong then, such as what only shows by now.
-
-    Whoever goes on decides the deployment again first: a Docker that was dead told nothing of its images. Raises
-    AtelierError where a repair did not help, or where something stops everything.
-    """
-    ours = [repair for repair in planned if repair.what]
-    _require_possible(planned)
-    for repair in ours:
-        _carry_out(ssh, repair, narrator)
-    if not ours:
-        return tuple(planned)
-    script = hostfacts.presence_script(deployment.settings, deployment.weights, deployment.fetcher())
-    present = frozenset(ssh.run(script, timeout=120).stdout.split())
-    left = repairs.plan(look(ssh, replace(deployment, present=present), record))
-    _require_mended(ours, left)
-    _require_possible(left)
-    return left
-
-
-def _require_mended(done: Sequence[Repair], left: Sequence[Repair]) -> None:
-    for repair in done:
-        # Less room may be lacking than before, and a key's owner may have no other: the deploy tells whether it is enough.
-        if repair in left and not repair.removes and not repair.repository:
-            raise AtelierError(f"{repair.problem}: the repair did not help ({repair.what})", repair.remedy)
-
-
-def _require_possible(planned: Iterable[Repair]) -> None:
+def require_possible(planned: Iterable[Repair]) -> None:
+    """Raises AtelierError where something stops everything."""
     for repair in planned:
         if repair.stops:
             raise AtelierError(f"{repair.problem}: {repair.why}", repair.remedy)
+
+
+def mend(ssh: Ssh, ours: Iterable[Repair], narrator: Narrator) -> None:
+    """Carry out these repairs. Whoever goes on looks at the host again: a Docker that was dead told nothing of its containers."""
+    for repair in ours:
+        _carry_out(ssh, repair, narrator)
+
+
+def require_helped(done: Collection[Repair], left: Iterable[Repair]) -> list[Repair]:
+    """What is wrong still although its repair was tried, and stops nobody: less room than before may be enough, and a key's owner
+    may have no other. Raises AtelierError where a repair had to help and did not."""
+    tried = {repair.deed() for repair in done}
+    again = [repair for repair in left if repair.what and repair.deed() in tried]
+    for repair in again:
+        if not repair.may_fail():
+            raise AtelierError(f"{repair.problem}: the repair did not help ({repair.what})", repair.remedy)
+    return again
 
 
 def _carry_out(ssh: Ssh, repair: Repair, narrator: Narrator) -> None:

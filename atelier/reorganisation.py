@@ -108,17 +108,15 @@ class Reorganisation:
 
     def needs_consent(self) -> bool:
         """Whether anything moves, makes room or goes."""
-        moving = self.pending() or self.owner or self.displaced or self.removals
-        return bool(moving) or repairs.needs_consent(self.repairs)
+        return bool(self.consequences())
 
     def consequences(self) -> frozenset[tuple[str, str]]:
         """What a yes is for, each by its kind: a plan that has further ones needs another yes."""
         moves = {("moves", f"{move.source} -> {move.target}") for move in self.pending()}
         removed = {(kind, name) for kind, names in self.removals.items() for name in names}
-        freed = {("repairs", repair.what) for repair in self.repairs if repair.removes}
-        return frozenset(
-            {*moves, *removed, *freed, *(("aside", each.id) for each in self.displaced), ("owner", str(self.owner))}
-        )
+        freed = {("repairs", repair.deed()) for repair in self.repairs if repair.removes}
+        owner = {("owner", str(self.owner))} if self.owner else set[tuple[str, str]]()
+        return frozenset({*moves, *removed, *freed, *owner, *(("aside", each.id) for each in self.displaced)})
 
     def pending(self) -> tuple[Planned, ...]:
         """The moves of which something is left to do."""

@@ -19,6 +19,7 @@ from atelier.uninstall_packages import named
 DAY = 86400
 FEW_INODES = 1000
 AGAIN = "then run the same command again"
+FREED = "it freed what it could; what is left of it is in use"
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class Repair:
     stops: bool = False
     repository: Repository | None = None
 
-    @property
-    def asks(self) -> bool:
-        """Whether it takes something away, and so needs a yes."""
-        return self.removes
+    def deed(self) -> str:
+        """What is the same in two looks where the same is to be done; the words count what goes on meanwhile."""
+        return self.repository.name if self.repository else self.script
+
+    def may_fail(self) -> bool:
+        """Whether the deploy that follows tells whether it was enough."""
+        return self.removes or self.repository is not None
 
     def lines(self) -> list[str]:
         """What it does, or why it does not and what a person has to do."""
@@ -55,11 +59,6 @@ class Repair:
 def plan(facts: Ailments) -> tuple[Repair, ...]:
     """What is wrong, in the order in which it is repaired; nothing of a healthy host."""
     return tuple(repair for judge in _JUDGES for repair in judge(facts))
-
-
-def needs_consent(repairs: Iterable[Repair]) -> bool:
-    """Whether a repair removes anything."""
-    return any(repair.removes for repair in repairs)
 
 
 def lines(repairs: Iterable[Repair]) -> list[str]:
@@ -95,6 +94,7 @@ def _parts(facts: Ailments) -> Iterable[Repair]:
             _lacks(facts, facts.parts_mount),
             f"Remove {len(facts.parts)} begun transfers of weights that nothing asks for, {amount(sum(facts.parts.values()))}",
             f"rm -f -- {shlex.join(sorted(facts.parts))}",
+            remedy=FREED,
             removes=True,
         )
 
@@ -235,6 +235,7 @@ def _images(facts: Ailments) -> Iterable[Repair]:
             _lacks(facts, facts.image_mount),
             f"Remove {len(tags)} images of ours that nothing uses, up to {amount(sum(facts.images.values()))}: {named(tags)}",
             f"docker image rm {shlex.join(tags)} >/dev/null",
+            remedy=FREED,
             removes=True,
         )
     if facts.build_cache:
@@ -242,6 +243,7 @@ def _images(facts: Ailments) -> Iterable[Repair]:
             _lacks(facts, facts.image_mount),
             f"Empty Docker's build cache, {amount(facts.build_cache)}",
             "docker builder prune -a -f >/dev/null",
+            remedy=FREED,
             removes=True,
         )
 

@@ -54,6 +54,7 @@ from atelier.hostfacts import HostFacts
 from atelier.previous_stack import Found as PreviousStack
 from atelier.recorded import JOURNAL, Recorded, roots_of
 from atelier.reorganisation import Container, Found, Journal, Reorganisation
+from atelier.repairs import Repair
 from atelier.settings import Settings
 from atelier.ssh import Ssh
 from atelier.target import Target
@@ -68,6 +69,7 @@ from relocation.merge import Done
 from relocation.plan import Plan as Relocation
 from weights.fetch import GB
 
+ROUNDS = 5  # of looks and repairs, before a person has to see to it
 LOOK = 0.2  # seconds between two questions whether a service answers
 AFTER_REMOVAL = ("drift", "secrets")
 """The groups of checks that see what makes room and is not gone yet."""
@@ -262,38 +264,71 @@ def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
     """All of it; the exit status. Raises AtelierError with what failed and where that leaves the host."""
     ssh = operate.connected(target, narrator)
     with lifecycle.host_lock(ssh):
-        survey = look(target, ssh, wishes, narrator)
-        tell(survey, narrator)
-        told, agreed = survey.plan.consequences(), False
-        if survey.plan.repairs:
-            agreed = _require_consent(survey, wishes, narrator)
-            mending.mend(ssh, survey.before, survey.record, survey.plan.repairs, narrator)
-            survey = look(target, ssh, wishes, narrator)
+        consent = Consent(target, wishes, narrator)
+        survey = repaired(target, ssh, wishes, narrator, consent)
         if wishes.old and old_host.bring(survey.target, wishes.old, ssh, survey.before, narrator):
             survey = look(target, ssh, wishes, narrator)
+            consent.tell(survey)
         if found := obstacles(survey, ssh, narrator):
             operate.print_findings(found, narrator, "this reprovision")
             return 1
-        if not survey.plan.consequences() <= told:
-            # A Docker that was dead told nothing of its containers: the yes was for less.
-            agreed = False
-            narrator.say("  More can be seen by now; this is the plan:", style="yellow")
-            tell(survey, narrator)
-        if not agreed:
-            _require_consent(survey, wishes, narrator)
+        consent.require(survey.plan)
         Work(survey, ssh, narrator, wishes).carry_out()
     verified = operate.quick_verify(survey.target, narrator) == 0
     operate.print_access(survey.target, narrator)
     return 0 if verified else 1
 
 
-def _require_consent(survey: Survey, wishes: Wishes, narrator: Narrator) -> bool:
-    """Whether a yes was needed, and so given. Raises AtelierError without one."""
-    if not survey.plan.needs_consent():
-        return False
-    if not wishes.yes and not narrator.ask(f"Do this to {survey.target.name}?"):
-        raise AtelierError("nothing was changed", "run the same command again with YES=1, or answer y at a terminal")
-    return True
+class Consent:
+    """What was told and agreed to so far: a plan that turns out longer is told, and asked about, again."""
+
+    def __init__(self, target: Target, wishes: Wishes, narrator: Narrator) -> None:
+        self._target, self._wishes, self._narrator = target, wishes, narrator
+        self._told, self._agreed = set[str](), set[tuple[str, str]]()
+        self.repaired = False
+
+    def tell(self, survey: Survey) -> None:
+        """Print the plan, unless it holds nothing that was not printed before."""
+        lines = {*survey.plan.lines()}
+        if not self._told or lines - self._told:
+            tell(survey, self._narrator)
+        self._told |= lines or {""}
+
+    def require(self, plan: Reorganisation) -> None:
+        """Raises AtelierError where the plan needs a yes and does not get it."""
+        asked = plan.consequences() - self._agreed
+        if asked and not self._wishes.yes and not self._narrator.ask(f"Do this to {self._target.name}?"):
+            more = " more" if self.repaired else ""
+            raise AtelierError(
+                f"nothing{more} was changed", "run the same command again with YES=1, or answer y at a terminal"
+            )
+        self._agreed |= asked
+
+
+def repaired(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator, consent: Consent) -> Survey:
+    """A survey of the host when nothing is left on it that is for us to repair. Raises AtelierError.
+
+    In rounds: what is broken hides what else is, as packages that do not fit hide an expired key, and a dead Docker its containers.
+    """
+    done = list[Repair]()
+    for _ in range(ROUNDS):
+        survey = look(target, ssh, wishes, narrator)
+        consent.tell(survey)
+        mending.require_possible(survey.plan.repairs)
+        for repair in (still := mending.require_helped(done, survey.plan.repairs)):
+            narrator.say(f"  {repair.problem} still: {repair.remedy}", style="yellow")
+        ours = [repair for repair in survey.plan.repairs if repair.what and repair not in still]
+        if not ours:
+            left = tuple(repair for repair in survey.plan.repairs if repair not in still)
+            return replace(survey, plan=replace(survey.plan, repairs=left))
+        consent.require(survey.plan)
+        consent.repaired = True
+        mending.mend(ssh, ours, narrator)
+        done += ours
+    raise AtelierError(
+        f"{ROUNDS} rounds of repairs, and each found something else: {'; '.join(repair.problem for repair in ours)}",
+        f"see {target.command('doctor')}, {repairs.AGAIN}",
+    )
 
 
 def tell(survey: Survey, narrator: Narrator) -> None:

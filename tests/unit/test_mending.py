@@ -1,9 +1,8 @@
-"""Carrying repairs out: what they print when they fail, a key that is compared before it is trusted, and a second look."""
+"""Carrying repairs out: what they print when they fail, a key that is compared before it is trusted, and whether they helped."""
 
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,49 +61,48 @@ def unlocked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mending, "DOWNLOADED", str(tmp_path / "downloads/key"))
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ailments]]:
-    """What the looks after the repairs see, in their order."""
-    answers: list[Ailments] = []
-    monkeypatch.setattr(mending, "look", lambda *_: answers.pop(0))
-    yield answers
-
-
-def mend(*planned: Repair) -> tuple[Repair, ...]:
+def mend(*ours: Repair) -> None:
     with Narrator() as narrator:
-        return mending.mend(Piped(Destination("host")), HERE, NONE, planned, narrator)
+        mending.mend(Piped(Destination("host")), ours, narrator)
 
 
-def test_a_repair_gets_its_input_and_the_host_is_looked_at_again(seen: list[Ailments], tmp_path: Path) -> None:
-    seen.append(Ailments())
-    assert mend(Repair("broken", "Mend it", f"cat >{tmp_path}/told", b"input")) == ()
-    assert (tmp_path / "told").read_bytes() == b"input" and seen == []
+def test_a_repair_gets_its_input(tmp_path: Path) -> None:
+    mend(Repair("broken", "Mend it", f"cat >{tmp_path}/told", b"input"))
+    assert (tmp_path / "told").read_bytes() == b"input"
 
 
-def test_what_is_not_touched_runs_nothing_and_costs_no_second_look(seen: list[Ailments]) -> None:
-    left = Repair("theirs", why="it is not ours", remedy="see to it")
-    assert mend(left) == (left,)
-
-
-def test_a_repair_that_fails_tells_what_it_printed(seen: list[Ailments]) -> None:
+def test_a_repair_that_fails_tells_what_it_printed() -> None:
     with pytest.raises(AtelierError, match="broken: the repair failed\n    it is worse than that") as raised:
         mend(Repair("broken", "Mend it", "echo it is worse than that >&2; exit 3", remedy="look there"))
     assert raised.value.hint == "look there"
 
 
-def test_what_stops_everything_is_said_before_anything_is_done(seen: list[Ailments], tmp_path: Path) -> None:
+def test_what_stops_everything_is_an_error_with_its_remedy() -> None:
     stops = Repair("read-only", why="writing would harm", remedy="fsck", stops=True)
-    with pytest.raises(AtelierError, match="read-only: writing would harm"):
-        mend(Repair("broken", "Mend it", f"touch {tmp_path}/done"), stops)
-    assert not (tmp_path / "done").exists()
+    with pytest.raises(AtelierError, match="read-only: writing would harm") as raised:
+        mending.require_possible([Repair("broken", "Mend it", ":"), stops])
+    assert raised.value.hint == "fsck"
+    mending.require_possible([Repair("broken", "Mend it", ":"), Repair("theirs", why="it is not ours")])
 
 
-def test_a_repair_that_did_not_help_is_an_error(seen: list[Ailments], monkeypatch: pytest.MonkeyPatch) -> None:
-    again = Repair("broken", "Mend it", ":", remedy="look there")
-    seen.append(Ailments())
-    monkeypatch.setattr(mending.repairs, "plan", lambda _: (again,))
-    with pytest.raises(AtelierError, match="the repair did not help"):
-        mend(again)
+START = Repair("Docker does not run: it is failed", "Start it", "start", remedy="look there")
+PRUNE = Repair("/ lacks 3 GB", "Empty the cache, 7 GB", "prune", removes=True)
+RENEW = Repair("expired", "Fetch it anew", repository=Repository("docker", "u", "f", "k", File("/x", b"")))
+
+
+def test_a_repair_that_had_to_help_and_did_not_is_an_error() -> None:
+    again = replace(START, problem="Docker does not run: it is inactive")
+    with pytest.raises(AtelierError, match="it is inactive: the repair did not help") as raised:
+        mending.require_helped([START], [again])
+    assert raised.value.hint == "look there"
+    assert mending.require_helped([], [START]) == mending.require_helped([START], []) == []
+
+
+def test_less_room_than_before_and_an_expired_key_may_be_enough() -> None:
+    less = replace(PRUNE, problem="/ lacks 1 GB", what="Empty the cache, 2 GB")
+    another = replace(RENEW, repository=Repository("nvidia", "u", "f", "k", File("/y", b"")))
+    left = [less, RENEW, another, Repair("theirs", why="it is not ours")]
+    assert mending.require_helped([PRUNE, RENEW], left) == [less, RENEW]
 
 
 def key(folder: Path) -> tuple[bytes, str]:
@@ -135,7 +133,7 @@ def key(folder: Path) -> tuple[bytes, str]:
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_key_is_trusted_only_with_the_fingerprint_that_is_pinned(
-    pinned: bool, seen: list[Ailments], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pinned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported, fingerprint = key(tmp_path)
     (tmp_path / "offered").write_bytes(exported)
@@ -145,10 +143,9 @@ def test_a_key_is_trusted_only_with_the_fingerprint_that_is_pinned(
         "docker", f"file://{tmp_path}/offered", fingerprint if pinned else "A" * 40, str(keyring), File("/x", b"")
     )
     monkeypatch.setattr(File, "install_script", lambda self: f"cat >{self.path}")
-    seen.append(Ailments())
     renew = Repair("expired", "Fetch it anew", repository=repository)
     if pinned:
-        assert mend(renew) == ()
+        mend(renew)
         assert keyring.read_bytes() == exported
     else:
         with pytest.raises(AtelierError, match=f"has the fingerprint {fingerprint}, expected {'A' * 40}"):

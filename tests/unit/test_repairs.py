@@ -111,7 +111,7 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
 def test_what_is_repaired(facts: Ailments, told: str, script: str, asks: bool) -> None:
     (repair,) = repairs.plan(facts)
     assert told in "\n".join(repair.lines()) and script in repair.script
-    assert repair.asks is asks is repairs.needs_consent([repair]) and not repair.stops
+    assert repair.removes is asks and not repair.stops and repair.remedy
 
 
 def test_a_key_of_ours_is_fetched_anew() -> None:
@@ -178,7 +178,7 @@ LEFT: dict[str, tuple[Ailments, str, str, bool]] = {
 @pytest.mark.parametrize(("facts", "told", "remedy", "stops"), LEFT.values(), ids=LEFT)
 def test_what_is_not_touched(facts: Ailments, told: str, remedy: str, stops: bool) -> None:
     (repair,) = repairs.plan(facts)
-    assert not repair.what and not repair.script and not repair.asks
+    assert not repair.what and not repair.script and not repair.removes
     assert told in repair.lines()[0] and remedy in repair.lines()[1] and repair.stops is stops
 
 

@@ -1,13 +1,11 @@
 """Carrying a reorganisation out: what is under way outlives a kill, nothing without a yes, and what stepped aside comes back."""
 
-import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pyinfra.api.deploy import add_deploy
@@ -231,41 +229,111 @@ def test_an_interrupt_brings_nothing_back(work: Callable[..., Work], capsys: pyt
     assert there.done == [] and "finishes what was begun" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("yes,needs,agreed", [(True, True, True), (False, False, False), (True, False, False)])
-def test_a_yes_is_asked_for_where_something_moves_or_goes(yes: bool, needs: bool, agreed: bool) -> None:
-    survey = SimpleNamespace(plan=SimpleNamespace(needs_consent=lambda: needs), target=TARGET)
-    assert reprovision._require_consent(survey, Wishes(yes=yes), Narrator()) is agreed
+PRUNE = Repair("/ lacks 3 GB", "Empty the cache", "prune", remedy="it freed what it could", removes=True)
+START = Repair("Docker does not run", "Start it", "start", remedy="look there")
+THEIRS_LOOPS = Repair("the container theirs starts again and again", why="it is not ours", remedy="docker logs theirs")
+MASKED = Repair("Docker is masked", why="somebody did that", remedy="systemctl unmask", stops=True)
+
+
+class Asked(Narrator):
+    """Answers questions, and knows what it said."""
+
+    def __init__(self, *answers: bool) -> None:
+        super().__init__()
+        self.answers, self.said = [*answers], list[str]()
+
+    def ask(self, question: str) -> bool:
+        return self.answers.pop(0)
+
+    def say(self, line: str, style: str | None = None) -> None:
+        self.said.append(line)
+
+
+def rounds(
+    monkeypatch: pytest.MonkeyPatch, narrator: Asked, *seen: Sequence[Repair], yes: bool = False
+) -> tuple[Survey, list[str]]:
+    """What follows on looks that find this; the last goes on for ever. Returns the last survey and what was carried out."""
+    looks, done = [*seen], list[str]()
+
+    def look(*_: object) -> Survey:
+        plan = planned(
+            declared(), record(), replace(FOUND, repairs=tuple(looks.pop(0) if len(looks) > 1 else looks[0]))
+        )
+        return Survey(TARGET, record(), declared(), declared(), Journal(OLD, OLD), False, FOUND, plan)
+
+    monkeypatch.setattr(reprovision, "look", look)
+    monkeypatch.setattr(mending, "mend", lambda _, ours, __: done.extend(each.script for each in ours))
+    wishes = Wishes(yes=yes)
+    consent = reprovision.Consent(TARGET, wishes, narrator)
+    return reprovision.repaired(TARGET, Host(THERE), wishes, narrator, consent), done
+
+
+def test_repairs_go_on_until_nothing_is_left_that_is_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrator = Asked()
+    again = replace(START, script="docker rm -f ours")
+    survey, done = rounds(monkeypatch, narrator, [START], [again, THEIRS_LOOPS], [THEIRS_LOOPS])
+    assert done == ["start", "docker rm -f ours"] and survey.plan.repairs == (THEIRS_LOOPS,)
+    told = "\n".join(narrator.said)
+    assert told.count("Docker does not run: start it") == 2 and told.count("-> docker logs theirs") == 1
+
+
+def test_a_healthy_host_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    survey, done = rounds(monkeypatch, Asked(), [])
+    assert done == [] and survey.plan.is_empty()
+
+
+def test_what_stops_everything_is_said_before_a_yes_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrator = Asked()
+    with pytest.raises(AtelierError, match="Docker is masked: somebody did that"):
+        rounds(monkeypatch, narrator, [PRUNE, MASKED])
+    assert any("not touched" in line for line in narrator.said)
+
+
+def test_what_only_a_later_look_sees_to_remove_is_asked_about_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = replace(PRUNE, script="docker image rm x")
+    _, done = rounds(monkeypatch, Asked(True, True), [PRUNE, START], [more], [])
+    assert done == ["prune", "start", "docker image rm x"]
+    with pytest.raises(AtelierError, match="nothing was changed"):
+        rounds(monkeypatch, Asked(False), [PRUNE, START])
+    with pytest.raises(AtelierError, match="nothing more was changed"):
+        rounds(monkeypatch, Asked(True, False), [PRUNE, START], [more], [])
+    _, done = rounds(monkeypatch, Asked(), [PRUNE], [more], [], yes=True)
+    assert done == ["prune", "docker image rm x"]
+
+
+def test_a_repair_that_changed_nothing_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrator = Asked(True)
+    less = replace(PRUNE, problem="/ lacks 1 GB")
+    survey, done = rounds(monkeypatch, narrator, [PRUNE], [less])
+    assert done == ["prune"] and survey.plan.repairs == ()
+    assert "  / lacks 1 GB still: it freed what it could" in narrator.said
+    with pytest.raises(AtelierError, match="the repair did not help"):
+        rounds(monkeypatch, Asked(), [START])
+
+
+def test_a_host_that_breaks_ever_anew_is_left_to_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = [[replace(START, problem=f"trouble {number}", script=str(number))] for number in range(20)]
+    with pytest.raises(AtelierError, match=rf"{reprovision.ROUNDS} rounds of repairs.*trouble 4") as raised:
+        rounds(monkeypatch, Asked(), *endless)
+    assert "make doctor" in raised.value.hint
+
+
+def test_a_yes_is_asked_for_once_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(declared(), record(), replace(FOUND, repairs=(PRUNE,)))
+    narrator = Asked(True, False)
+    consent = reprovision.Consent(TARGET, Wishes(), narrator)
+    consent.require(plan)
+    consent.require(plan)
+    with pytest.raises(AtelierError, match="nothing was changed"):
+        consent.require(Reorganisation(displaced=(ASIDE,)))  # a dead Docker told of no containers
+    reprovision.Consent(TARGET, Wishes(), Asked()).require(planned(declared(), record(), FOUND))
 
 
 def test_without_a_yes_and_without_a_terminal_nothing_is_done() -> None:
-    survey = SimpleNamespace(plan=SimpleNamespace(needs_consent=lambda: True), target=TARGET)
+    plan = planned(declared(), record(), replace(FOUND, repairs=(PRUNE,)))
     with pytest.raises(AtelierError, match="nothing was changed") as raised:
-        reprovision._require_consent(survey, Wishes(), Narrator())
+        reprovision.Consent(TARGET, Wishes(), Narrator()).require(plan)
     assert "YES=1" in raised.value.hint
-
-
-def test_a_yes_counts_for_no_more_than_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead Docker tells of no containers; once it is mended, others may have to make room."""
-    mended = Repair("Docker is full", "Remove an image", removes=True)
-    first = Reorganisation(repairs=(mended,))
-    theirs = Reorganisation(displaced=(ASIDE,), removals={"containers": ("art.previous",)})
-    for then, asked in ((theirs, 2), (Reorganisation(), 1), (first, 1)):
-        plans, questions, carried = [first, then], list[str](), list[object]()
-        surveys = iter([SimpleNamespace(plan=plan, target=TARGET, before=None, record=None) for plan in plans])
-        monkeypatch.setattr(reprovision, "look", lambda *_, surveys=surveys: next(surveys))
-        monkeypatch.setattr(reprovision, "tell", lambda *_: None)
-        monkeypatch.setattr(reprovision, "obstacles", lambda *_: [])
-        monkeypatch.setattr(reprovision.mending, "mend", lambda *_: ())
-        monkeypatch.setattr(reprovision.operate, "connected", lambda *_: None)
-        monkeypatch.setattr(reprovision.operate, "quick_verify", lambda *_: 0)
-        monkeypatch.setattr(reprovision.operate, "print_access", lambda *_: None)
-        monkeypatch.setattr(lifecycle, "host_lock", lambda _: contextlib.nullcontext())
-        work = SimpleNamespace(carry_out=lambda carried=carried: carried.append(1))
-        monkeypatch.setattr(reprovision, "Work", lambda *_, work=work: work)
-        narrator = Narrator()
-        monkeypatch.setattr(narrator, "ask", lambda text, questions=questions: questions.append(text) or True)
-        assert reprovision.run(TARGET, Wishes(), narrator) == 0
-        assert (len(questions), len(carried)) == (asked, 1)
 
 
 def test_a_failed_step_aside_names_the_container_and_why(work: Callable[..., Work]) -> None:
