@@ -417,11 +417,11 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
 
 
 def deploy_at_work(ssh: Ssh) -> str:
-    """Who holds the host's lock, a sabotage included; empty where nobody does.
+    """Who else holds the host's lock, a sabotage included; empty where nobody does.
 
     The lock is tried, for a moment that `host_lock` waits: inside a PID namespace the kernel lists none whose taker ended.
     """
-    free = "[ ! -e lock ] || flock -ns lock true"
+    free = f"[ ! -e lock ] || flock -ns lock true || grep -qx {HOLDER} owner"
     return ssh.run(f"cd {LOCK_DIRECTORY} && {{ {free} || head -n 1 owner; }}", timeout=30).stdout.strip()
 
 

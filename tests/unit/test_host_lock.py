@@ -66,12 +66,14 @@ def test_a_deploy_that_lives_keeps_the_lock_and_one_that_ended_does_not() -> Non
         pass
 
 
-def test_who_has_a_deploy_at_work_is_told(tmp_path: Path) -> None:
+def test_who_has_a_deploy_at_work_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def held() -> str:
         return lifecycle.deploy_at_work(HOST)
 
     assert held() == ""
     with lifecycle.host_lock(HOST):
+        assert held() == "", "one does not have to be told of oneself"
+        monkeypatch.setattr(lifecycle, "HOLDER", "another")
         assert re.fullmatch(r"\S+ on \S+ since \d{4}-\d\d-\d\d \d\d:\d\d UTC", held())
         with pytest.raises(AtelierError, match=f"held by {held()}"), lifecycle.host_lock(HOST):
             pass
