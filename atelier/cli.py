@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -146,7 +147,8 @@ def plan(
         from stages import provision
 
         survey = reprovision.look(target, ssh, reprovision.Wishes(sources, purge=purge, root=previous), narrator)
-        deployment = survey.deployment
+        # As it is once directories have changed places: weights that move are not fetched.
+        deployment = replace(survey.deployment, present=survey.before.present)
         reprovision.tell(survey, narrator)
         operate.print_gpu_plan(deployment.gpu, narrator)
         if deployment.gpu.refusals:
