@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from atelier import apt
 from atelier.apt import Repository
 from atelier.deployment import DAEMON_JSON
-from atelier.remains import BEFORE
+from atelier.docker_settings import BEFORE
 from weights.store import INCOMING
 
 SECTION = "::ailments::"
@@ -151,7 +151,7 @@ else
   fi
   journalctl -u docker.service -n 40 -o cat --no-pager | grep -iE 'failed|error' | tail -n 1 | sed 's/^/said /'
   grep -Eq '"live-restore"[[:space:]]*:[[:space:]]*true' {DAEMON_JSON} && echo keeps
-  [ ! -e {BEFORE} ] || echo before
+  [ ! -s {BEFORE} ] || echo before
 fi
 s holder; holder
 s packages; dpkg-query -W -f '${{db:Status-Status}} ${{db:Status-Eflag}} ${{Package}}\\n'

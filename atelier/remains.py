@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from atelier import render
 from atelier.deployment import DAEMON_JSON, DOCKER_CE, DOCKER_DEBIAN
+from atelier.docker_settings import BEFORE
 from atelier.recorded import ANCHOR_DIRECTORY, Recorded, Roots
 from atelier.tree import PART
 
-BEFORE = f"{DAEMON_JSON}.before-atelier"
 ENGINES = (DOCKER_CE[0], DOCKER_DEBIAN[0])
 """The packages any of which is Docker's daemon."""
 DOCKER_ROOT, CONTAINERD_ROOT = "/var/lib/docker", "/var/lib/containerd"
@@ -67,7 +67,7 @@ class Remains:
     """By name its members, separated by commas."""
     daemon_json: str = ""
     before: str | None = None
-    """Docker's settings as they were before they were merged last; None where no such copy lies there."""
+    """Docker's settings as the first deploy found them, empty where there were none; None where no such copy lies there."""
     rules: frozenset[str] = frozenset()
     """Those of RULES that are in force."""
     bridge: bool = False

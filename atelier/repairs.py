@@ -11,8 +11,8 @@ from atelier import apt
 from atelier.ailments import Ailments, Container, FileSystem, Key
 from atelier.apt import Repository
 from atelier.deployment import DAEMON_JSON
+from atelier.docker_settings import BEFORE
 from atelier.preflight import amount
-from atelier.remains import BEFORE
 from atelier.tree import File
 from atelier.uninstall_packages import named
 
@@ -216,7 +216,7 @@ def _daemon_json(facts: Ailments) -> Repair:
             settings.content,
             remedy=f"`journalctl -u docker` on the host says why; {AGAIN}",
         )
-    before = f" ({BEFORE} is as it was before our last change)" if facts.docker.settings_before else ""
+    before = f" ({BEFORE} is as it was before our first change)" if facts.docker.settings_before else ""
     return Repair(
         problem,
         why="the host had settings of its own before us, and what is meant by them is not for us to guess",

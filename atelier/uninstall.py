@@ -13,11 +13,12 @@ from typing import Any
 
 from atelier import SCHEMA, apt, monitoring, weights_unit
 from atelier.deployment import DAEMON_JSON, DOCKER_CONFLICTS, DOCKER_KEYRING, DOCKER_SOURCES
+from atelier.docker_settings import BEFORE, LAST
 from atelier.errors import Finding
 from atelier.gpu import routes, upkeep
 from atelier.manifest import PURGING
 from atelier.recorded import ANCHOR, ANCHOR_DIRECTORY, JOURNAL, Recorded, Roots
-from atelier.remains import BEFORE, CONTAINERD_ROOT, DOCKER_ROOT, RULES, Container, Remains, data_directories
+from atelier.remains import CONTAINERD_ROOT, DOCKER_ROOT, RULES, Container, Remains, data_directories
 from atelier.tree import PART, File
 from atelier.uninstall_packages import (
     DOCKER_PACKAGES,
@@ -229,18 +230,18 @@ def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
     """The copy of before stays until all else is done: an interrupted run must find what was somebody's already."""
     if DAEMON_JSON not in recorded.created.get("merged", ()) or not remains.daemon_json.strip():
         return Plan()
-    restored = _daemon_json(recorded, remains)
+    restored, part = _daemon_json(recorded, remains), f"{DAEMON_JSON}{PART}"
+    put, content = f"sync {part} && mv -fT {part} {DAEMON_JSON}", b""
+    told = f"{DAEMON_JSON}: without what we had merged into it"
     if restored is None:
-        script, content, told = f"rm -f {DAEMON_JSON}", b"", f"{DAEMON_JSON}: removed, as there was none"
+        script, told = f"rm -f {DAEMON_JSON}", f"{DAEMON_JSON}: removed, as there was none"
     elif _object(restored) == _object(remains.daemon_json):
         return Plan()
+    elif restored == remains.before:
+        script, told = f"cp -aT {BEFORE} {part} && {put}", f"{DAEMON_JSON}: as the first deploy found it"
     else:
-        part = f"{DAEMON_JSON}{PART}"
-        script = (
-            f"cat >{part} && chown --reference={DAEMON_JSON} {part} && chmod --reference={DAEMON_JSON} {part} "
-            f"&& sync {part} && mv -fT {part} {DAEMON_JSON}"
-        )
-        content, told = restored.encode(), f"{DAEMON_JSON}: without what we had merged into it"
+        like = f"chown --reference={DAEMON_JSON} {part} && chmod --reference={DAEMON_JSON} {part}"
+        script, content = f"cat >{part} && {like} && {put}", restored.encode()
     reload, keeps = "", tuple[Kept, ...]()
     if docker_stays(recorded, remains):
         # A restart could end somebody else's containers.
@@ -251,11 +252,11 @@ def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
 
 
 def _daemon_json(recorded: Recorded, remains: Remains) -> str | None:
-    """Docker's settings as they must be: as found where that is known, else as they were before they were merged last."""
+    """Docker's settings as they must be: as found where that is known, else as the copy of before has them."""
     known = recorded.found.get("daemon_json")
     found = "".join(f"{text}\n" for text in known) if known is not None else remains.before or ""
     restored = restored_daemon_json(remains.daemon_json, found)
-    # The same to the byte, where that copy is of the time before the first deploy.
+    # To the byte; an earlier release may have overwritten that copy with what it had merged itself.
     if restored and remains.before and _object(restored) == _object(remains.before):
         return remains.before
     return restored
@@ -568,7 +569,7 @@ def last_steps(recorded: Recorded, roots: Roots, remains: Remains, purge: bool, 
             Step("State", "Remember what stays", _write(manifest_path(roots)), manifest.encode()),
             Step("State", "Forget everything else", f"find -H {shlex.quote(state)} -xdev -mindepth 1 {keep} -delete"),
         ]
-    copy = (BEFORE,) if recorded.created.get("merged") else ()
+    copy = (BEFORE, LAST) if recorded.created.get("merged") else ()
     folders = (
         ANCHOR_DIRECTORY,
         *(path for path in recorded.ours("directories") if copy and BEFORE.startswith(f"{path}/")),

@@ -6,53 +6,25 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from atelier import deployment as decide
-from atelier import paths, render, sources
+from atelier import docker_settings, paths, render, sources
 from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.gpu import upkeep
-from atelier.settings import Settings
-from atelier.tree import File
 from stages.operations import Lines, entries, packages, removed, repository, unless, whole
 
-BEFORE = f"{DAEMON_JSON}.before-atelier"
 RUNS_WITH_SETTINGS = (
     "systemctl is-enabled -q docker && systemctl is-active -q docker "
     f'&& [ "$(stat -c %Y {DAEMON_JSON})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ] '
     "&& echo yes"
 )
 """The daemon reads its settings at start, so one that was up before the file changed has yet to be restarted."""
-KEEP = 10  # seconds within which a daemon that was told has to keep containers through its restart
-RESTART = f"""
-as_before() {{ if [ -e {BEFORE} ]; then cp -a {BEFORE} {DAEMON_JSON}; else rm -f {DAEMON_JSON}; fi; }}
-keeps() {{ [ "$(timeout 20 docker info --format '{{{{.LiveRestoreEnabled}}}}' 2>/dev/null)" = true ]; }}
-systemctl enable -q docker
-# Containers of anybody's outlast the restart once the daemon has read live-restore, which needs none.
-if systemctl is-active -q docker && running=$(docker ps --format '{{{{.Names}}}}') && [ -n "$running" ]; then
-  n=0; systemctl kill -s HUP --kill-who=main docker
-  until keeps; do
-    n=$((n + 1)); [ "$n" -le {KEEP} ] || {{
-      as_before; systemctl kill -s HUP --kill-who=main docker
-      echo "Docker must restart to read {DAEMON_JSON}, and does not take live-restore: that would end" $running >&2
-      echo "stop them when they may stop (a swarm: docker swarm leave), then run this again; {DAEMON_JSON} is as it was" >&2
-      exit 1
-    }}
-    sleep 1
-  done
-fi
-sleep 1; systemctl restart docker && exit 0
-as_before; systemctl reset-failed docker; systemctl restart docker
-echo "Docker did not start with our settings merged into {DAEMON_JSON}; the file is as it was: see journalctl -u docker" >&2
-exit 1
-"""
 
 
 @operation()
-def _daemon_json(settings: Settings) -> Iterator[StringCommand]:
+def _daemon_json(deployment: Deployment) -> Iterator[StringCommand]:
     current = "\n".join(host.get_fact(Lines, script=whole(DAEMON_JSON)))
-    if merged := decide.changed_daemon_json(current, settings):
-        yield StringCommand(
-            f"mkdir -p /etc/docker; rm -f {BEFORE}; [ ! -e {DAEMON_JSON} ] || cp -a {DAEMON_JSON} {BEFORE}"
-        )
-        yield StringCommand(File(DAEMON_JSON, merged.encode()).install_script(), _stdin=merged.encode())
+    if merged := decide.changed_daemon_json(current, deployment.settings):
+        script = docker_settings.merge_script(deployment.facts.deployed)
+        yield StringCommand(script, _stdin=merged.encode())
 
 
 @operation()
@@ -78,7 +50,7 @@ def engine(deployment: Deployment) -> None:
     facts = deployment.facts
     if decide.uses_docker_ce(facts) and "docker-ce" not in facts.packages:
         _repository(deployment)
-    _daemon_json(name="Merge settings into daemon.json", settings=deployment.settings)
+    _daemon_json(name="Merge settings into daemon.json", deployment=deployment)
     entries(name="Install the loopback guard", entries=(render.loopback_guard(),))
     unless(
         name="Start the loopback guard",
@@ -94,7 +66,7 @@ def engine(deployment: Deployment) -> None:
     packages(name="Install Docker", names=decide.docker_packages(facts))
     if deployment.gpu.action != "none":
         unless(name="Let systemd know that order", probe=upkeep.BOOT_FILES_KNOWN, script=upkeep.READ_BOOT_FILES)
-    unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=RESTART)
+    unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=docker_settings.restart_script())
     _networks(name="Create networks", networks=render.networks(deployment.settings))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import docker
+from atelier import docker_settings
 
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>"$AT/said"
@@ -47,7 +47,7 @@ class Host:
         return (self.at / name).read_text().strip()
 
     def restart(self) -> subprocess.CompletedProcess[str]:
-        script = docker.RESTART.replace("/etc/docker", str(self.at))
+        script = docker_settings.restart_script().replace("/etc/docker", str(self.at))
         environment = {"PATH": f"{self.at}:{os.environ['PATH']}", "AT": str(self.at)}
         return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True)
 
@@ -67,8 +67,7 @@ def test_containers_outlast_the_restart(host: Host) -> None:
 def test_where_they_would_end_nothing_is_restarted_and_nothing_changed(host: Host, before: str) -> None:
     host.write("containers", "their-shop\nold\n")
     host.write("swarm", "")
-    if before:
-        host.write("daemon.json.before-atelier", before)
+    host.write("daemon.json.last-atelier", before)
     done = host.restart()
     assert done.returncode == 1 and "end their-shop old" in done.stderr and "stop them" in done.stderr
     assert "restart docker" not in host.read("said") and host.read("containers").split() == ["their-shop", "old"]
@@ -85,7 +84,7 @@ def test_without_containers_it_just_restarts(host: Host, runs: bool) -> None:
 
 
 def test_a_daemon_that_refuses_our_settings_gets_its_own_back(host: Host) -> None:
-    host.write("daemon.json.before-atelier", "theirs")
+    host.write("daemon.json.last-atelier", "theirs")
     host.write("bad", "")
     done = host.restart()
     assert done.returncode == 1 and "did not start with our settings" in done.stderr
