@@ -10,6 +10,7 @@ def driver(deployment: Deployment) -> None:
     gpu.remove_former(deployment)
     host.base(deployment)
     gpu.driver(deployment)
+    state.keyrings(deployment)
 
 
 def weights(deployment: Deployment) -> None:
@@ -34,6 +35,7 @@ def prepared(deployment: Deployment) -> None:
     if not deployment.facts.deployed:
         gpu.toolkit(deployment)
         docker.engine(deployment)
+        state.keyrings(deployment)
     models.weights(deployment)
     images.built(deployment)
 
@@ -53,6 +55,7 @@ def deploy(deployment: Deployment) -> None:
     driver(deployment)
     gpu.toolkit(deployment)
     docker.engine(deployment)
+    state.keyrings(deployment)
     credentials.secrets(deployment)
     models.weights(deployment)
     images.built(deployment)

@@ -354,16 +354,46 @@ def _gpu_repositories(deployment: Deployment) -> list[apt.Repository]:
     return [each for each in (gpu.driver.repository if gpu.driver else None, gpu.toolkit_repository) if each]
 
 
+def keyrings(deployment: Deployment) -> list[str]:
+    """The files with keys of repositories that this deploy compares with what they must be."""
+    docker = [DOCKER_KEYRING] if _adds_docker(deployment.facts) else []
+    return [*docker, *(repository.keyring for repository in _gpu_repositories(deployment))]
+
+
+def _adds_docker(facts: HostFacts) -> bool:
+    return uses_docker_ce(facts) and "docker-ce" not in facts.packages
+
+
 def installing(deployment: Deployment, before: manifest.Before) -> list[str]:
     """The packages that the host lacks, and that so are ours once they are there."""
-    time = (TIME_PACKAGE,) if deployment.settings.profile == "gpu" and not before.active & {*TIME_SERVICES} else ()
-    return apt.missing((*all_packages(deployment), *time), before.packages)
+    wanted = (*all_packages(deployment), *_time_package(deployment, before))
+    return apt.missing(wanted, before.packages)
+
+
+def asked_units(deployment: Deployment) -> tuple[str, ...]:
+    """The units whose state counts for what a deploy does, and for what an uninstall puts back."""
+    return (*TIME_SERVICES, *_enabled(deployment))
+
+
+def enabling(deployment: Deployment, before: manifest.Before) -> list[str]:
+    """The units of others that a deploy has started, at boot and now."""
+    return [*_enabled(deployment), *_time_package(deployment, before)]
+
+
+def _enabled(deployment: Deployment) -> tuple[str, ...]:
+    gpu = deployment.gpu
+    refresh = upkeep.REFRESH_UNITS if gpu.action in ("adopt", "install") else ()
+    return ("docker.service", *refresh, *gpu.services)
+
+
+def _time_package(deployment: Deployment, before: manifest.Before) -> tuple[str, ...]:
+    return (TIME_PACKAGE,) if deployment.settings.profile == "gpu" and not before.active & {*TIME_SERVICES} else ()
 
 
 def written(deployment: Deployment, before: manifest.Before) -> dict[str, str]:
-    """sha256 by path of what a deploy writes whole. A keyring is not in it: what is in one is known once it is fetched."""
+    """sha256 by path of what a deploy writes whole; of the keyrings only once they are fetched: by `keyrings`."""
     sources = [repository.source for repository in _gpu_repositories(deployment)]
-    if uses_docker_ce(deployment.facts) and "docker-ce" not in deployment.facts.packages:
+    if _adds_docker(deployment.facts):
         sources.append(docker_repository(deployment.facts, "").source)
     files = [entry for entry in (*deployment.entries(), *sources) if isinstance(entry, File)]
     with suppress(AtelierError):  # told by who merges, and not everybody who writes this down does

@@ -2,7 +2,8 @@
 
 It is written before anything is created. `created`: names by kind. `found`: those that the host had when we first declared
 them, and of the time before the first deploy as `packages` everything that was installed, as `groups` all groups, as
-`daemon_json` Docker's settings, as `kernel` what Docker changes there. `wrote`: sums of what we wrote, by path.
+`daemon_json` Docker's settings, as `kernel` what Docker changes there; as `disabled` and `stopped` those units of others
+under `enabled` that were so. `wrote`: sums of what we wrote, by path.
 """
 
 import json
@@ -39,6 +40,9 @@ class Before:
     """Of the paths that were asked for and the directories above them, those that exist."""
     active: frozenset[str] = frozenset()
     """Of the units that were asked for, those that are active."""
+    disabled: frozenset[str] = frozenset()
+    stopped: frozenset[str] = frozenset()
+    """Of the units that were asked for and are there, those that are not started at boot, and those that do not run."""
     groups: frozenset[str] = frozenset()
     kernel: frozenset[str] = frozenset()
     """FORWARDING and POLICIES, each with its value."""
@@ -55,6 +59,9 @@ def before_script(path: str, declared: Names, units: Iterable[str], daemon_json:
 echo; echo {MARK}packages; dpkg-query {dpkg} -W -f '${{db:Status-Want}} ${{db:Status-Status}} ${{Package}} ${{Version}}\\n'
 echo {MARK}there; for p in {paths}; do {{ [ ! -e "$p" ] && [ ! -L "$p" ]; }} || echo "$p"; done
 echo {MARK}active; for u in {" ".join(units)}; do ! systemctl is-active -q "$u" 2>/dev/null || echo "$u"; done
+echo {MARK}disabled; for u in {" ".join(units)}; do [ "$(systemctl is-enabled $u 2>/dev/null)" != disabled ] || echo "$u"; done
+echo {MARK}stopped; for u in {" ".join(units)}; do systemctl show -p LoadState,ActiveState --value $u 2>/dev/null | tr '\\n' ' ' \\
+  | grep -Eq '^loaded (inactive|failed) ' && echo "$u"; done
 echo {MARK}groups; getent group | cut -d: -f1
 echo {MARK}kernel; for f in {" ".join(FORWARDING)}; do [ ! -e $f ] || echo "$f $(cat $f)"; done
 for x in {" ".join(POLICIES)}; do p=$($x -w -S FORWARD 2>/dev/null | head -n 1); p=${{p##* }}; echo "$x ${{p:-ACCEPT}}"; done
@@ -81,6 +88,8 @@ def parse_before(lines: Iterable[str]) -> tuple[str, Before]:
         frozenset(name for want, _, name, _ in rows if want == "hold"),
         frozenset(sections.get("there", [])),
         frozenset(sections.get("active", [])),
+        frozenset(sections.get("disabled", [])),
+        frozenset(sections.get("stopped", [])),
         frozenset(sections.get("groups", [])),
         frozenset(sections.get("kernel", [])),
         "\n".join(sections.get("daemon", [])),
@@ -105,6 +114,10 @@ def updated(manifest: str, declared: Names, before: Before, wrote: Mapping[str, 
     found = {kind: {*names} for kind, names in document["found"].items()}
     for kind, names in fresh.items():
         known[kind] = known.get(kind, set()) | names
+        if kind == "enabled":
+            for state, units in (("disabled", before.disabled), ("stopped", before.stopped)):
+                if was := names & units:
+                    found[state] = found.get(state, set()) | was
         there = before.there if kind in PATHS else before.holds if kind == "holds" else frozenset()
         if already := names & there:
             found[kind] = found.get(kind, set()) | already
@@ -114,10 +127,23 @@ def updated(manifest: str, declared: Names, before: Before, wrote: Mapping[str, 
         found["packages"] = {f"{name}={version}" for name, version in before.packages.items()}
         found |= {"groups": {*before.groups}, "kernel": {*before.kernel}, "daemon_json": {before.daemon_json} - {""}}
     known.pop(PURGING, None)
-    sums = {path: [*document["wrote"].get(path, [])] for path in {*document["wrote"], *wrote}}
+    return _text(_sorted(known), _sorted(found), _sums(document["wrote"], wrote), release)
+
+
+def having_written(manifest: str, wrote: Mapping[str, str], release: str) -> str:
+    """The manifest after more was written. wrote: sha256 by path. Raises AtelierError for a damaged manifest."""
+    document = _document(manifest)
+    if all(digest in document["wrote"].get(path, [])[:1] for path, digest in wrote.items()):
+        return manifest
+    return _text(document["created"], document["found"], _sums(document["wrote"], wrote), release)
+
+
+def _sums(before: Mapping[str, Collection[str]], wrote: Mapping[str, str]) -> dict[str, list[str]]:
+    """What was written last and before that, by path."""
+    sums = {path: [*before.get(path, [])] for path in {*before, *wrote}}
     for path, digest in wrote.items():
         sums[path] = [digest, *(each for each in sums[path] if each != digest)][:2]
-    return _text(_sorted(known), _sorted(found), sums, release)
+    return sums
 
 
 def without(manifest: str, files: Collection[str], release: str) -> str:

@@ -70,6 +70,9 @@ class Remains:
     """Docker's settings as the first deploy found them, empty where there were none; None where no such copy lies there."""
     rules: frozenset[str] = frozenset()
     """Those of RULES that are in force."""
+    enabled: frozenset[str] = frozenset()
+    active: frozenset[str] = frozenset()
+    """Of the units that somebody had switched off before the first deploy, those that start at boot, and those that run."""
     bridge: bool = False
     """Docker's own bridge is there."""
 
@@ -98,6 +101,7 @@ def script(recorded: Recorded, roots: Roots) -> str:
     own = shlex.join([roots.config_root, roots.state(), ANCHOR_DIRECTORY])
     data = shlex.join(data_directories(roots))
     users = shlex.join(sorted(recorded.created.get("users", ())))
+    units = shlex.join(sorted(recorded.found.get("disabled", frozenset()) | recorded.found.get("stopped", frozenset())))
     checks = "; ".join(
         f"iptables -w -t {table} -C {rest} && printf '%s\\0' {shlex.quote(rule)}"
         for rule in sorted(RULES)
@@ -133,6 +137,8 @@ s groups; getent group | cut -d: -f1,4 | lines
 s daemon_json; cat {DAEMON_JSON}; printf '\\0'
 s before; [ ! -e {BEFORE} ] || {{ printf 'there\\0'; cat {BEFORE}; printf '\\0'; }}
 s rules; {checks}
+s enabled; for u in {units}; do [ "$(systemctl is-enabled $u)" != enabled ] || printf '%s\\0' $u; done
+s active; for u in {units}; do ! systemctl is-active -q $u || printf '%s\\0' $u; done
 s bridge; [ ! -e /sys/class/net/docker0 ] || printf 'yes\\0'
 :
 """
@@ -165,6 +171,8 @@ def parse(output: str) -> Remains:
         daemon_json="".join(sections.get("daemon_json", [])),
         before="".join(before[1:]) if before else None,
         rules=frozenset(sections.get("rules", [])),
+        enabled=frozenset(sections.get("enabled", [])),
+        active=frozenset(sections.get("active", [])),
         bridge=bool(sections.get("bridge")),
     )
 

@@ -25,6 +25,7 @@ from atelier.uninstall_packages import (
     Kept,
     Packages,
     docker_stays,
+    foreign_containers,
     found_packages,
     gpu_stays,
     is_gpu_package,
@@ -120,6 +121,7 @@ def decide(recorded: Recorded, roots: Roots, remains: Remains, packages: Package
         _networks(remains),
         _images(recorded, remains),
         _units(recorded, remains),
+        _units_of_others(recorded, remains),
         _docker_settings(recorded, remains),
         _holds(recorded, remains),
         _packages(recorded, roots, remains, packages),
@@ -226,6 +228,29 @@ def _units(recorded: Recorded, remains: Remains) -> Plan:
     return Plan(tuple(steps), {"units": units, "rules": tuple(sorted(remains.rules))})
 
 
+def _units_of_others(recorded: Recorded, remains: Remains) -> Plan:
+    """Units that were here, and that a deploy has started: as they were found, unless somebody's containers need them by now."""
+    boot = recorded.found.get("disabled", frozenset()) & remains.enabled
+    # Docker holds more than ours, and its end would take rules and links of the kernel with it: that is for the next boot.
+    runs = (recorded.found.get("stopped", frozenset()) & remains.active) - {DOCKER_UNIT}
+    others = foreign_containers(remains.docker)
+    needed = {unit for unit in boot | runs if others and (unit == DOCKER_UNIT or unit.startswith("nvidia-"))}
+    steps, told = [], []
+    for unit in sorted((boot | runs) - needed):
+        verbs = [verb for verb, units in (("disable", boot), ("stop", runs)) if unit in units]
+        script = "\n".join(f"systemctl {verb} {shlex.quote(unit)} || exit 1" for verb in verbs)
+        steps.append(Step("Units", f"Put {unit} back", script))
+        told.append(f"{unit}: {' and '.join(WAS[verb] for verb in verbs)}, as it was")
+    keeps = [
+        Kept(f"the unit {unit}", f"somebody else's containers may use it: {named(others)}") for unit in sorted(needed)
+    ]
+    return Plan(tuple(steps), {}, tuple(told), tuple(keeps))
+
+
+DOCKER_UNIT = "docker.service"
+WAS = {"disable": "not started at boot", "stop": "stopped"}
+
+
 def _docker_settings(recorded: Recorded, remains: Remains) -> Plan:
     """The copy of before stays until all else is done: an interrupted run must find what was somebody's already."""
     if DAEMON_JSON not in recorded.created.get("merged", ()) or not remains.daemon_json.strip():
@@ -316,8 +341,8 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
     goes = docker_goes(recorded, remains)
     if goes and (names or remains.bridge):
         steps.append(Step("Docker", "Stop Docker and take its rules out", _stop_docker_script(recorded, going)))
-    if names and any(map(is_gpu_package, names)):
-        steps.append(Step("Units", "Stop what serves the GPUs", STOP_GPU))
+    if script := _stop_gpu_script(names):
+        steps.append(Step("Units", "Stop what serves the GPUs", script))
     if names:
         steps.append(Step("Packages", f"Remove {len(names)} packages", apt.purge_script(names)))
     told = {"packages": tuple(name for name in names if name not in packages.brought), BROUGHT: packages.brought}
@@ -328,13 +353,21 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
     return Plan((*steps, *left.steps), {**told, **left.removes}, (), keeps)
 
 
-STOP_GPU = f"""
-for u in {upkeep.REFRESH}.path {upkeep.REFRESH}.service nvidia-persistenced.service nvidia-fabricmanager.service; do
-  ! systemctl cat $u >/dev/null 2>&1 || systemctl disable -q --now $u
-done
-rm -f /run/cdi/nvidia.yaml; [ ! -d /run/cdi ] || rmdir --ignore-fail-on-non-empty /run/cdi
-"""
-"""A deploy has enabled them, and a package takes only those links with it that it made itself."""
+def _stop_gpu_script(names: Collection[str]) -> str:
+    """Shell that switches off the units of packages that go: a package takes only those links with it that it made itself."""
+    units = [unit for unit, package in GPU_UNITS.items() if any(name.startswith(package) for name in names)]
+    script = [f"! systemctl cat {unit} >/dev/null 2>&1 || systemctl disable -q --now {unit}" for unit in units]
+    if units[:1] == [upkeep.REFRESH_UNITS[0]]:
+        script.append("rm -f /run/cdi/nvidia.yaml; [ ! -d /run/cdi ] || rmdir --ignore-fail-on-non-empty /run/cdi")
+    return "\n".join(script)
+
+
+GPU_UNITS = {
+    **dict.fromkeys(upkeep.REFRESH_UNITS, ("nvidia-container-toolkit-base",)),
+    "nvidia-persistenced.service": ("nvidia-persistenced", "nvidia-compute-utils", "nvidia-headless"),
+    "nvidia-fabricmanager.service": ("nvidia-fabricmanager",),
+}
+"""By unit, how the names of packages begin that have it."""
 
 
 def docker_goes(recorded: Recorded, remains: Remains) -> bool:

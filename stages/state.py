@@ -10,9 +10,8 @@ from pyinfra.api import StringCommand, deploy, operation
 from atelier import deployment as decide
 from atelier import manifest
 from atelier.deployment import DAEMON_JSON, Deployment
-from atelier.hostfacts import TIME_SERVICES
 from atelier.tree import File
-from stages.operations import Lines, entries, installed_packages, whole
+from stages.operations import Lines, TreeState, entries, installed_packages, whole
 
 
 def _manifest_path(deployment: Deployment) -> str:
@@ -35,9 +34,10 @@ def _manifest_installed(deployment: Deployment, text: str) -> StringCommand:
 @operation()
 def _manifest(deployment: Deployment) -> Iterator[StringCommand]:
     declared = decide.declared(deployment)
-    script = manifest.before_script(_manifest_path(deployment), declared, TIME_SERVICES, DAEMON_JSON)
+    script = manifest.before_script(_manifest_path(deployment), declared, decide.asked_units(deployment), DAEMON_JSON)
     current, before = manifest.parse_before(host.get_fact(Lines, script=script))
     declared["packages"] = decide.installing(deployment, before)
+    declared["enabled"] = decide.enabling(deployment, before)
     wanted = manifest.updated(current, declared, before, decide.written(deployment, before), version("atelier"))
     if wanted != current + "\n":
         yield StringCommand(f"mkdir -p {deployment.settings.state_dir()}")
@@ -50,6 +50,17 @@ def _left_over(deployment: Deployment) -> Iterator[StringCommand]:
     if files := decide.left_over(current, deployment):
         yield StringCommand("rm -f -- " + " ".join(shlex.quote(path) for path in files))
         yield _manifest_installed(deployment, manifest.without(current, files, version("atelier")))
+
+
+@operation()
+def _keyrings(paths: list[str], deployment: Deployment) -> Iterator[StringCommand]:
+    # They count as we wrote them: the stage that added their repositories has just compared them.
+    signatures = host.get_fact(TreeState, paths=paths)
+    sums = {path: signature.rpartition(" ")[2] for path, signature in signatures.items() if signature.startswith("f ")}
+    current = _current_manifest(deployment)
+    wanted = manifest.having_written(current, sums, version("atelier"))
+    if wanted != current:
+        yield _manifest_installed(deployment, wanted)
 
 
 @operation()
@@ -71,6 +82,13 @@ def declare(deployment: Deployment) -> None:
     """Write down what this deploy creates, and whose host this is."""
     _manifest(name="Record what will be created", deployment=deployment)
     entries(name="Record the instance", entries=deployment.identity())
+
+
+@deploy("Manifest")
+def keyrings(deployment: Deployment) -> None:
+    """Write down which bytes are in the keyrings, once they were fetched."""
+    if paths := decide.keyrings(deployment):
+        _keyrings(name="Record the keys of repositories", paths=paths, deployment=deployment)
 
 
 @deploy("Record")

@@ -11,6 +11,7 @@ from atelier.tree import Directory, Entry, File
 
 MODULE_SETTINGS = "/etc/modprobe.d/"
 REFRESH = "nvidia-cdi-refresh"
+REFRESH_UNITS = (f"{REFRESH}.path", f"{REFRESH}.service")
 DROP_INS = {
     f"/etc/systemd/system/{unit}.d/atelier-gpu.conf": (unit, template)
     for unit, template in ((f"{REFRESH}.service", "cdi-refresh-gpu.conf.j2"), ("docker.service", "docker-gpu.conf.j2"))

@@ -545,6 +545,17 @@ def test_what_the_manifest_declares_has_the_anchor_and_the_rules_of_the_guard() 
     )
 
 
+def test_units_of_others_that_a_deploy_starts_are_told() -> None:
+    plain = deployment()
+    assert decide.enabling(plain, Before()) == ["docker.service"]
+    plan = replace(plain.gpu, action="adopt", services=("nvidia-persistenced.service",))
+    on_gpu = replace(plain, gpu=plan, settings=settings(profile="gpu"))
+    units = ["docker.service", "nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service", "nvidia-persistenced.service"]
+    assert decide.enabling(on_gpu, Before(active=frozenset({"chrony"}))) == units
+    assert decide.enabling(on_gpu, Before()) == [*units, decide.TIME_PACKAGE]
+    assert {*units, decide.TIME_PACKAGE} <= {*decide.asked_units(on_gpu)}
+
+
 TIME = {
     "none keeps it": ("gpu", {}, True),
     "one is active": ("gpu", {"active": frozenset({"chrony"})}, False),

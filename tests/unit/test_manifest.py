@@ -96,6 +96,23 @@ def test_what_a_manifest_of_schema_1_left_unsaid_is_said_by_the_next_deploy() ->
     assert created(manifest.updated(former, {"users": [], "groups": []}, Before(), {}, "1"))["groups"] == ["house"]
 
 
+def test_units_of_others_that_were_off_when_we_first_started_them_are_remembered_as_such() -> None:
+    before = Before(disabled=frozenset({"a.service", "x.service"}), stopped=frozenset({"b.service"}))
+    first = manifest.updated("", {"enabled": ["a.service", "b.service"]}, before, {}, "1")
+    assert (found(first)["disabled"], found(first)["stopped"]) == (["a.service"], ["b.service"])
+    later = Before(disabled=frozenset({"a.service", "b.service", "c.service"}), stopped=frozenset({"a.service"}))
+    second = manifest.updated(first, {"enabled": ["a.service", "b.service", "c.service"]}, later, {}, "1")
+    assert (found(second)["disabled"], found(second)["stopped"]) == (["a.service", "c.service"], ["b.service"])
+
+
+def test_what_is_known_only_after_it_was_written_is_told_then() -> None:
+    first = manifest.updated("", DECLARED, Before(), {"/etc/b": "1"}, "1")
+    second = manifest.having_written(first, {"/etc/key": "k"}, "1")
+    assert json.loads(second)["wrote"] == {"/etc/b": ["1"], "/etc/key": ["k"]}
+    assert created(second) == created(first) and manifest.having_written(second, {"/etc/key": "k"}, "1") == second
+    assert json.loads(manifest.having_written(second, {"/etc/key": "l"}, "1"))["wrote"]["/etc/key"] == ["l", "k"]
+
+
 def test_what_we_wrote_last_and_before_that_is_known_by_its_sum() -> None:
     text = ""
     for number in ("1", "1", "2", "3", "3"):
@@ -139,13 +156,28 @@ def test_the_host_tells_all_that_a_manifest_needs_in_one_answer(tmp_path: Path) 
         "files": [str(tmp_path / "link"), str(tmp_path / "new/file")],
         "merged": [str(tmp_path / "daemon.json")],
     }
-    units = ("no-such-unit",)
+    units = ("no-such-unit", "on.service", "off.service", "failed.service", "static.service")
+    systemctl = """systemctl() {
+      case "$*" in
+      "is-enabled off.service" | "is-enabled failed.service") echo disabled; false;;
+      "is-enabled on.service") echo enabled;;
+      "is-enabled static.service") echo static;;
+      "is-enabled "*) echo not-found; false;;
+      "show "*on.service | "show "*static.service) printf 'loaded\\nactive\\n';;
+      "show "*off.service) printf 'loaded\\ninactive\\n';;
+      "show "*failed.service) printf 'loaded\\nfailed\\n';;
+      "show "*) printf 'not-found\\ninactive\\n';;
+      *) case $3 in on.service | static.service) ;; *) false;; esac;;
+      esac
+    }"""
     script = manifest.before_script(
         str(place), declared, units, str(tmp_path / "daemon.json"), f"--admindir={tmp_path}"
     )
 
     def answer() -> tuple[str, Before]:
-        done = subprocess.run(["sh", "-u", "-c", f"{{ {script}; }} || true"], capture_output=True, text=True)
+        done = subprocess.run(
+            ["sh", "-u", "-c", f"{systemctl}; {{ {script}; }} || true"], capture_output=True, text=True
+        )
         assert not done.stderr, done.stderr
         return manifest.parse_before(done.stdout.splitlines())
 
@@ -157,4 +189,6 @@ def test_the_host_tells_all_that_a_manifest_needs_in_one_answer(tmp_path: Path) 
     assert "root" in before.groups
     assert {line.split()[0] for line in before.kernel} >= {"iptables", "ip6tables"}
     assert str(tmp_path / "link") in before.there and str(tmp_path) in before.there
-    assert not {path for path in before.there if "new" in path} and not before.active
+    assert not {path for path in before.there if "new" in path}
+    assert before.active == {"on.service", "static.service"}
+    assert before.disabled == before.stopped == {"off.service", "failed.service"}

@@ -25,12 +25,19 @@ dpkg_query() { printf '%s\n' 'installed bash' 'config-files aria2' 'half-configu
 apt_mark() { case $1 in showmanual) echo bash;; showhold) echo nvidia-open;; esac; }
 iptables() { case "$*" in *raw*) true;; *) false;; esac; }
 getent() { case $1 in passwd) echo "$2:x:10001:10001::/:/bin/false";; group) printf 'root:x:0:\ndocker:x:999:me,you\n';; esac; }
+systemctl() {
+  case "$*" in
+  "is-enabled a.service") echo enabled;; is-enabled*) echo disabled; false;;
+  "is-active -q c.path") ;; *) false;;
+  esac
+}
 cat() { case $1 in *daemon.json) printf '{\n "debug": true\n}\n';; esac; }
 """
 
 
 def ask(host: str) -> Remains:
-    script = remains.script(record(), ROOTS).replace("dpkg-query", "dpkg_query").replace("apt-mark", "apt_mark")
+    known = record({"disabled": ["a.service", "b.service"], "stopped": ["b.service", "c.path"]})
+    script = remains.script(known, ROOTS).replace("dpkg-query", "dpkg_query").replace("apt-mark", "apt_mark")
     done = subprocess.run(["sh", "-c", host + script], capture_output=True, text=True)
     assert done.returncode == 0
     return remains.parse(done.stdout)
@@ -50,6 +57,7 @@ def test_every_answer_arrives() -> None:
     )
     assert seen.docker.networks == {"atelier-web": True, "shop": False}
     assert seen.docker.images == {"atelier/gateway:1", "postgres:17"} and seen.docker.volumes == {"data"}
+    assert (seen.enabled, seen.active) == ({"a.service"}, {"c.path"})
     assert seen.daemon_json == '{\n "debug": true\n}\n'
     assert seen.rules == {rule for rule in remains.RULES if rule.startswith("raw ")}
 

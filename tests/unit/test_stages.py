@@ -1,6 +1,7 @@
 """Operations and stages against a host that is only told: what they ask, and what they do about the answers."""
 
 import base64
+import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from atelier.images import ImageBuild
 from atelier.models import Weight
 from atelier.settings import build_settings
 from atelier.tree import File
-from stages import docker, gpu, models, operations, provision, services
+from stages import docker, gpu, models, operations, provision, services, state
 from stages.connector import OpenSSHConnector
 
 KEYRING = "/usr/share/keyrings/atelier-x.gpg"
@@ -254,6 +255,21 @@ def test_docker_s_key_is_compared_with_the_lock_before_the_host_trusts_it(told: 
         told.run(lambda state: add_deploy(state, docker.engine, deployment))
     assert any("download-file https://download.docker.com/linux/debian/gpg " in command for command in told.commands)
     assert installs(told.commands) == []
+
+
+def test_what_is_in_a_keyring_is_written_down_once_it_is_there(told: Told) -> None:
+    path = "/etc/apt/keyrings/docker.asc"
+    told.answers = {
+        "sha256sum": [f"f 644 root:root {'ab' * 32} {path}"],
+        "/srv/atelier/state/manifest.json": ['{"created": {"files": ["' + path + '"]}}'],
+    }
+    facts = HostFacts(os_id="debian", os_codename="bookworm", architecture="amd64")
+    deployment = Deployment(build_settings([]), facts, CREDENTIALS, (), (), "double")
+    assert told.run(lambda run: add_deploy(run, state.keyrings, deployment))
+    (sent,) = [json.loads(text) for text in told.sent if text]
+    assert sent["wrote"] == {path: ["ab" * 32]} and sent["created"] == {"files": [path]}
+    there = replace(deployment, facts=replace(facts, packages={"docker-ce": "1"}))
+    assert not told.run(lambda run: add_deploy(run, state.keyrings, there)), "nothing was compared, so nothing is ours"
 
 
 WEIGHT = Weight(

@@ -517,6 +517,53 @@ def test_settings_that_are_somebodys_again_are_left_alone(known: Recorded, text:
     assert not [step.name for step in plan.steps if "settings" in step.name] and not plan.puts_back
 
 
+REFRESH, PERSISTENCE = "nvidia-cdi-refresh.path", "nvidia-persistenced.service"
+WERE_OFF = {"disabled": [REFRESH, "docker.service", "x.service"], "stopped": [REFRESH, PERSISTENCE, "docker.service"]}
+STARTED = replace(
+    THERE,
+    enabled=frozenset({REFRESH, "docker.service"}),
+    active=frozenset({REFRESH, PERSISTENCE, "docker.service"}),
+)
+
+
+def test_units_that_somebody_had_switched_off_are_off_again() -> None:
+    plan = decide(record(WERE_OFF), STARTED)
+    steps = {step.name: step.script for step in plan.steps if step.name.startswith("Put ")}
+    assert {name: script.split(" || exit 1")[:-1] for name, script in steps.items()} == {
+        "Put docker.service back": ["systemctl disable docker.service"],
+        f"Put {REFRESH} back": [f"systemctl disable {REFRESH}", f"\nsystemctl stop {REFRESH}"],
+        f"Put {PERSISTENCE} back": [f"systemctl stop {PERSISTENCE}"],
+    }
+    assert f"{REFRESH}: not started at boot and stopped, as it was" in plan.puts_back
+    again = decide(record(WERE_OFF), replace(STARTED, enabled=frozenset(), active=frozenset({"docker.service"})))
+    assert not [step.name for step in again.steps if step.name.startswith("Put ")]
+
+
+def test_units_that_somebody_elses_containers_may_use_stay_as_they_are() -> None:
+    there = replace(STARTED, docker=replace(DOCKER, containers=(*DOCKER.containers, theirs("db"))))
+    plan = decide(record(WERE_OFF), there)
+    assert not [step.name for step in plan.steps if step.name.startswith("Put ")]
+    assert why(plan)[f"the unit {REFRESH}"] == "somebody else's containers may use it: db"
+
+
+STOPS = {
+    "the toolkit": (["nvidia-container-toolkit-base"], {"nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"}),
+    "the driver": (["nvidia-persistenced", "nvidia-driver-cuda"], {PERSISTENCE}),
+    "Ubuntu's": (["nvidia-compute-utils-580"], {PERSISTENCE}),
+    "the fabric": (["nvidia-fabricmanager-580"], {"nvidia-fabricmanager.service"}),
+    "nothing of the GPU's": (["aria2"], set()),
+}
+
+
+@pytest.mark.parametrize("names,units", STOPS.values(), ids=STOPS.keys())
+def test_only_units_of_packages_that_go_are_switched_off(names: list[str], units: set[str]) -> None:
+    there = replace(THERE, packages={**THERE.packages, **dict.fromkeys(names, "installed")})
+    plan = decide(record(packages=names), there, Packages(tuple(names)))
+    scripts = [step.script for step in plan.steps if step.name == "Stop what serves the GPUs"]
+    assert {word for script in scripts for word in script.split() if word.startswith("nvidia-")} == units
+    assert bool(scripts) == bool(units) and ("/run/cdi" in "".join(scripts)) == (REFRESH in units)
+
+
 def test_what_stays_is_found_again_wherever_it_lies() -> None:
     roots = Roots("/opt/atelier", "/data", "/weights", "/data/outputs")
     text = uninstall.kept_manifest(replace(record(), roots=roots), roots)
