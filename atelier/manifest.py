@@ -157,7 +157,8 @@ def without(manifest: str, files: Collection[str], release: str) -> str:
 def moved(manifest: str, pairs: Sequence[tuple[str, str]], release: str, made: Collection[str] = ()) -> str:
     """The manifest after each first directory came to lie in the place of its second.
 
-    made: directories that were not there before. Raises AtelierError for a damaged manifest.
+    made: directories that were not there before; what ours became one with otherwise is as it was found. Raises
+    AtelierError for a damaged manifest.
     """
     document = _document(recorded.migrate({"manifest": manifest})["manifest"])
     parts = {
@@ -167,7 +168,10 @@ def moved(manifest: str, pairs: Sequence[tuple[str, str]], release: str, made: C
         }
         for part in ("created", "found")
     }
+    went = {place(name, pairs) for name in document["created"].get("directories", ()) if place(name, pairs) != name}
     parts["created"]["directories"] = {*parts["created"].get("directories", ()), *made}
+    if there := {*parts["found"].pop("directories", ()), *went} - {*made}:
+        parts["found"]["directories"] = there
     wrote = {place(path, pairs): sums for path, sums in document["wrote"].items()}
     return _text(_sorted(parts["created"]), _sorted(parts["found"]), wrote, release)
 

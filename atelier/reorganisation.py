@@ -268,7 +268,7 @@ def reorganise(
         _files(recorded, deployment, found.remains, journal),
         _images(recorded, deployment, found),
         _users(recorded, deployment, found.remains),
-        _data(recorded, deployment, found.remains, journal, purge),
+        _data(recorded, deployment, found, journal, purge),
     )
     removals = {kind: names for part in parts for kind, names in part.removals.items() if names}
     kept = tuple(each for part in parts for each in part.kept)
@@ -398,9 +398,9 @@ def _users(recorded: Recorded, deployment: Deployment, remains: Remains) -> _Par
     return _Part({"users": tuple(gone)})
 
 
-def _data(recorded: Recorded, deployment: Deployment, remains: Remains, journal: Journal, purge: bool) -> _Part:
+def _data(recorded: Recorded, deployment: Deployment, found: Found, journal: Journal, purge: bool) -> _Part:
     """Folders of services that nothing asks for, and weights that no set needs, under their names once all is moved."""
-    settings = deployment.settings
+    settings, remains = deployment.settings, found.remains
     pairs = [(move.source, move.target) for move in journal.moves]
     declared = {entry.path for entry in deployment.directories()}
     before = journal.before or roots_of(settings)
@@ -417,10 +417,14 @@ def _data(recorded: Recorded, deployment: Deployment, remains: Remains, journal:
         if f"{before.models_dir}/{name}" in remains.kinds or f"{settings.models_path()}/{name}" in remains.kinds
     }
     names = (*sorted(folders - declared), *sorted(weights))
-    if purge:
-        return _Part({"data": names})
-    why = "nothing asks for it any more; PURGE=1 removes it"
-    return _Part(kept=tuple(Kept(name, why) for name in names))
+    if not purge:
+        why = "nothing asks for it any more; PURGE=1 removes it"
+        return _Part(kept=tuple(Kept(name, why) for name in names))
+    # It may become one with what somebody else has there; once it has moved the host knows what it found.
+    moving = [move.target for move in found.relocation.moves if move.how not in ("rename", "nothing")]
+    later = [name for name in names if _is_below(name, moving)]
+    why = "it moves first; PURGE=1 removes it the next time, where nothing was in its place before"
+    return _Part({"data": tuple(name for name in names if name not in later)}, tuple(Kept(name, why) for name in later))
 
 
 def _is_below(path: str, directories: Iterable[str]) -> bool:

@@ -64,6 +64,7 @@ from atelier.uninstall_packages import Kept
 from atelier.verify import trust
 from relocation.files import OURS
 from relocation.job import RUN, Move
+from relocation.job import moved as new_place
 from relocation.journal import SWITCHED
 from relocation.merge import Done
 from relocation.plan import Plan as Relocation
@@ -438,6 +439,9 @@ class Work:
     def _missing(self) -> list[str]:
         """The directories that the moves will make: they are ours then, and go with us."""
         targets = {path for move in self.journal.moves for path in (move.target, *map(str, Path(move.target).parents))}
+        pairs = [(move.source, move.target) for move in self.journal.moves]
+        folders = self.survey.record.created.get("directories", frozenset())
+        targets |= {new_place(folder, pairs) for folder in folders} - folders
         script = f'for p in {shlex.join(sorted(targets))}; do [ -e "$p" ] || echo "$p"; done'
         return self.ssh.run(script, check=True).stdout.splitlines() if targets else []
 

@@ -192,3 +192,16 @@ def test_the_host_tells_all_that_a_manifest_needs_in_one_answer(tmp_path: Path) 
     assert not {path for path in before.there if "new" in path}
     assert before.active == {"on.service", "static.service"}
     assert before.disabled == before.stopped == {"off.service", "failed.service"}
+
+
+def test_what_moves_into_a_directory_that_was_there_does_not_make_that_ours() -> None:
+    """An uninstall with PURGE=1 empties what is ours."""
+    first = manifest.updated("", {"directories": ["/a/outputs", "/a/outputs/comfyui", "/a/other"]}, Before(), {}, "1")
+    pairs = [("/a/outputs", "/photos")]
+    text = manifest.moved(first, pairs, "1", ["/photos/comfyui"])
+    assert found(text)["directories"] == ["/photos"] and {"/photos", "/photos/comfyui"} <= {
+        *created(text)["directories"]
+    }
+    assert manifest.moved(text, pairs, "1", ["/photos/comfyui"]) == text
+    back = manifest.moved(text, [("/photos", "/a/outputs")], "1", ["/a/outputs", "/a/outputs/comfyui"])
+    assert "directories" not in found(back)

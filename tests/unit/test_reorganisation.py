@@ -22,7 +22,7 @@ from atelier.remains import Docker, Remains
 from atelier.reorganisation import Container, Found, Reorganisation
 from atelier.tree import File
 from atelier.uninstall_packages import Kept
-from relocation.plan import Plan, Planned, Space
+from relocation.plan import How, Plan, Planned, Space
 
 LEFT_ALONE = ["Leaves alone", "  containers theirs: not ours"]
 """What a plan says of a host on which somebody else has a container."""
@@ -181,6 +181,15 @@ def test_data_of_a_removed_service_is_kept_and_named_until_it_is_purged() -> Non
     assert {kept.what for kept in plan.kept} == folders and all("PURGE=1" in kept.why for kept in plan.kept)
     assert not folders & {*plan.removals["directories"]}
     assert {*planned(declared(**REMOVED), record(), host(record()), purge=True).removals["data"]} == folders
+
+
+@pytest.mark.parametrize("how,gone", [("rename", True), ("merge", False), ("copy", False)])
+def test_what_is_put_where_others_may_have_something_is_not_purged_at_once(how: How, gone: bool) -> None:
+    moving = Plan((Planned("outputs", "/srv/atelier/outputs", "/photos", how),), (), ())
+    found = replace(host(record()), relocation=moving)
+    plan = planned(declared(outputs_dir="/photos", **REMOVED), record(), found, purge=True)
+    assert ("/photos/forge" in plan.removals["data"]) is gone and "/srv/atelier/users/forge" in plan.removals["data"]
+    assert ("/photos/forge" in {kept.what for kept in plan.kept}) is not gone
 
 
 def test_what_nobody_wants_any_more_is_kept_under_its_name_after_a_move() -> None:

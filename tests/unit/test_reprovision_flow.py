@@ -411,7 +411,11 @@ def test_the_directories_that_a_move_makes_are_known_before(tmp_path: Path, work
     )
     at = work(Host(THERE), journal, FOUND)
     at.ssh = Local()
-    assert at._missing() == [f"{tmp_path}/a b", f"{tmp_path}/a b/c", f"{tmp_path}/a b/c/models"]
+    vae = f"{tmp_path}/a b/c/models/vae"
+    made = at._missing()
+    assert made[:3] == [f"{tmp_path}/a b", f"{tmp_path}/a b/c", f"{tmp_path}/a b/c/models"] and vae in made
+    Path(vae).mkdir(parents=True)
+    assert vae not in at._missing(), "it was there before"
     at.journal = OURS
     assert at._missing() == []
 
