@@ -15,7 +15,7 @@ from typing import Any
 from atelier import apt, render
 from atelier import deployment as decide
 from atelier.deployment import DAEMON_JSON, Deployment
-from atelier.doctor.redact import Redactor
+from atelier.doctor.redact import HIDDEN, Redactor
 from atelier.errors import AtelierError, Finding
 from atelier.settings import Settings
 from atelier.tree import Directory, Entry, File
@@ -210,7 +210,25 @@ def _entry(entry: Entry, present: Mapping[str, Seen], contents: Mapping[str, byt
 def _difference(entry: File, contents: Mapping[str, bytes]) -> str:
     if is_secret(entry) or entry.path not in contents:
         return "differs"
-    return first_difference(contents[entry.path], entry.content)
+    return first_difference(without_others(contents[entry.path], entry), entry.content)
+
+
+def without_others(found: bytes, entry: File) -> bytes:
+    """What was found in the place of a file; of one with variables without the values of those that we have not.
+
+    Whoever adds one to an `.env` may call it anything, and it is where people put passwords.
+    """
+    if not entry.path.endswith("/.env"):
+        return found
+    ours = {*entry.content.splitlines()}
+    names = {line.partition(b"=")[0] for line in ours}
+    lines = []
+    for line in found.splitlines(keepends=True):
+        name, _, _ = line.partition(b"=")
+        known = not line.strip() or name in names or line.rstrip(b"\n") in ours
+        kept = name if re.fullmatch(rb"\w+", name) and b"=" in line else b""
+        lines.append(line if known else kept + (b"=" if kept else b"") + HIDDEN.encode() + b"\n")
+    return b"".join(lines)
 
 
 def first_difference(found: bytes, wanted: bytes) -> str:

@@ -60,18 +60,22 @@ def look(ssh: Ssh, deployment: Deployment, hide: Hide) -> tuple[tuple[Diff, ...]
 
 def diffs(deployment: Deployment, found: Tree, contents: Mapping[str, bytes], hide: Hide) -> tuple[Diff, ...]:
     """Everything of ours that is not as a deploy would leave it. hide: takes out what this computer knows to be secret."""
-    wanted = {entry.path: entry.content for entry in deployment.entries() if isinstance(entry, File)}
+    wanted = {entry.path: entry for entry in deployment.entries() if isinstance(entry, File)}
     told: list[Diff] = []
     for finding in drift.files(deployment, found, {}, {}):
         if finding.remedy in (drift.FOREIGN, drift.LEFT):
             continue
         path = finding.problem.removesuffix(" differs")
         shown = path in contents and finding.problem.endswith(" differs")
-        lines = unified(contents[path], wanted[path], hide) if shown else ()
+        lines = _of_file(contents[path], wanted[path], hide) if shown else ()
         if finding.problem.startswith(f"{DAEMON_JSON}: ") and not any(DAEMON_JSON in each.problem for each in told):
             lines = _of_docker(deployment, found, hide)
         told.append(Diff(hide(printable(finding.problem)), lines, "" if finding.remedy in PUT_BACK else finding.remedy))
     return tuple(told)
+
+
+def _of_file(found: bytes, wanted: File, hide: Hide) -> tuple[str, ...]:
+    return unified(drift.without_others(found, wanted), wanted.content, hide)
 
 
 def _of_docker(deployment: Deployment, found: Tree, hide: Hide) -> tuple[str, ...]:

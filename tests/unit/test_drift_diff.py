@@ -44,6 +44,19 @@ def test_of_a_secret_file_only_that_it_differs(path: str) -> None:
     assert diff == Diff(f"{path} differs")
 
 
+def test_of_variables_that_are_not_ours_only_the_name_is_told() -> None:
+    path = next(entry.path for entry in PLAIN.entries() if entry.path.endswith("forge-turbo/.env"))
+    wanted = content(path)
+    added = wanted.replace(b'SHM_SIZE="', b'SHM_SIZE="9') + b"SOMEBODY=4711-mine\n# was 0815-mine\n"
+    (diff,) = diffs(edited(path), {path: added})
+    told = "\n".join(diff.lines)
+    assert "-SOMEBODY=[hidden]" in diff.lines and "-[hidden]" in diff.lines and "-mine" not in told
+    assert '-SHM_SIZE="9' in told
+    assert "-mine" not in "".join(
+        finding.problem for finding in drift.files(PLAIN, edited(path), {path: added}, {})
+    ), "nor does verify"
+
+
 def test_a_secret_file_is_never_asked_for() -> None:
     assert drift.unlike(PLAIN, edited(SECRET)) == []
 
