@@ -59,9 +59,9 @@ rotate: ## new credentials in, old ones out, and the proof of both [SERVICE=comf
 	$(atelier) rotate $(target) $(call option,--service,SERVICE) $(call flag,--yes,YES)
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
-reprovision: ## from whatever the host is to what is declared: moved data, other names, a stack of before [YES=1] [PURGE=1] [FROM=] [ADOPT_TOKEN=1] [OLD=]
+reprovision: ## from whatever the host is to what is declared: moved data, other names, a stack of before [YES=1] [PURGE=1] [FROM=] [ADOPT_TOKEN=1] [OLD=] [REBOOT=1]
 	$(atelier) reprovision $(target) $(call option,--sources,SOURCES) $(call flag,--yes,YES) $(call flag,--purge,PURGE) \
-		$(call option,--from,FROM) $(call flag,--adopt-token,ADOPT_TOKEN) $(call option,--old,OLD)
+		$(call option,--from,FROM) $(call flag,--adopt-token,ADOPT_TOKEN) $(call option,--old,OLD) $(call flag,--reboot,REBOOT)
 uninstall: ## the host as it was found; weights, outputs and users' files stay unless PURGE=1 [YES=1]
 	$(atelier) uninstall $(target) $(call flag,--yes,YES) $(call flag,--purge,PURGE)
 models-fetch: ## the weights alone: on a host, or with DEST=DIR into a store here [SET=] [MIRROR=]

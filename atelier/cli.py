@@ -17,8 +17,7 @@ from atelier.credentials import Credentials
 from atelier.errors import AtelierError
 from atelier.gpu.plan import plan_gpu
 from atelier.hostfacts import HostFacts
-from atelier.reboot import boot_id, require_consent
-from atelier.reboot import reboot as reboot_host
+from atelier.reboot import RestartNeededError
 from atelier.settings import Settings
 from atelier.target import Target, default_settings, resolve
 
@@ -38,6 +37,8 @@ app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(models_app.app, name="models")
 
 Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gateway; default: all.")]
+
+Reboot = Annotated[bool, typer.Option("--reboot", help="Restart the host without asking, where it must be.")]
 
 PURGE_HELP = "What services and sets that are declared no more have left goes, too."
 FROM_HELP = "Directory on the host in which a stack was put together by hand, where it is not found by itself."
@@ -64,9 +65,7 @@ def deploy(
     limit: Limit = "",
     service: Service = "",
     sources: Sources = "auto",
-    reboot: Annotated[
-        bool, typer.Option("--reboot", help="Restart the host without asking, where it must be.")
-    ] = False,
+    reboot: Reboot = False,
     import_from: Annotated[
         Path | None,
         typer.Option("--import", help="First deploy: token file or .env.generated of before, or their folder."),
@@ -101,25 +100,14 @@ def deploy(
                 if obstacles:
                     return None
                 outcome = provision.deploy_with_driver(target, ssh, deployment, narrator)
-                if not outcome.restart:
-                    rotation.conclude(target, ssh, deployment, narrator)
+                if outcome.restart:
+                    raise RestartNeededError(target.name, outcome.restart)
+                rotation.conclude(target, ssh, deployment, narrator)
                 return outcome
 
-        outcome = attempt()
-        if outcome and outcome.restart:
-            asked_in = boot_id(ssh)
-            require_consent(target.name, outcome.restart, reboot, narrator)
-            with lifecycle.host_lock(ssh):  # nobody else is at work, and nobody restarted it while the question stood
-                if boot_id(ssh) == asked_in:
-                    reboot_host(ssh, target.settings.timeouts.reboot, narrator)
-            outcome = attempt()
+        outcome = lifecycle.with_restart(target, ssh, attempt, reboot, narrator)
         if outcome is None:
             return 1
-        if outcome.restart:
-            raise AtelierError(
-                f"{target.name} was restarted and must be again: {outcome.restart}",
-                f"{target.command('doctor')} looks for the cause",
-            )
         narrator.say(
             f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
             f"{outcome.commands} SSH commands, {time.monotonic() - started:.0f} s."
@@ -360,11 +348,12 @@ def reprovision(
         typer.Option("--adopt-token", help="First deploy: the token of the stack that was here before stays in force."),
     ] = False,
     old: Annotated[str, typer.Option("--old", help="The machine that this one replaces: weights come from it.")] = "",
+    reboot: Reboot = False,
 ) -> None:
     """Bring a host from whatever it is to what is declared, and lose nothing. Finishes one that was interrupted."""
     from atelier import reprovision as reorganising
 
-    wishes = reorganising.Wishes(sources, yes, purge, adopt_token, previous, old)
+    wishes = reorganising.Wishes(sources, yes, purge, adopt_token, previous, old, reboot)
     for_each(host, limit, lambda target, narrator: reorganising.run(target, wishes, narrator))
 
 

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from atelier import certificates, hostfacts, images, models_lock, paths, preflight, sources
 from atelier import credentials as store
+from atelier import reboot as restarting
 from atelier.certificates import Anchor, Certificate
 from atelier.console import Narrator
 from atelier.credentials import Credentials
@@ -27,11 +28,14 @@ from atelier.errors import AtelierError, Finding
 from atelier.gpu.plan import GpuPlan, Torch, plan_gpu
 from atelier.hostfacts import HostFacts
 from atelier.models import weights_for
+from atelier.reboot import RestartNeededError
 from atelier.settings import Settings, TlsSettings
 from atelier.sources import Sources
 from atelier.ssh import Ssh
 from atelier.target import Target
 from sandbox import shared
+
+Result = TypeVar("Result")
 
 LOCK_DIRECTORY = "/run/atelier"
 HOLDER = secrets.token_hex(8)
@@ -414,6 +418,28 @@ def host_lock(ssh: Ssh, say: Callable[[str], None] = print) -> Iterator[None]:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def with_restart(target: Target, ssh: Ssh, attempt: Callable[[], Result], yes: bool, narrator: Narrator) -> Result:
+    """What an attempt brings; where it needs a restart of the host, that after a yes, and the attempt once more.
+
+    The attempt holds the host's lock itself. yes: given beforehand. Raises AtelierError without one.
+    """
+    try:
+        return attempt()
+    except RestartNeededError as needed:
+        asked_in = restarting.boot_id(ssh)
+        restarting.require_consent(target.name, needed.reason, yes, narrator)
+    with host_lock(ssh):  # nobody else is at work, and nobody restarted it while the question stood
+        if restarting.boot_id(ssh) == asked_in:
+            restarting.reboot(ssh, target.settings.timeouts.reboot, narrator)
+    try:
+        return attempt()
+    except RestartNeededError as needed:
+        raise AtelierError(
+            f"{target.name} was restarted and must be again: {needed.reason}",
+            f"{target.command('doctor')} looks for the cause",
+        ) from None
 
 
 def deploy_at_work(ssh: Ssh) -> str:

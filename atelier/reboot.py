@@ -6,6 +6,15 @@ from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.ssh import Ssh
 
+
+class RestartNeededError(AtelierError):
+    """A host has to be restarted before the rest can be done. reason: why."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target} must be restarted: {reason}", "restart it, then run the same command again")
+        self.reason = reason
+
+
 INTERVAL = 2  # seconds between two looks at whether it is back
 
 
@@ -14,7 +23,7 @@ def require_consent(target: str, reason: str, given: bool, narrator: Narrator) -
     narrator.say(f"  The host must be restarted: {reason}", style="yellow")
     if not given and not narrator.ask(f"Restart {target} now?"):
         raise AtelierError(
-            f"{target} must be restarted before the deploy can go on",
+            f"{target} must be restarted before this can go on",
             "run the same command again with REBOOT=1, or restart the host yourself and run it again",
         )
 

@@ -52,6 +52,7 @@ from atelier.doctor.redact import Redactor, known_secrets
 from atelier.errors import AtelierError, Finding
 from atelier.hostfacts import HostFacts
 from atelier.previous_stack import Found as PreviousStack
+from atelier.reboot import RestartNeededError
 from atelier.recorded import JOURNAL, Recorded, roots_of
 from atelier.reorganisation import Container, Found, Journal, Reorganisation
 from atelier.repairs import Repair
@@ -97,6 +98,8 @@ class Wishes:
     root: str = ""
     old: str = ""
     """The machine that this one replaces: weights come from it while it answers."""
+    reboot: bool = False
+    """It is restarted without a question where it must be."""
 
 
 @dataclass(frozen=True)
@@ -264,20 +267,30 @@ def obstacles(survey: Survey, ssh: Ssh, narrator: Narrator) -> list[Finding]:
 def run(target: Target, wishes: Wishes, narrator: Narrator) -> int:
     """All of it; the exit status. Raises AtelierError with what failed and where that leaves the host."""
     ssh = operate.connected(target, narrator)
+    consent = Consent(target, wishes, narrator)
+    if not lifecycle.with_restart(
+        target, ssh, lambda: _carry_out(target, ssh, wishes, narrator, consent), wishes.reboot, narrator
+    ):
+        return 1
+    verified = operate.quick_verify(target, narrator) == 0
+    operate.print_access(target, narrator)
+    return 0 if verified else 1
+
+
+def _carry_out(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator, consent: "Consent") -> bool:
+    """All of it under the host's lock; whether nothing stood in the way. Raises RestartNeededError where it goes on after one."""
     with lifecycle.host_lock(ssh):
-        consent = Consent(target, wishes, narrator)
         survey = repaired(target, ssh, wishes, narrator, consent)
         if wishes.old and old_host.bring(survey.target, wishes.old, ssh, survey.before, narrator):
             survey = look(target, ssh, wishes, narrator)
             consent.tell(survey)
         if found := obstacles(survey, ssh, narrator):
             operate.print_findings(found, narrator, "this reprovision")
-            return 1
+            return False
+        operate.print_gpu_plan(survey.deployment.gpu, narrator)
         consent.require(survey.plan)
         Work(survey, ssh, narrator, wishes).carry_out()
-    verified = operate.quick_verify(survey.target, narrator) == 0
-    operate.print_access(survey.target, narrator)
-    return 0 if verified else 1
+    return True
 
 
 class Consent:
@@ -455,10 +468,7 @@ class Work:
         before = self.survey.before
         outcome = provision.prepare(self.target, self.ssh, before, self.narrator)
         if outcome.restart:
-            raise AtelierError(
-                f"{self.target.name} must be restarted before anything changes places: {outcome.restart}",
-                "restart it, then run the same command again",
-            )
+            raise RestartNeededError(self.target.name, outcome.restart)
         self._adopt(before.settings)
         if self.plan.pending():
             self._relocate("copy", "Copy and verify what crosses file systems")
@@ -597,10 +607,7 @@ class Work:
         )
         outcome = provision.deploy_with_driver(self.target, self.ssh, deployment, self.narrator)
         if outcome.restart:
-            raise AtelierError(
-                f"{self.target.name} must be restarted: {outcome.restart}",
-                "restart it, then run the same command again",
-            )
+            raise RestartNeededError(self.target.name, outcome.restart)
         rotation.conclude(self.target, self.ssh, deployment, self.narrator)
         self.narrator.say(
             f"Deployed: {len(outcome.changed)} of {outcome.operations} operations changed something, "
@@ -621,6 +628,8 @@ class Work:
             yield
         except KeyboardInterrupt:
             self.narrator.say("  Interrupted: the same command finishes what was begun.", style="yellow")
+            raise
+        except RestartNeededError:
             raise
         except AtelierError as error:
             told = ""

@@ -52,9 +52,9 @@ def test_of_variables_that_are_not_ours_only_the_name_is_told() -> None:
     told = "\n".join(diff.lines)
     assert "-SOMEBODY=[hidden]" in diff.lines and "-[hidden]" in diff.lines and "-mine" not in told
     assert '-SHM_SIZE="9' in told
-    assert "-mine" not in "".join(
-        finding.problem for finding in drift.files(PLAIN, edited(path), {path: added}, {})
-    ), "nor does verify"
+    assert "-mine" not in "".join(finding.problem for finding in drift.files(PLAIN, edited(path), {path: added}, {})), (
+        "nor does verify"
+    )
 
 
 def test_a_secret_file_is_never_asked_for() -> None:

@@ -141,7 +141,7 @@ def restarts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(lifecycle, "prepare", lambda *_: SimpleNamespace(gpu=GpuPlan("none", "cpu")))
     monkeypatch.setattr(lifecycle, "find_obstacles", lambda *_, **__: [])
     monkeypatch.setattr(provision, "deploy_with_driver", deploy_with_driver)
-    monkeypatch.setattr(cli, "reboot_host", lambda *_: log.append("restart"))
+    monkeypatch.setattr(restarting, "reboot", lambda *_: log.append("restart"))
     return log
 
 

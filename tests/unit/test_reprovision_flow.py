@@ -1,5 +1,6 @@
 """Carrying a reorganisation out: what is under way outlives a kill, nothing without a yes, and what stepped aside comes back."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from test_reorganisation import OLD, declared, host, planned, record
 from test_stages import Told
 
 import deploy
-from atelier import lifecycle, mending, previous_stack, reorganisation, reprovision, takedown
+from atelier import lifecycle, mending, operate, previous_stack, reorganisation, reprovision, takedown
+from atelier import reboot as restarting
 from atelier.ailments import Ailments
 from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.displacement import Displaced
 from atelier.errors import AtelierError
 from atelier.previous_stack import Found as PreviousStack
+from atelier.reboot import RestartNeededError
 from atelier.reorganisation import Container, Found, Journal, Reorganisation
 from atelier.repairs import Repair
 from atelier.reprovision import Survey, Wishes, Work
@@ -28,6 +31,7 @@ from atelier.ssh import Completed, Destination
 from atelier.target import Target
 from relocation.job import Move
 from relocation.plan import Planned
+from stages import provision
 
 TARGET = Target("box", "host", Destination("box"), settings(), "HOST=box")
 ASIDE = Displaced("1", "art", "unless-stopped", True, True, "why", "forge", (7860,), ("atelier-art",))
@@ -435,3 +439,58 @@ def test_where_a_previous_stack_has_weights_is_searched_in_this_run_alone(monkey
     assert searched == [*TARGET.settings.models.search, "/old/models"]
     assert survey.target.settings == TARGET.settings
     assert not survey.deployment.facts.reorganising and not survey.before.facts.reorganising
+
+
+def test_a_restart_that_is_due_brings_nothing_back(work: Callable[..., Work]) -> None:
+    there = Host(THERE)
+    with pytest.raises(RestartNeededError), work(there, THEIRS, FOUND)._coming_back():
+        raise RestartNeededError("box", "a driver was installed")
+    assert there.done == []
+
+
+@pytest.fixture
+def restarts(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Work]) -> list[str]:
+    """A reprovision whose driver needs a restart once; what was done, in order."""
+    log = list[str]()
+
+    def prepared(*_: object) -> provision.Outcome:
+        log.append("prepared")
+        return provision.Outcome(1, (), 1, "" if "restarted" in log else "the driver is not loaded")
+
+    def look(*_: object) -> Survey:
+        log.append("looked")
+        plan = planned(declared(data_root="/data"), record(), FOUND)
+        return Survey(TARGET, record(), declared(), declared(), MOVING, False, FOUND, plan)
+
+    monkeypatch.setattr(operate, "connected", lambda *_: Host(THERE))
+    monkeypatch.setattr(operate, "quick_verify", lambda *_: 0)
+    monkeypatch.setattr(operate, "print_access", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "host_lock", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(restarting, "boot_id", lambda *_: "a boot")
+    monkeypatch.setattr(restarting, "reboot", lambda *_: log.append("restarted"))
+    monkeypatch.setattr(reprovision, "look", look)
+    monkeypatch.setattr(reprovision, "obstacles", lambda *_: [])
+    monkeypatch.setattr(provision, "prepare", prepared)
+    monkeypatch.setattr(Work, "carry_out", lambda at: (at._prepare(), log.append("carried out")))
+    return log
+
+
+def test_a_restart_is_asked_for_and_the_rest_follows_without_another_question(
+    restarts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(Narrator, "ask", lambda _, question: asked.append(question) or True)
+    assert reprovision.run(TARGET, Wishes(), Narrator()) == 0
+    assert restarts == ["looked", "prepared", "restarted", "looked", "prepared", "carried out"]
+    assert asked == ["Do this to box?", "Restart box now?"]
+
+
+def test_without_a_yes_nothing_is_restarted(restarts: list[str]) -> None:
+    with pytest.raises(AtelierError, match="must be restarted before this can go on") as raised:
+        reprovision.run(TARGET, Wishes(yes=True), Narrator())
+    assert restarts == ["looked", "prepared"] and "REBOOT=1" in raised.value.hint
+
+
+def test_a_restart_that_was_agreed_to_before_is_not_asked_for(restarts: list[str]) -> None:
+    assert reprovision.run(TARGET, Wishes(yes=True, reboot=True), Narrator()) == 0
+    assert "restarted" in restarts
