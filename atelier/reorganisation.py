@@ -291,7 +291,8 @@ def reorganise(
         fetches=found.fetches,
         obstacles=tuple(obstacles),
     )
-    return replace(planned, downtime=_downtime(planned, recorded))
+    declared = {project.service for project in deployment.projects()}
+    return replace(planned, downtime=_downtime(planned, recorded, declared))
 
 
 @dataclass(frozen=True)
@@ -431,16 +432,17 @@ def _is_below(path: str, directories: Iterable[str]) -> bool:
     return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
 
 
-def _downtime(planned: Reorganisation, recorded: Recorded) -> str:
+def _downtime(planned: Reorganisation, recorded: Recorded, declared: Collection[str]) -> str:
     if not recorded.services and not planned.displaced:
         return ""
     if planned.stops_services():
-        return "all services, while what changed since the copy is brought and until they have started again"
-    if planned.displaced:
-        return f"{named([each.name for each in planned.displaced])}: from its stop until what follows it has started"
-    if planned.pending():
-        return "each service while its container is made again; its directories are renamed beneath it"
-    return ""
+        return "all services, while what changed since the copy is brought over, and until they have started again"
+    followed = [each.name for each in planned.displaced if each.service in declared]
+    ending = [each.name for each in planned.displaced if each.service not in declared]
+    told = [f"{named(followed)}: from the stop until the successor has started"] if followed else []
+    told += [f"{named(ending)}: for good"] if ending else []
+    told += ["each service for the seconds in which its container is made again"] if planned.pending() else []
+    return "; ".join(told)
 
 
 def by_hand(diffs: Iterable[Diff], recorded: Recorded, remains: Remains) -> tuple[Diff, ...]:
@@ -510,7 +512,7 @@ def summary(planned: Reorganisation, fetched: int, renamed: int, copied: int, aw
     told += [", ".join(f"{TITLES[service]} {words}" for service, words in away.items())] if away else []
     removed = [f"{kind} {named(names)}" for kind, names in planned.removals.items()]
     told.append(f"removed: {', '.join(removed) or 'nothing'}")
-    told.append(f"kept: {', '.join(kept.what for kept in planned.kept) or 'nothing aside'}")
+    told.append(f"left over: {', '.join(kept.what for kept in planned.kept) or 'nothing'}")
     return f"Reprovisioned: {'; '.join(told)}."
 
 

@@ -190,7 +190,8 @@ def _docker(facts: Ailments) -> Iterable[Repair]:
         yield _daemon_json(facts)
     elif docker.active != "active":
         state = f"{docker.active} ({docker.result})" if docker.active == "failed" else docker.active
-        said = f": {docker.said}" if docker.said else ""
+        # Of one that was stopped, what it said last is of something else.
+        said = f": {docker.said}" if docker.said and docker.active == "failed" else ""
         yield Repair(f"Docker does not run: it is {state}{said}", "Start it", START.format(verb="start"), remedy=look)
     elif docker.keeps_containers:
         restart = START.format(verb="restart")

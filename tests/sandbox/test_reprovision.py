@@ -290,12 +290,12 @@ def test_a_removed_service_leaves_its_data_until_it_is_purged(host: Host) -> Non
     host.root(f"echo image >{images}/a.png")
     host.declare(services={"comfyui": {"container": "painter"}, "forge": {"enabled": False}})
     line = summary(host.reprovision("--yes"))
-    assert "containers forge-turbo.previous" in line and f"kept: {images}" in line
+    assert "containers forge-turbo.previous" in line and f"left over: {images}" in line
     assert {*host.ids()} == {"painter", "gateway", "theirs"} and host.root(f"cat {images}/a.png") == "image"
     assert "nothing was changed" in host.reprovision("--purge", expect=1)
     assert host.root(f"cat {images}/a.png") == "image"
     purged = summary(host.reprovision("--purge", "--yes"))
-    assert f"data {images}" in purged and "kept: nothing" in purged
+    assert f"data {images}" in purged and "left over: nothing" in purged
     assert host.root(f"ls -d {images} /srv/renamed/users/forge 2>/dev/null || echo gone") == "gone"
     manifest = json.loads(host.root("cat /srv/renamed/state/manifest.json"))
     assert not [path for path in manifest["created"]["directories"] if path.endswith("/forge")]

@@ -248,6 +248,23 @@ def test_another_user_gets_the_files_and_the_former_one_goes() -> None:
     assert plan.stops_services() and any("10001 -> 10002" in line for line in plan.lines())
 
 
+@pytest.mark.parametrize(
+    "values,told",
+    [
+        ({}, ""),
+        (RENAMED, "comfyui-qwen: from the stop until the successor has started"),
+        (REMOVED, "forge-turbo: for good"),
+        (
+            {"services": {**RENAMED["services"], **REMOVED["services"]}},
+            "comfyui-qwen: from the stop until the successor has started; forge-turbo: for good",
+        ),
+    ],
+    ids=["nothing", "renamed", "removed", "both"],
+)
+def test_who_is_away_for_how_long_is_told_before(values: dict[str, object], told: str) -> None:
+    assert planned(declared(**values), record(), host(record())).downtime == told
+
+
 def test_a_unit_that_nothing_asks_for_goes_with_its_file() -> None:
     known, file = record(), "/etc/systemd/system/atelier-former.service"
     known = replace(
@@ -412,7 +429,7 @@ def test_the_summary_says_what_it_came_to() -> None:
     plan = planned(declared(**REMOVED), record(), host(record()))
     line = reorganisation.summary(plan, 0, 12_300_000_000, 0, {"comfyui": "away for 4.2 s"})
     assert line.startswith("Reprovisioned: 0 bytes fetched, 12.3 GB renamed, 0 bytes copied; ComfyUI away for 4.2 s")
-    assert "containers forge-turbo.previous" in line and "kept: /srv/atelier/outputs/forge" in line
+    assert "containers forge-turbo.previous" in line and "left over: /srv/atelier/outputs/forge" in line
 
 
 def test_previous_containers_step_aside_and_what_is_only_in_one_stays() -> None:

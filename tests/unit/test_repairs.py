@@ -43,7 +43,12 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
         "start docker",
         False,
     ),
-    "docker stopped": (loaded(active="inactive"), "Docker does not run: it is inactive", "reset-failed docker", False),
+    "docker stopped": (
+        loaded(active="inactive", said="an error of before"),
+        "Docker does not run: it is inactive: start it",
+        "reset-failed docker",
+        False,
+    ),
     "docker hangs, containers stay": (
         loaded(active="active", keeps_containers=True),
         "Docker does not answer: restart it",
