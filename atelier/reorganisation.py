@@ -226,7 +226,7 @@ def going(journal: Journal, found: Found) -> tuple[Displaced, ...]:
         for each in found.containers
         if _is_forgotten(each, ids)
     ]
-    return (*displaced, *forgotten, *(each for each in found.previous.aside if each.id not in ids))
+    return (*displaced, *forgotten)
 
 
 def conflict(journal: Journal, settings: Settings) -> Finding | None:
@@ -305,6 +305,13 @@ def _containers(journal: Journal, found: Found) -> _Part:
     there, displaced = {each.id for each in found.containers}, going(journal, found)
     aside = [each.aside for each in displaced if each.id in there and not each.keeps]
     kept = [Kept(each.aside, each.keeps) for each in displaced if each.id in there and each.keeps]
+    ids = {each.id for each in displaced}
+    # Of no run that is known: it may be somebody's own way to keep one.
+    strange = [each for each in found.previous.aside if each.id not in ids]
+    kept += [
+        Kept(each.aside, each.keeps or f"no reprovision is at it; docker rm {each.aside} removes it")
+        for each in strange
+    ]
     return _Part({"containers": tuple(aside)}, tuple(kept))
 
 

@@ -342,6 +342,17 @@ def test_what_stepped_aside_goes_also_where_the_journal_is_gone() -> None:
     assert plan.removals == {"containers": ("forge-turbo.previous",)} and not plan.displaced
 
 
+def test_a_container_that_somebody_else_called_previous_is_named_and_stays() -> None:
+    theirs = Displaced("9", "comfyui-qwen", running=False, why="it has the name comfyui-qwen")
+    there = Container("9", theirs.aside, False, "no", False)
+    known = host(record())
+    found = replace(known, containers=(*known.containers, there), previous=PreviousStack(aside=(theirs,)))
+    plan = planned(declared(), record(), found)
+    assert plan.is_empty() and "docker rm comfyui-qwen.previous" in "".join(plan.lines())
+    journal = replace(reorganisation.begin(record(), declared(), (), PreviousStack()), previous=(theirs,))
+    assert reorganisation.reorganise(record(), declared(), found, journal).removals["containers"] == (theirs.aside,)
+
+
 def test_before_anything_changed_places_other_settings_may_take_over() -> None:
     known = record()
     begun = reorganisation.begin(known, declared(data_root="/data/a"), (), PreviousStack())
