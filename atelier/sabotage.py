@@ -120,6 +120,7 @@ class Guest:
         """
         settings = self.settings
         names = {"CONFIG": settings.config_root, "DATA": settings.data_root, "UID_": str(settings.service_uid)}
+        names |= {"MODELS": settings.models_path(), "OUTPUTS": settings.outputs_path(), "USERS": settings.users_path()}
         names |= {kind.upper(): service.container for kind, service in settings.enabled().items()}
         names |= {"GATEWAY": settings.gateway_container, "KEPT": KEPT}
         place = f"{settings.scheme()}://{settings.own_address()}"
@@ -230,7 +231,7 @@ def choose(sabotages: Sequence[Sabotage], names: Collection[str], settings: Sett
     """
     chosen = []
     for name in names:
-        fits = [sabotage for sabotage in sabotages if f"{sabotage.id}.".startswith(f"{name}.")]
+        fits = [sabotage for sabotage in sabotages if f"{sabotage.id}.".startswith(f"{name.removesuffix('.')}.")]
         if not fits:
             close = difflib.get_close_matches(name, [sabotage.id for sabotage in sabotages], n=1)
             raise AtelierError(

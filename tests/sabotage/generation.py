@@ -6,8 +6,8 @@ from sabotage.sabotage import COMFYUI, FORGE, Sabotage, patched, restored
 
 SMOKE, CHECKPOINT, EDIT = (f"generation.comfyui.{name}" for name in ("smoke", "checkpoint", "edit"))
 TXT2IMG = "generation.forge.txt2img"
-UNET = '"$DATA/models/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"'
-ASIDE = '"$DATA/models/.incoming/sabotage"'
+UNET = '"$MODELS/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"'
+ASIDE = '"$MODELS/.incoming/sabotage"'
 """On the weights' own file system, so that what is moved there stays the file that was hashed."""
 
 
@@ -44,7 +44,7 @@ def another_unet(id: str, does: str, edit: str, names: str) -> Sabotage:
         X
         chmod 444 {UNET}
         """
-    breaks = f'OLD={ASIDE}\nmkdir -p "$DATA/models/.incoming"; [ -e "$OLD" ] || mv {UNET} "$OLD"\n{dedent(write)}'
+    breaks = f'OLD={ASIDE}\nmkdir -p "$MODELS/.incoming"; [ -e "$OLD" ] || mv {UNET} "$OLD"\n{dedent(write)}'
     undoes = f"[ ! -e {ASIDE} ] || mv -fT {ASIDE} {UNET}\n"
     return Sabotage(f"generation.{id}", does, breaks, undoes, (EDIT,), names, slow=True)
 
@@ -258,7 +258,7 @@ SABOTAGES = (
     Sabotage(
         "generation.no-model",
         "the diffusion model is gone",
-        f'mkdir -p "$DATA/models/.incoming"; [ -e {ASIDE} ] || mv {UNET} {ASIDE}\n',
+        f'mkdir -p "$MODELS/.incoming"; [ -e {ASIDE} ] || mv {UNET} {ASIDE}\n',
         f"[ ! -e {ASIDE} ] || mv -fT {ASIDE} {UNET}\n",
         (EDIT,),
         "needs qwen_image_edit_2509_fp8_e4m3fn.safetensors, which this host does not have.* -> .*make deploy",

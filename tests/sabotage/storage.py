@@ -2,8 +2,8 @@
 
 from sabotage.sabotage import COMFYUI, Sabotage, restored
 
-OUTPUTS = '"$DATA/outputs/comfyui"'
-USERS = '"$DATA/users/comfyui"'
+OUTPUTS = '"$OUTPUTS/comfyui"'
+USERS = '"$USERS/comfyui"'
 
 
 def mounted(*volumes: str) -> str:
@@ -44,7 +44,7 @@ SABOTAGES = (
     Sabotage(
         "storage.read-only",
         "ComfyUI cannot save images",
-        mounted('{type: bind, source: "$DATA/outputs/comfyui", target: /outputs, read_only: true}'),
+        mounted('{type: bind, source: "$OUTPUTS/comfyui", target: /outputs, read_only: true}'),
         restored(COMFYUI),
         expects=("storage.mounts", "storage.outputs"),
         names="comfyui-qwen cannot write to /srv/atelier/outputs/comfyui",

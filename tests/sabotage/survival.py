@@ -17,8 +17,8 @@ SABOTAGES = (
         "something on the host deletes ComfyUI's images when it starts",
         f"""systemd-run --quiet --collect --unit {ERASER} sh -c '
 docker events --filter container="$1" --filter event=start --format started | while read -r _; do
-  find "$2/outputs/comfyui" -type f -delete
-done' sh {COMFYUI} "$DATA"
+  find "$2/comfyui" -type f -delete
+done' sh {COMFYUI} "$OUTPUTS"
 """,
         f"systemctl stop {ERASER} 2>/dev/null || true",
         ("survival.comfyui.restart",),
@@ -28,7 +28,7 @@ done' sh {COMFYUI} "$DATA"
     Sabotage(
         "survival.mounted-elsewhere",
         "the next container of ComfyUI saves and looks for its images in another directory",
-        edited(ENVIRONMENT, """sed -i "s|^OUTPUTS_DIR=.*|OUTPUTS_DIR=$DATA/outputs/forge|" "$FILE" """),
+        edited(ENVIRONMENT, """sed -i "s|^OUTPUTS_DIR=.*|OUTPUTS_DIR=$OUTPUTS/forge|" "$FILE" """),
         given_back(ENVIRONMENT) + restored(COMFYUI) + "settle\n",
         ("survival.comfyui.restart",),
         "GET /view.* with 404.* -> .*compare its mounts",

@@ -2,8 +2,8 @@
 
 from sabotage.sabotage import Sabotage, edited, given_back, restored
 
-CHECKPOINT = '"$DATA/models/checkpoints/sd_xl_turbo_1.0_fp16.safetensors"'
-ASIDE = '"$DATA/models/.incoming/sabotage"'
+CHECKPOINT = '"$MODELS/checkpoints/sd_xl_turbo_1.0_fp16.safetensors"'
+ASIDE = '"$MODELS/.incoming/sabotage"'
 """On the weights' own file system, so that what is moved there stays the file that was hashed."""
 RECORD = '"$DATA/state/weights/$sha256.json"'
 SHA256 = """
@@ -16,7 +16,7 @@ STAMP = '"$KEPT/stamp"'
 
 def in_place_of(what: str) -> str:
     """A script that moves the checkpoint aside and puts something else in its place. what: shell, in which `$OLD` is it."""
-    return f'OLD={ASIDE}\nmkdir -p "$DATA/models/.incoming"; [ -e "$OLD" ] || mv {CHECKPOINT} "$OLD"\n{what}\n'
+    return f'OLD={ASIDE}\nmkdir -p "$MODELS/.incoming"; [ -e "$OLD" ] || mv {CHECKPOINT} "$OLD"\n{what}\n'
 
 
 MOVED_BACK = f"[ ! -e {ASIDE} ] || {{ rm -rf {CHECKPOINT}; mv -T {ASIDE} {CHECKPOINT}; }}\n"
@@ -124,7 +124,7 @@ SABOTAGES = (
     Sabotage(
         "weights.application-may-write",
         "ComfyUI may write to the store",
-        mounted("$DATA/models", False),
+        mounted("$MODELS", False),
         restored('"$COMFYUI"'),
         expects=("weights.seen",),
         names="comfyui-qwen can write to /models",
@@ -141,8 +141,8 @@ SABOTAGES = (
     Sabotage(
         "weights.store-replaced",
         "the store was copied and its copy took its name, while the applications hold the old one",
-        '[ -e "$DATA/sabotage-models" ] || { mv "$DATA/models" "$DATA/sabotage-models"; cp -a "$DATA/sabotage-models" "$DATA/models"; }\n',
-        '[ ! -e "$DATA/sabotage-models" ] || { rm -rf "$DATA/models"; mv -T "$DATA/sabotage-models" "$DATA/models"; }\n',
+        '[ -e "$MODELS.sabotage" ] || { mv "$MODELS" "$MODELS.sabotage"; cp -a "$MODELS.sabotage" "$MODELS"; }\n',
+        '[ ! -e "$MODELS.sabotage" ] || { rm -rf "$MODELS"; mv -T "$MODELS.sabotage" "$MODELS"; }\n',
         expects=("weights.seen", "weights.present"),
         names="comfyui-qwen sees another .* than the host: inode",
     ),

@@ -292,6 +292,7 @@ ALL = [one("door.open"), one("door.open-wide"), one("gpu.gone", needs="gpu"), on
         ([], {"tls": {"mode": "internal"}}, ["door.open", "door.open-wide", "access.expired"]),
         (["door.open"], {}, ["door.open"]),
         (["door"], {}, ["door.open", "door.open-wide"]),
+        (["door."], {}, ["door.open", "door.open-wide"]),
         (["gpu", "door.open-wide"], {"profile": "gpu-simulated"}, ["door.open-wide", "gpu.gone"]),
     ],
 )
@@ -366,3 +367,11 @@ def test_what_answers_under_a_sandboxs_name_must_be_one(told: str, refused: bool
             guest.require_sandbox()
     else:
         guest.require_sandbox()
+
+
+def test_scripts_know_where_the_data_lies() -> None:
+    given: list[str] = []
+    ssh = SimpleNamespace(run=lambda script, **_: given.append(script) or SimpleNamespace(stdout="", status=0))
+    elsewhere = settings(models_dir="/big/models", outputs_dir="/big/out", data_root="/data/atelier")
+    Guest(SimpleNamespace(name="sandbox-x", settings=elsewhere, kind="sandbox"), ssh).root(":")
+    assert {"MODELS=/big/models", "OUTPUTS=/big/out", "USERS=/data/atelier/users"} <= {*given[0].splitlines()}

@@ -49,6 +49,7 @@ def test_what_a_sabotage_says_is_so(sabotage: Sabotage) -> None:
         if isinstance(script, str):
             read = subprocess.run(["sh", "-n"], input=script, capture_output=True, text=True)
             assert read.returncode == 0, read.stderr
+            assert not re.search(r"DATA\}?/(models|outputs|users)", script), "its settings may name another place"
 
 
 ROW = re.compile(r"\| (?P<id>[a-z]+\.[a-z0-9-]+) \| [^|]+ \| (?P<red>[a-z0-9.]+(, [a-z0-9.]+)*) \| \d+ \|")
