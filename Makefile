@@ -31,7 +31,7 @@ help: ## this list
 deploy: ## everything: preflight, host, driver, Docker, weights, images, services, quick verify [SERVICE=] [REBOOT=1] [IMPORT=]
 	$(atelier) deploy $(target) $(call option,--service,SERVICE) $(call option,--sources,SOURCES) $(call flag,--reboot,REBOOT) \
 		$(call option,--import,IMPORT)
-plan: ## what deploy and reprovision would change; changes nothing [PURGE=1] [FROM=]
+plan: ## what deploy and reprovision would change, move and remove; changes nothing [PURGE=1] [FROM=]
 	$(atelier) plan $(target) $(call option,--sources,SOURCES) $(call flag,--purge,PURGE) $(call option,--from,FROM)
 preflight: ## all reasons why a deploy would fail, before anything is changed
 	$(atelier) preflight $(target) $(call option,--sources,SOURCES)
@@ -59,7 +59,7 @@ rotate: ## new credentials in, old ones out, and the proof of both [SERVICE=comf
 	$(atelier) rotate $(target) $(call option,--service,SERVICE) $(call flag,--yes,YES)
 outputs: ## bring generated images here
 	$(atelier) outputs $(target)
-reprovision: ## from whatever the host is to what is declared: moved data, other names, a stack of before [YES=1] [PURGE=1] [FROM=] [ADOPT_TOKEN=1] [OLD=] [REBOOT=1]
+reprovision: ## after things were moved, renamed or replaced: the host to what the settings say; nothing is lost [YES=1] [PURGE=1] [FROM=] [ADOPT_TOKEN=1] [OLD=] [REBOOT=1]
 	$(atelier) reprovision $(target) $(call option,--sources,SOURCES) $(call flag,--yes,YES) $(call flag,--purge,PURGE) \
 		$(call option,--from,FROM) $(call flag,--adopt-token,ADOPT_TOKEN) $(call option,--old,OLD) $(call flag,--reboot,REBOOT)
 uninstall: ## the host as it was found; weights, outputs and users' files stay unless PURGE=1 [YES=1]

@@ -40,8 +40,10 @@ Service = Annotated[str, typer.Option("--service", help="comfyui, forge or gatew
 
 Reboot = Annotated[bool, typer.Option("--reboot", help="Restart the host without asking, where it must be.")]
 
-PURGE_HELP = "What services and sets that are declared no more have left goes, too."
-FROM_HELP = "Directory on the host in which a stack was put together by hand, where it is not found by itself."
+PURGE_HELP = (
+    "Remove outputs, users' files and weights, too, that nothing in the settings asks for any more; else they stay."
+)
+FROM_HELP = "Folder on the host with a ComfyUI or Forge put together by hand; only where it is not found by itself."
 
 
 def main() -> None:
@@ -127,7 +129,7 @@ def plan(
     purge: Annotated[bool, typer.Option("--purge", help=PURGE_HELP)] = False,
     previous: Annotated[str, typer.Option("--from", help=FROM_HELP)] = "",
 ) -> None:
-    """What deploy and reprovision would change; changes nothing. Exit 0 nothing, 2 changes, 1 error."""
+    """What deploy and reprovision would change, move and remove; changes nothing. Exit 0 nothing to do, 2 something to do, 1 error."""
 
     def action(target: Target, narrator: Narrator) -> int:
         ssh = operate.connected(target, narrator)
@@ -340,17 +342,24 @@ def reprovision(
     host: Host = "",
     limit: Limit = "",
     sources: Sources = "auto",
-    yes: Annotated[bool, typer.Option("--yes", help="Move, displace and remove without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
     purge: Annotated[bool, typer.Option("--purge", help=PURGE_HELP)] = False,
     previous: Annotated[str, typer.Option("--from", help=FROM_HELP)] = "",
     adopt_token: Annotated[
         bool,
-        typer.Option("--adopt-token", help="First deploy: the token of the stack that was here before stays in force."),
+        typer.Option(
+            "--adopt-token", help="First deploy: clients go on with the token of the stack that was here before."
+        ),
     ] = False,
-    old: Annotated[str, typer.Option("--old", help="The machine that this one replaces: weights come from it.")] = "",
+    old: Annotated[
+        str, typer.Option("--old", help="user@address of the machine that this one replaces: weights come from there.")
+    ] = "",
     reboot: Reboot = False,
 ) -> None:
-    """Bring a host from whatever it is to what is declared, and lose nothing. Finishes one that was interrupted."""
+    """Bring a host to what the settings say after things were moved, renamed or replaced; nothing is lost.
+
+    Shows what it will do, and asks before anything moves or goes. Run again, it finishes what was interrupted.
+    """
     from atelier import reprovision as reorganising
 
     wishes = reorganising.Wishes(sources, yes, purge, adopt_token, previous, old, reboot)
@@ -361,10 +370,15 @@ def reprovision(
 def uninstall(
     host: Host = "",
     limit: Limit = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
-    purge: Annotated[bool, typer.Option("--purge", help="Weights, outputs and users' files go too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove weights, outputs and users' files, too, for good; else they stay.")
+    ] = False,
 ) -> None:
-    """Remove everything of ours, so that the host is as found; data stays unless --purge. Finishes one that was interrupted."""
+    """Remove everything that deploys brought, so that the host is as it was found.
+
+    Shows what goes and what stays, and asks. Run again, it finishes what was interrupted.
+    """
     from atelier import takedown
 
     def action(target: Target, narrator: Narrator) -> int:
