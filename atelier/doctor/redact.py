@@ -116,6 +116,12 @@ SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?i)((?:set-)?cookie2?\\*[\"']?\s*:\s*)[^\r\n]*", rf"\1{HIDDEN}"),
         (r"(?i)\b(x-[a-z-]*(?:key|token|auth|secret)[a-z-]*\\*[\"']?\s*[:=]\s*)[^\r\n]*", rf"\1{HIDDEN}"),
         (r"(?i)\b(bearer|basic|digest|negotiate)\s+[A-Za-z0-9+/=._~$-]{8,}", rf"\1 {HIDDEN}"),
+        # Whatever it consists of, with or without a scheme, up to where a value of JSON or a line ends.
+        (
+            r"(?i)((?<![a-z])(?:https?|ftp|all|socks\d?)?[:_.-]*proxy\\*[\"']?(?:\s*[:=]\s*\\*[\"']?|\s+\\*[\"']))"
+            r"(?:(?!\\*[\"']\s*[,;}\]]|\\+n)[^\n])*@",
+            rf"\1{HIDDEN}@",
+        ),
         (r"\b([a-z][a-z0-9+.-]*://)[^\s\"'<>]*@", rf"\1{HIDDEN}@"),
         (
             r"(?i)([?&](?:[\w.-]*(?:token|key|sig|signature|credential|secret|password|auth|code|policy)[\w.-]*)=)[^&\s\"'<>]+",
