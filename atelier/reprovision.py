@@ -424,10 +424,12 @@ class Work:
 
     def carry_out(self) -> None:
         """All of it. Raises AtelierError with what failed and where that leaves the host."""
-        if self.plan.is_empty() and not self.survey.begun:
-            self._deploy()
-            return
         started = time.monotonic()
+        if self.plan.is_empty() and not self.survey.begun:
+            with Watch(self.survey, self.ssh) as watch:
+                self._deploy()
+            self._say_summary(watch, time.monotonic() - started)
+            return
         if not self.journal.switching:
             self._note(replace(self.journal, made=tuple(sorted({*self.journal.made, *self._missing()}))))
         if self.plan.pending():
@@ -439,6 +441,9 @@ class Work:
                 self._deploy()
                 self._prove()
         self._clear()
+        changed = [f"{move.kind}: {move.source} -> {move.target}" for move in self.journal.moves]
+        changed += [f"removed {kind}: {name}" for kind, names in self.plan.removals.items() for name in names]
+        lifecycle.append_audit(self.ssh, self.settings, lifecycle.audit_line(changed, "reprovisioned"))
         self._say_summary(watch, time.monotonic() - started)
 
     def _step(self, stage: str, name: str, script: str, stdin: bytes = b"") -> None:
@@ -699,8 +704,5 @@ class Work:
         from stages import provision
 
         line = reorganisation.summary(self.plan, provision.fetched(), self.renamed, self.copied, watch.away())
-        changed = [f"{move.kind}: {move.source} -> {move.target}" for move in self.journal.moves]
-        changed += [f"removed {kind}: {name}" for kind, names in self.plan.removals.items() for name in names]
-        lifecycle.append_audit(self.ssh, self.settings, lifecycle.audit_line(changed, "reprovisioned"))
         self.narrator.say(line)
         self.narrator.say(f"It took {seconds:.0f} s.")

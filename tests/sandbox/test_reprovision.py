@@ -8,8 +8,10 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +23,8 @@ KILLS = int(os.environ.get("REPROVISION_KILLS", 4))
 """Each run takes other points, so that many runs cover what one of thirty kills would."""
 SEED = int(os.environ.get("REPROVISION_SEED", random.SystemRandom().randrange(10**6)))
 CONTAINERS = "docker ps -a --no-trunc --format '{{.ID}} {{.Names}}' | sort"
+TRANSFERS = "journalctl -u atelier-weights.service -o cat | grep -c ' files, ' || :"
+"""How often the host told how far a transfer of weights is."""
 SPARSE = 40 * 10**9
 TOUCHED = """find / -xdev -newer /tmp/mark -type f ! -path '/tmp/*' ! -path '/proc/*' ! -path '/var/log/*' ! -path '/run/*' \\
   ! -path '/var/lib/docker/*' ! -path '/var/lib/containerd/*' ! -path '*/state/monitor/*' ! -path '*/users/*' \\
@@ -82,12 +86,38 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield Host(moved)
 
 
-def seconds_away(output: str) -> dict[str, float]:
-    return {title: float(seconds) for title, seconds in re.findall(r"(ComfyUI|Forge) away for ([0-9.]+) s", output)}
+UNITS = {"bytes": 1, "MB": 10**6, "GB": 10**9}
+BOTH = {"ComfyUI", "Forge"}
 
 
-def summary(output: str) -> str:
-    return re.findall(r"^Reprovisioned: .*", output, re.M)[-1]
+@dataclass(frozen=True)
+class Summary:
+    """What a reprovision says it came to. fetched, renamed, copied: bytes; away: seconds by service."""
+
+    fetched: float
+    renamed: float
+    copied: float
+    away: dict[str, float]
+    removed: str
+    kept: str
+
+
+def summary(output: str) -> Summary:
+    """The last one of an output, printed for whoever reads the test's."""
+    amounts = ", ".join(f"(?P<{what}>[0-9.]+ [A-Za-z]+) {what}" for what in ("fetched", "renamed", "copied"))
+    (*_, found) = re.finditer(
+        rf"^Reprovisioned: {amounts}; (?P<away>.*; )?removed: (?P<removed>.*); left over: (?P<kept>.*)\.$", output, re.M
+    )
+    print(found[0])
+    sizes = [
+        float(number) * UNITS[unit]
+        for number, unit in (found[what].split() for what in ("fetched", "renamed", "copied"))
+    ]
+    away = {
+        title: float(seconds)
+        for title, seconds in re.findall(r"(ComfyUI|Forge) away for ([0-9.]+) s", found["away"] or "")
+    }
+    return Summary(*sizes, away, found["removed"], found["kept"])
 
 
 def theirs(host: Host) -> str:
@@ -145,15 +175,17 @@ def test_the_data_directory_is_renamed_in_seconds_without_reading_a_weight(host:
     inodes = host.root("cd /srv/atelier/models && find . -type f ! -name .lock -printf '%i %T@ %A@ %p\\n' | sort")
     other = theirs(host)
     answer = host.reprovision("--yes")
-    line = summary(answer)
-    assert "0 bytes fetched" in line and "0 bytes copied" in line, line
-    assert {*seconds_away(line)} == {"ComfyUI", "Forge"} and max(seconds_away(line).values()) < 10, line
+    came = summary(answer)
+    assert (came.fetched, came.copied) == (0, 0) and 0 < came.renamed < 10**6, "of what is there, holes are none"
+    assert {*came.away} == BOTH and 0 < max(came.away.values()) < 10
+    assert (came.removed, came.kept) == ("directories /srv/atelier", "nothing")
     assert "+ Bring" not in answer, "not a byte is fetched"
     assert host.root(f"cd {own}/models && find . -type f ! -name .lock -printf '%i %T@ %A@ %p\\n' | sort") == inodes, (
         "the same files, and nobody read them"
     )
     assert host.root(f"stat -c %s {own}/{large}") == str(SPARSE)
-    assert host.files(f"{own}/models", f"{own}/outputs") == before
+    there = host.files(f"{own}/models", f"{own}/outputs")
+    assert before <= there and all(" comfyui/verify/" in each for each in there - before), "verify makes images"
     assert host.root("ls -d /srv/atelier 2>/dev/null || echo gone") == "gone"
     assert (
         host.root(f"cat {own}/users/comfyui/user/default/workflows/w.json; stat -c %u {own}/outputs/comfyui/a.png")
@@ -178,33 +210,41 @@ def test_a_full_target_is_refused_before_anything_is_touched(host: Host) -> None
     assert host.root(TOUCHED).split() == []
 
 
-def killed(host: Host, seconds: float) -> bool:
+def killed(host: Host, seconds: float, said: Path) -> bool:
     """Kill a reprovision some seconds after it began to work; whether it was still at it."""
-    with host.sandbox.started("reprovision", "--sources", "double", "--yes") as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith(("  Moves", "  Steps aside")):
-                break
-        time.sleep(seconds)
+    with (
+        said.open("w") as log,
+        host.sandbox.started("reprovision", "--sources", "double", "--yes", stdout=log) as process,
+    ):
+        while process.poll() is None and not re.search(r"^  (Moves|Steps aside|A reprovision)", said.read_text(), re.M):
+            time.sleep(0.1)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
         running = process.poll() is None
         process.kill()
+    last = [line.strip() for line in said.read_text().splitlines() if line.strip()][-1:]
+    print(f"{'killed' if running else 'ended before'} {seconds:.1f} s after the plan, REPROVISION_SEED={SEED}: {last}")
     return running
 
 
-def test_across_file_systems_killed_anywhere_no_file_is_in_neither_place(host: Host) -> None:
+def test_across_file_systems_killed_anywhere_no_file_is_in_neither_place(host: Host, tmp_path: Path) -> None:
     old, new = "/srv/renamed", "/mnt/big"
     host.root(f"mkdir -p {new} && mount -t tmpfs -o size=3g none {new}")
-    host.root(f"for i in $(seq 30); do head -c 4000000 /dev/urandom >{old}/outputs/comfyui/$i.png; done")
+    host.root(
+        f"for i in $(seq 30); do head -c 4000000 /dev/urandom >{old}/outputs/comfyui/$i.png; done; "
+        f"chown 10001:10001 {old}/outputs/comfyui/*.png"
+    )
     before = host.files(f"{old}/models", f"{old}/outputs")
     host.declare(models_dir=f"{new}/models", outputs_dir=f"{new}/outputs")
-    chosen, hits, fetched = random.Random(SEED), 0, ""
+    chosen, hits, transfers = random.Random(SEED), 0, host.root(TRANSFERS)
     for _ in range(KILLS):
-        hits += killed(host, chosen.uniform(0.2, 25))
+        hits += killed(host, chosen.uniform(0.2, 25), tmp_path / "said")
         there = host.files(f"{old}/models", f"{old}/outputs", f"{new}/models", f"{new}/outputs")
         assert before <= there, f"REPROVISION_SEED={SEED}"
-    answer = host.reprovision("--yes")
+    came = summary(host.reprovision("--yes"))
     assert hits, "the kills came after the end"
-    assert "+ Bring" not in answer + fetched and host.files(f"{new}/models", f"{new}/outputs") >= before
+    assert came.fetched == 0 and host.root(TRANSFERS) == transfers, "nothing is fetched in any run"
+    assert host.files(f"{new}/models", f"{new}/outputs") >= before
     assert host.root(f"ls -d {old}/models {old}/outputs 2>/dev/null || echo gone") == "gone"
     records = host.root(
         f"cd {old}/state/weights && for r in *.json; do case $r in *pieces*) ;; *) cat $r; echo;; esac; done"
@@ -224,13 +264,10 @@ def test_copied_once_and_verified_with_the_bytes_told(host: Host) -> None:
     )
     host.values.pop("models_dir"), host.values.pop("outputs_dir")
     host.declare()
-    answer = host.reprovision("--yes")
-    line = summary(answer)
-    megabytes = float(re.findall(r"([0-9.]+) MB copied|([0-9.]+) GB copied", line)[0][0] or 0) or 1000 * float(
-        re.findall(r"([0-9.]+) GB copied", line)[0]
-    )
-    assert abs(megabytes * 1e6 - size) < 0.05 * size, (line, size)
-    assert "0 bytes fetched" in line and {*seconds_away(line)} == {"ComfyUI", "Forge"}
+    came = summary(host.reprovision("--yes"))
+    assert came.fetched == 0 and abs(came.copied - size) < 0.05 * size, f"{size} bytes were there"
+    assert {*came.away} == BOTH and max(came.away.values()) < 60
+    assert (came.removed, came.kept) == ("nothing", "nothing")
     host.root("umount /mnt/big /mnt/small")
 
 
@@ -243,9 +280,11 @@ def test_other_names_and_ports_leave_nothing_of_ours_and_all_of_others(host: Hos
     before, other = host.ids(), theirs(host)
     host.declare(services={"comfyui": {"container": "painter"}, "forge": {"port": 17861}})
     assert "Steps aside" in host.sandbox.atelier("plan", "--sources", "double", expect=2)
-    answer = host.reprovision("--yes")
-    line = summary(answer)
-    assert "containers comfyui-qwen.previous" in line and "networks atelier-comfyui-qwen" in line and notes in line
+    came = summary(host.reprovision("--yes"))
+    assert (came.fetched, came.renamed, came.copied) == (0, 0, 0)
+    assert {*came.away} == BOTH and max(came.away.values()) < 60
+    assert "containers comfyui-qwen.previous" in came.removed and "networks atelier-comfyui-qwen" in came.removed
+    assert came.kept == notes
     now = host.ids()
     assert {*now} == {"painter", "forge-turbo", "gateway", "theirs"} and now["forge-turbo"] == before["forge-turbo"]
     networks = host.root("docker network ls --filter type=custom --format '{{.Name}}' | sort").split()
@@ -269,15 +308,15 @@ def test_where_the_successor_fails_the_former_comes_back_by_itself(host: Host) -
     assert host.ids() == before
     host.sandbox.wait_for("docker inspect -f '{{.State.Health.Status}}' painter | grep -qx healthy")
     assert host.root("docker inspect -f '{{.HostConfig.RestartPolicy.Name}}' painter") == "unless-stopped"
-    assert "containers painter.previous" in summary(host.reprovision("--yes"))
+    assert "containers painter.previous" in summary(host.reprovision("--yes")).removed
     assert {*host.ids()} == {"artist", "forge-turbo", "gateway", "theirs"}
 
 
-def test_killed_while_names_change_the_next_run_finishes(host: Host) -> None:
+def test_killed_while_names_change_the_next_run_finishes(host: Host, tmp_path: Path) -> None:
     host.declare(services={"comfyui": {"container": "painter"}, "forge": {"port": 7860}})
     chosen, other = random.Random(SEED + 1), theirs(host)
     for _ in range(KILLS):
-        killed(host, chosen.uniform(0.2, 20))
+        killed(host, chosen.uniform(0.2, 20), tmp_path / "said")
     host.reprovision("--yes")
     assert {*host.ids()} == {"painter", "forge-turbo", "gateway", "theirs"}, f"REPROVISION_SEED={SEED}"
     assert theirs(host) == other
@@ -289,13 +328,14 @@ def test_a_removed_service_leaves_its_data_until_it_is_purged(host: Host) -> Non
     images = "/srv/renamed/outputs/forge"
     host.root(f"echo image >{images}/a.png")
     host.declare(services={"comfyui": {"container": "painter"}, "forge": {"enabled": False}})
-    line = summary(host.reprovision("--yes"))
-    assert "containers forge-turbo.previous" in line and f"left over: {images}" in line
+    came = summary(host.reprovision("--yes"))
+    assert (came.fetched, came.copied) == (0, 0) and "containers forge-turbo.previous" in came.removed
+    assert images in came.kept
     assert {*host.ids()} == {"painter", "gateway", "theirs"} and host.root(f"cat {images}/a.png") == "image"
     assert "nothing was changed" in host.reprovision("--purge", expect=1)
     assert host.root(f"cat {images}/a.png") == "image"
     purged = summary(host.reprovision("--purge", "--yes"))
-    assert f"data {images}" in purged and "left over: nothing" in purged
+    assert f"data {images}" in purged.removed and purged.kept == "nothing"
     assert host.root(f"ls -d {images} /srv/renamed/users/forge 2>/dev/null || echo gone") == "gone"
     manifest = json.loads(host.root("cat /srv/renamed/state/manifest.json"))
     assert not [path for path in manifest["created"]["directories"] if path.endswith("/forge")]
@@ -303,8 +343,9 @@ def test_a_removed_service_leaves_its_data_until_it_is_purged(host: Host) -> Non
 
 def test_another_place_of_the_configuration_leaves_the_old_one_empty(host: Host) -> None:
     host.declare(config_root="/opt/elsewhere")
-    line = summary(host.reprovision("--yes"))
-    assert "/opt/atelier" in line and host.root("ls -d /opt/atelier 2>/dev/null || echo gone") == "gone"
+    came = summary(host.reprovision("--yes"))
+    assert (came.fetched, came.copied) == (0, 0) and "/opt/atelier" in came.removed
+    assert host.root("ls -d /opt/atelier 2>/dev/null || echo gone") == "gone"
     assert host.root("systemctl cat atelier-weights | grep WorkingDirectory") == "WorkingDirectory=/opt/elsewhere/lib"
     again = host.reprovision()
     assert re.search(UNCHANGED, again)
