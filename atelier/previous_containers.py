@@ -179,7 +179,7 @@ def reason(seen: Seen, settings: Settings, root: str = "") -> str:
     services = settings.enabled()
     names = {service.container for service in services.values()} | {settings.gateway_container}
     if seen.name.removesuffix(SUFFIX) in names:
-        return f"it has the name {seen.name.removesuffix(SUFFIX)}"
+        return f"ours gets the name {seen.name.removesuffix(SUFFIX)}"
     if root and any(is_below(path, root) for path in (seen.folder, *(mount.source for mount in seen.mounts))):
         return f"it belongs to {root}"
     if f"/{FOLDER}/" in f"{seen.folder}/":

@@ -48,7 +48,7 @@ class Source:
 
     def text(self) -> str:
         """Where it is, for people."""
-        return self.directory or f"{self.inside} in the container {self.container}"
+        return self.directory or f"{self.inside} in the container {self.container[:12]}"
 
 
 @dataclass(frozen=True)

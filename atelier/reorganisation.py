@@ -134,7 +134,9 @@ class Reorganisation:
             "Leaves alone": [f"{kept.what}: {kept.why}" for kept in self.left_alone],
             "Moves": [*map(_move_line, self.pending()), *_owner_line(self.owner)],
             "Adopts": _adoption_lines(self.previous),
-            "Steps aside": [f"{each.name}: {each.why}" for each in self.displaced],
+            f"Steps aside, as NAME{SUFFIX} until what follows has passed": [
+                f"{each.name}: {each.why}" for each in self.displaced
+            ],
             "Removes, once the services have passed": [
                 f"{kind:<12} {named(names)}" for kind, names in self.removals.items()
             ],
@@ -552,10 +554,12 @@ def _move_line(move: Planned) -> str:
 
 
 def _adoption_lines(previous: PreviousStack) -> list[str]:
-    lines = [f"weights below {place}, by what they are" for place in previous.search]
-    for source in (*previous.outputs, *previous.workflows):
-        size = f"{source.files} files, {amount(source.bytes)}" if source.bytes else "files"
-        lines.append(f"{size}: {source.text()} -> {source.target}")
+    lines = [f"weights    below {place}: what is wanted, told by its sha256" for place in previous.search]
+    for kind, sources in (("outputs", previous.outputs), ("workflows", previous.workflows)):
+        for source in sources:
+            size = f"{source.files} files" if source.files else "files"
+            size += f", {amount(source.bytes)}" if source.bytes else ""
+            lines.append(f"{kind:<10} {source.text()} -> {source.target}: {size}, copied")
     return [*lines, *previous.notes]
 
 

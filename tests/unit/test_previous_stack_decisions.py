@@ -109,8 +109,8 @@ GPU_WITH_MODELS = replace(FORGE, name="painter", published=(), gpu=True)
 @pytest.mark.parametrize(
     ("one", "why"),
     [
-        (COMFYUI, "it has the name comfyui-qwen"),
-        (replace(COMFYUI, name="comfyui-qwen.previous"), "it has the name comfyui-qwen"),
+        (COMFYUI, "ours gets the name comfyui-qwen"),
+        (replace(COMFYUI, name="comfyui-qwen.previous"), "ours gets the name comfyui-qwen"),
         (replace(COMFYUI, labels={"atelier.config": "1"}), ""),
         (replace(COMFYUI, name="qwen"), f"it was made in {FOLDER}/comfyui-qwen"),
         (replace(FORGE, name="sd"), "it publishes port 17861"),
@@ -122,7 +122,7 @@ GPU_WITH_MODELS = replace(FORGE, name="painter", published=(), gpu=True)
         (replace(GPU_WITH_MODELS, gpu=False), ""),
         (replace(GPU_WITH_MODELS, mounts=(Mount("/data/shared/models-of-cars", "/m"),)), ""),
         (Seen("1", "web", published=((80, 80),)), ""),
-        (Seen("1", "gateway"), "it has the name gateway"),
+        (Seen("1", "gateway"), "ours gets the name gateway"),
     ],
 )
 def test_which_containers_are_a_previous_stacks(one: Seen, why: str) -> None:

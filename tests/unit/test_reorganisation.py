@@ -343,7 +343,7 @@ def test_what_stepped_aside_goes_also_where_the_journal_is_gone() -> None:
 
 
 def test_a_container_that_somebody_else_called_previous_is_named_and_stays() -> None:
-    theirs = Displaced("9", "comfyui-qwen", running=False, why="it has the name comfyui-qwen")
+    theirs = Displaced("9", "comfyui-qwen", running=False, why="ours gets the name comfyui-qwen")
     there = Container("9", theirs.aside, False, "no", False)
     known = host(record())
     found = replace(known, containers=(*known.containers, there), previous=PreviousStack(aside=(theirs,)))
