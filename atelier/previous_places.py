@@ -21,6 +21,10 @@ WORKFLOWS = "default/workflows"
 _BELOW = ("", "ComfyUI/", "stable-diffusion-webui-forge/", "webui/")
 """Where an application may lie in a directory that is mounted as a whole."""
 IMAGES = "png|jpe?g|webp|gif|mp4|webm"
+WEIGHTS = r"\.(safetensors|sft|ckpt|gguf)$|/(models|loras?|embeddings|checkpoints)/.*\.(pt|pth|bin|onnx)$"
+INPUTS = rf"/inputs?/.*\.({IMAGES})$"
+UNTOLD = "?"
+"""The name that stands for all that Docker did not tell of a container."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +174,14 @@ def survey_script(chosen: Suspects, candidates: Iterable[Place]) -> str:
     tokens = [path for root in chosen.roots for path in token_files(root)]
     containers = " ".join(seen.id for seen, _, _ in chosen.containers)
     # Installed at its start, a container has changed a hundred thousand files.
-    wanted = rf"/outputs?/.*\.({IMAGES})$|/user/default/workflows/.*\.json$|\.(safetensors|ckpt|gguf)$"
+    wanted = rf"/outputs?/.*\.({IMAGES})$|/user/default/workflows/.*\.json$|{INPUTS}|{WEIGHTS}|^\?$"
     measured = " ".join(shlex.quote(path) for path in directories if path not in chosen.roots)
     return rf"""
 measure() {{ find "$1" -xdev -type f -printf '%s\n' 2>/dev/null | awk '{{ n += 1; b += $1 }} END {{ printf "%d\t%d\t", n, b }}'; }}
 alone() {{
-  timeout 300 docker diff "$1" 2>/dev/null | sed -n 's/^[AC] //p' | grep -iE {shlex.quote(wanted)} \
-    | grep -vE '/(site|dist)-packages/|/custom_nodes/' | head -n 20000
+  {{ timeout 300 docker diff "$1" 2>/dev/null || echo "A {UNTOLD}"; }} | sed -n 's/^[AC] //p' | grep -iE {shlex.quote(wanted)} \
+    | grep -vE '/(site|dist)-packages/|/custom_nodes/|/input/example\.png$' \
+    | awk 'tolower($0) !~ /\.({IMAGES})$/ || ++n <= 20000'
 }}
 echo {MARK}directories
 for d in {shlex.join(chosen.roots)}; do [ ! -d "$d" ] || printf '%s\t%s\t0\t0\n' "$d" "$d"; done

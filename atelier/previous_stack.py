@@ -17,7 +17,7 @@ from atelier.displacement import SUFFIX, Displaced
 from atelier.errors import AtelierError, Finding
 from atelier.importing import Imported
 from atelier.previous_containers import MARK, Seen, Suspects, is_below, sections, service_of
-from atelier.previous_places import IMAGES, WORKFLOWS, Kind, Place, Size, Survey, token_files
+from atelier.previous_places import IMAGES, INPUTS, UNTOLD, WEIGHTS, WORKFLOWS, Kind, Place, Size, Survey, token_files
 from atelier.recorded import Roots, roots_of
 from atelier.settings import Settings
 from atelier.ssh import Ssh
@@ -101,7 +101,7 @@ def found(chosen: Suspects, candidates: Sequence[Place], survey: Survey, setting
     there = [(place, survey.directories[place.path]) for place in candidates if place.path in survey.directories]
     there = [(place, size) for place, size in there if not _is_ours(size.path, roots)]
     displaced = [
-        (seen, _displaced(seen, service, why, _weights_alone(seen, survey))) for seen, service, why in chosen.containers
+        (seen, _displaced(seen, service, why, _keeps(seen, survey))) for seen, service, why in chosen.containers
     ]
     return Found(
         containers=tuple(one for seen, one in displaced if not seen.name.endswith(SUFFIX)),
@@ -122,13 +122,7 @@ def _is_ours(path: str, roots: Roots) -> bool:
     return any(is_below(path, each) for each in (roots.models_dir, roots.outputs_dir, roots.users(), roots.state()))
 
 
-def _displaced(seen: Seen, service: str, why: str, weights: Sequence[str]) -> Displaced:
-    keeps = ""
-    if weights:
-        keeps = (
-            f"{len(weights)} files of weights are in the container alone, such as {weights[0]}; it stays as "
-            f"{seen.name.removesuffix(SUFFIX)}{SUFFIX} (docker cp takes them out)"
-        )
+def _displaced(seen: Seen, service: str, why: str, keeps: str) -> Displaced:
     return Displaced(
         seen.id,
         seen.name,
@@ -142,8 +136,16 @@ def _displaced(seen: Seen, service: str, why: str, weights: Sequence[str]) -> Di
     )
 
 
-def _weights_alone(seen: Seen, survey: Survey) -> list[str]:
-    return [path for path in _own_files(seen, survey) if re.search(r"\.(safetensors|ckpt|gguf)$", path, re.I)]
+def _keeps(seen: Seen, survey: Survey) -> str:
+    """What would be lost with the container, as nothing takes it over; empty where it may go."""
+    files = _own_files(seen, survey)
+    stays = f"it stays as {seen.name.removesuffix(SUFFIX)}{SUFFIX} (docker cp takes them out)"
+    if UNTOLD in files:
+        return f"Docker does not tell which files are in the container alone; {stays}"
+    for what, pattern in (("weights", WEIGHTS), ("inputs", INPUTS)):
+        if found := [path for path in files if re.search(pattern, path, re.I)]:
+            return f"{len(found)} files of {what} are in the container alone, such as {found[0]}; {stays}"
+    return ""
 
 
 def _own_files(seen: Seen, survey: Survey) -> list[str]:

@@ -474,17 +474,31 @@ class Work:
         outcome = provision.prepare(self.target, self.ssh, before, self.narrator)
         if outcome.restart:
             raise RestartNeededError(self.target.name, outcome.restart)
-        self._adopt(before.settings)
+        self._adopt(before.settings, self.survey.found.previous)
         if self.plan.pending():
             self._relocate("copy", "Copy and verify what crosses file systems")
 
-    def _adopt(self, settings: Settings) -> None:
+    def _adopt(self, settings: Settings, previous: PreviousStack) -> None:
         """What a previous stack has, while it runs, and once more when nobody writes to it."""
-        if self.survey.found.previous:
+        if previous:
             self.narrator.begin("Data", "Copy and verify what the previous stack has")
-            adopted = previous_stack.bring(self.ssh, settings, self.survey.found.previous, self.narrator)
+            adopted = previous_stack.bring(self.ssh, settings, previous, self.narrator)
             self.copied += adopted.bytes
             self.narrator.end(changed=bool(adopted.files))
+
+    def _adopt_the_rest(self) -> None:
+        """What came to lie in containers alone between the first look at them and their stop; after this they may go."""
+        if not self.journal.previous:
+            return
+        last = previous_stack.look(self.ssh, self.settings, self.wishes.root, roots_of(self.settings))
+        self._adopt(self.settings, last)
+        keeps = {each.id: each.keeps for each in (*last.containers, *last.aside)}
+        previous = tuple(replace(each, keeps=keeps.get(each.id, each.keeps)) for each in self.journal.previous)
+        if previous != self.journal.previous:
+            self._note(replace(self.journal, previous=previous))
+            for each in previous:
+                if each.keeps:
+                    self.narrator.say(f"  {each.aside}: {each.keeps}", style="yellow")
 
     def _bring_program(self) -> None:
         mounts = {(move.kind, move.source): move.target_mount for move in self.plan.moves}
@@ -537,7 +551,7 @@ class Work:
             self._relocate("switch", "Change the places of directories")
             self.moved = True
         self._settle()
-        self._adopt(self.settings)
+        self._adopt(self.settings, self.survey.found.previous)
         provision.switch(self.ssh, deployment, self.narrator)
 
     def _aside(self) -> tuple[Displaced, ...]:
@@ -688,6 +702,7 @@ class Work:
             for source, removed in (answer.removed or {}).items():
                 for name, why in removed.left.items():
                     self.narrator.say(f"  {source}/{name} stays: {why}", style="yellow")
+        self._adopt_the_rest()
         going = reorganisation.going(self.journal, self.survey.found)
         self._displace(displacement.remove_script, going, "Remove the containers that made room")
         for step in reorganisation.removal_steps(self.plan):

@@ -324,6 +324,49 @@ def test_what_only_a_container_has_is_taken_out_of_it_and_weights_in_it_keep_it(
     assert any("/app/loras/mine.safetensors" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(
+    "files,why",
+    [
+        (("?",), "Docker does not tell"),
+        (("/opt/webui/embeddings/mine.pt",), "files of weights"),
+        (("/app/input/portrait.png",), "files of inputs"),
+        (("/app/output/a.png",), ""),
+    ],
+)
+def test_a_container_with_what_nothing_takes_over_stays(files: tuple[str, ...], why: str) -> None:
+    (one,) = decided([], chosen=Suspects(((COMFYUI, "comfyui", "why"),)), alone={COMFYUI.id: files}).containers
+    assert why in one.keeps and bool(why) is bool(one.keeps)
+
+
+DIFFS = {
+    "all is told": (
+        "C /app\nA /app/output/a.PNG\nA /venv/site-packages/x.pth\nA /app/input/example.png",
+        0,
+        ("/app/output/a.PNG",),
+    ),
+    "Docker broke off": ("A /app/output/a.png", 1, ("/app/output/a.png", "?")),
+    "weights after very many images": (
+        "\n".join([*(f"A /output/{number}.png" for number in range(20001)), "A /m/z.ckpt"]),
+        0,
+        (*(f"/output/{number}.png" for number in range(20000)), "/m/z.ckpt"),
+    ),
+}
+
+
+@pytest.mark.parametrize("told,status,alone", DIFFS.values(), ids=DIFFS.keys())
+def test_what_docker_does_not_tell_of_a_container_is_known_not_to_be_told(
+    tmp_path: Path, told: str, status: int, alone: tuple[str, ...]
+) -> None:
+    (tmp_path / "told").write_text(f"{told}\n")
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\ncat {tmp_path}/told; exit {status}\n")
+    docker.chmod(0o755)
+    script = previous_places.survey_script(Suspects(((COMFYUI, "comfyui", "why"),)), [])
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    output = subprocess.run(["sh"], input=script, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert previous_places.parse_survey(output.stdout).alone == {COMFYUI.id: alone}
+
+
 def test_containers_step_aside_as_they_were_and_those_that_did_are_told_apart() -> None:
     gone = replace(FORGE, name="forge-turbo.previous", running=False)
     result = decided([], chosen=Suspects(((COMFYUI, "comfyui", "why"), (gone, "forge", "why"))))

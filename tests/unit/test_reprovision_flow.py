@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyinfra.api.deploy import add_deploy
@@ -224,6 +225,24 @@ def test_what_was_removed_meanwhile_is_not_said_to_run(work: Callable[..., Work]
 
     told = fails(work(Emptied({**THERE}), THEIRS, FOUND))
     assert "comfyui-qwen cannot come back: somebody removed" in told and "as before" not in told
+
+
+def test_what_a_container_got_since_the_first_look_is_taken_over_before_it_goes(
+    work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Host(THERE)
+    at = work(there, THEIRS, FOUND)
+    last = PreviousStack(aside=(replace(THEIRS.previous[0], keeps="a LoRA that came meanwhile"),), search=("/x",))
+    brought, noted = list[object](), list[Journal]()
+    monkeypatch.setattr(reprovision.previous_stack, "look", lambda *_: last)
+    monkeypatch.setattr(
+        reprovision.previous_stack, "bring", lambda *told: brought.append(told[2]) or SimpleNamespace(bytes=1, files=1)
+    )
+    monkeypatch.setattr(at, "_note", lambda journal: (noted.append(journal), setattr(at, "journal", journal)))
+    at._adopt_the_rest()
+    assert brought == [last] and noted == [at.journal]
+    (kept,) = reorganisation.going(at.journal, FOUND)
+    assert kept.keeps and "step 9" not in reprovision.displacement.remove_script([kept])
 
 
 def test_an_interrupt_brings_nothing_back(work: Callable[..., Work], capsys: pytest.CaptureFixture[str]) -> None:
