@@ -108,6 +108,8 @@ class Ailments:
     file_systems: tuple[FileSystem, ...] = ()
     lacking: Mapping[str, int] = field(default_factory=dict)
     """By mount point the bytes that are missing for what is to be done."""
+    leaving: frozenset[str] = frozenset()
+    """The file systems that data is about to move away from."""
     largest: Mapping[str, int] = field(default_factory=dict)
     """By path the bytes of what takes most of a file system that lacks space."""
     images: Mapping[str, int] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from atelier import ailments, apt, lifecycle, openpgp, paths, preflight, sources
 from atelier import deployment as decide
 from atelier.ailments import Ailments
 from atelier.apt import Repository
+from atelier.checks.host_state import FULL
 from atelier.console import Narrator
 from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.errors import AtelierError
@@ -22,14 +23,13 @@ from atelier.repairs import Repair
 from atelier.ssh import Ssh, connection_error
 from atelier.tree import File
 
-SMALLEST = 256_000_000
-"""Free bytes without which a host cannot even write down what is done to it."""
 DOWNLOADED = "/run/atelier/repaired.key"
 SHOWN_OUTPUT = 15
 
 
-def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
-    """What is wrong with the host, in one round trip; another one where it lacks space."""
+def look(ssh: Ssh, deployment: Deployment, record: Recorded, leaving: Iterable[str] = ()) -> Ailments:
+    """What is wrong with the host, in one round trip; another one where it lacks space. leaving: directories that are to be copied
+    to other file systems."""
     settings = deployment.settings
     store, images = settings.models_path(), image_directory(deployment.facts)
     places = {*settings.data_directories(), settings.config_root, "/", "/etc", "/var/lib/dpkg", DOCKER_ROOT, images}
@@ -38,13 +38,17 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
     told = ssh.run(ailments.script(places), timeout=600, check=True).stdout
     facts = ailments.parse(told, time.time(), _repositories(deployment, record))
     full = {
-        each.mount: SMALLEST - each.free for each in facts.file_systems if each.free < SMALLEST and not each.read_only
+        # What verify asks for afterwards.
+        each.mount: FULL - each.free
+        for each in facts.file_systems
+        if each.free < FULL and not each.read_only
     }
     wanted = preflight.lacking(_with_free_space(deployment, facts))
     lacking = full | {mount: max(short, full.get(mount, 0)) for mount, short in wanted.items()}
     facts = replace(
         facts,
         lacking=lacking,
+        leaving=frozenset(_mount(directory, facts) for directory in leaving),
         declared=frozenset(project.container for project in deployment.projects()),
         docker=replace(facts.docker, our_settings=_our_daemon_json(deployment, record)),
     )
@@ -53,6 +57,11 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded) -> Ailments:
     told = ssh.run(ailments.space_script(store, lacking, images), timeout=600, check=True).stdout
     weights = {weight.sha256 for weight in deployment.weights}
     return ailments.with_space(facts, told, deployment.image_tags().values(), weights)
+
+
+def _mount(directory: str, facts: Ailments) -> str:
+    mounts = [each.mount for each in facts.file_systems if PurePosixPath(directory).is_relative_to(each.mount)]
+    return max(mounts, key=len, default="")
 
 
 def _with_free_space(deployment: Deployment, facts: Ailments) -> Deployment:

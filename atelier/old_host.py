@@ -89,8 +89,9 @@ def through_here(
             say(f"  {preflight.amount(offer.served)} came from the old host {host}")
 
 
-def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrator: Narrator) -> bool:
-    """Bring what the old host has of the missing weights, before anything else; whether that was tried.
+def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrator: Narrator) -> int | None:
+    """Bring what the old host has of the missing weights, before anything else. Returns the bytes that came; None where it was not
+    tried.
 
     address: as HOST= has it, or a name that HOST= or LIMIT= takes. What does not come stays missing, and comes from where the
     settings say.
@@ -102,16 +103,16 @@ def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrat
         raise AtelierError(f"OLD={address} is {target.name} itself", "OLD= names the machine that was replaced")
     with through_here(old, new, deployment, narrator.say) as (changed, offer):
         if offer is None:
-            return False
+            return None
         offered = tuple(weight for weight in changed.weights if weight.store_path in offer.files)
         changed = replace(changed, weights=offered)
         if lifecycle.find_weights_obstacles(new, changed, narrator):
-            return False  # whoever goes on names them all
+            return None  # whoever goes on names them all
         try:
             provision.fetch_weights(target, new, changed, narrator)
         except AtelierError as error:
             narrator.say(f"  {error.message}", style="yellow")
-        return True
+        return offer.served
 
 
 def _ssh(address: str) -> Ssh:

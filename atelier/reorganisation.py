@@ -515,10 +515,26 @@ def forgotten(planned: Reorganisation, models_dir: str) -> dict[str, tuple[str, 
     return names
 
 
-def summary(planned: Reorganisation, fetched: int, renamed: int, copied: int, away: Mapping[str, str]) -> str:
-    """What it came to, in one line. away: by service how long it was, in words."""
-    told = [f"{amount(fetched)} fetched, {amount(renamed)} renamed, {amount(copied)} copied"]
-    told += [", ".join(f"{TITLES[service]} {words}" for service, words in away.items())] if away else []
+@dataclass(frozen=True)
+class Amounts:
+    """Bytes that came or moved. brought: of those fetched, what came from an old host."""
+
+    fetched: int = 0
+    brought: int = 0
+    renamed: int = 0
+    copied: int = 0
+
+
+def summary(planned: Reorganisation, amounts: Amounts, away: Mapping[str, str], repaired: Sequence[Repair] = ()) -> str:
+    """What it came to, in one line. away: by service how long it was, in words; empty where none was there before."""
+    old = f" ({amount(amounts.brought)} of it from the old host)" if amounts.brought else ""
+    told = [
+        f"{amount(amounts.fetched)} fetched{old}, {amount(amounts.renamed)} renamed, {amount(amounts.copied)} copied"
+    ]
+    told.append(
+        ", ".join(f"{TITLES[service]} {words}" for service, words in away.items()) or "no service was there before"
+    )
+    told += [f"repaired: {', '.join(line for repair in repaired for line in repair.lines())}"] if repaired else []
     removed = [f"{kind} {named(names)}" for kind, names in planned.removals.items()]
     told.append(f"removed: {', '.join(removed) or 'nothing'}")
     told.append(f"left over: {', '.join(kept.what for kept in planned.kept) or 'nothing'}")

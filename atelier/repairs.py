@@ -92,7 +92,7 @@ def _parts(facts: Ailments) -> Iterable[Repair]:
     if facts.parts and facts.parts_mount in facts.lacking:
         yield Repair(
             _lacks(facts, facts.parts_mount),
-            f"Remove {len(facts.parts)} begun transfers of weights that nothing asks for, {amount(sum(facts.parts.values()))}",
+            f"Remove begun transfers of weights that nothing asks for, {amount(sum(facts.parts.values()))}",
             f"rm -f -- {shlex.join(sorted(facts.parts))}",
             remedy=FREED,
             removes=True,
@@ -234,7 +234,7 @@ def _images(facts: Ailments) -> Iterable[Repair]:
         tags = sorted(facts.images)
         yield Repair(
             _lacks(facts, facts.image_mount),
-            f"Remove {len(tags)} images of ours that nothing uses, up to {amount(sum(facts.images.values()))}: {named(tags)}",
+            f"Remove images of ours that nothing uses, up to {amount(sum(facts.images.values()))}: {named(tags)}",
             f"docker image rm {shlex.join(tags)} >/dev/null",
             remedy=FREED,
             removes=True,
@@ -277,6 +277,9 @@ def _full(facts: Ailments, mount: str) -> Repair:
     below = mount.rstrip("/") + "/"
     largest = {path: size for path, size in facts.largest.items() if path.startswith(below) or path == mount}
     told = "; the largest there: " + _sizes(largest) if largest else ""
+    if mount in facts.leaving:
+        why = "what moves away from it makes room"
+        return Repair(_lacks(facts, mount), why=why, remedy="if that is not enough, verify says what is missing")
     return Repair(
         _lacks(facts, mount),
         why=f"what else is on it is needed, or not ours{told}",

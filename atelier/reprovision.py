@@ -54,7 +54,7 @@ from atelier.hostfacts import HostFacts
 from atelier.previous_stack import Found as PreviousStack
 from atelier.reboot import RestartNeededError
 from atelier.recorded import JOURNAL, Recorded, roots_of
-from atelier.reorganisation import Container, Found, Journal, Reorganisation
+from atelier.reorganisation import Amounts, Container, Found, Journal, Reorganisation
 from atelier.repairs import Repair
 from atelier.settings import Settings
 from atelier.ssh import Ssh
@@ -178,14 +178,16 @@ def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey
     before = _as_it_is(ssh, deployment, record, journal)
     there = remains.parse(ssh.run(remains.script(record, _roots(record, journal)), timeout=600, check=True).stdout)
     diffs, left_alone = _edited(ssh, target, before, record, there)
+    relocation = _plan_moves(ssh, deployment.settings, journal)
+    copied = [move.source for move in relocation.moves if move.how == "copy"]
     found = Found(
         remains=there,
         containers=containers,
-        relocation=_plan_moves(ssh, deployment.settings, journal),
+        relocation=relocation,
         previous=previous,
         diffs=diffs,
         left_alone=left_alone,
-        repairs=repairs.plan(mending.look(ssh, before, record)),
+        repairs=repairs.plan(mending.look(ssh, before, record, copied)),
         fetches=before.bytes_to_fetch(),
     )
     plan = reorganisation.reorganise(record, deployment, found, journal, purge=wishes.purge)
@@ -281,7 +283,9 @@ def _carry_out(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator, con
     """All of it under the host's lock; whether nothing stood in the way. Raises RestartNeededError where it goes on after one."""
     with lifecycle.host_lock(ssh):
         survey = repaired(target, ssh, wishes, narrator, consent)
-        if wishes.old and old_host.bring(survey.target, wishes.old, ssh, survey.before, narrator):
+        brought = old_host.bring(survey.target, wishes.old, ssh, survey.before, narrator) if wishes.old else None
+        if brought is not None:
+            consent.brought += brought
             survey = look(target, ssh, wishes, narrator)
             consent.tell(survey)
         if found := obstacles(survey, ssh, narrator):
@@ -289,17 +293,20 @@ def _carry_out(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator, con
             return False
         operate.print_gpu_plan(survey.deployment.gpu, narrator)
         consent.require(survey.plan)
-        Work(survey, ssh, narrator, wishes).carry_out()
+        Work(survey, ssh, narrator, wishes, consent.repaired, consent.brought).carry_out()
     return True
 
 
 class Consent:
-    """What was told and agreed to so far: a plan that turns out longer is told, and asked about, again."""
+    """What was told, agreed to and done so far: a plan that turns out longer is told, and asked about, again.
+
+    repaired and brought: what was repaired, and the bytes that came from an old host.
+    """
 
     def __init__(self, target: Target, wishes: Wishes, narrator: Narrator) -> None:
         self._target, self._wishes, self._narrator = target, wishes, narrator
         self._told, self._agreed = set[str](), set[tuple[str, str]]()
-        self.repaired = False
+        self.repaired, self.brought = list[Repair](), 0
 
     def tell(self, survey: Survey) -> None:
         """Print the plan, unless it holds nothing that was not printed before."""
@@ -336,7 +343,7 @@ def repaired(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator, conse
             left = tuple(repair for repair in survey.plan.repairs if repair not in still)
             return replace(survey, plan=replace(survey.plan, repairs=left))
         consent.require(survey.plan)
-        consent.repaired = True
+        consent.repaired += ours
         mending.mend(ssh, ours, narrator)
         done += ours
     raise AtelierError(
@@ -411,7 +418,16 @@ class Watch:
 class Work:
     """Carries one reprovision out."""
 
-    def __init__(self, survey: Survey, ssh: Ssh, narrator: Narrator, wishes: Wishes) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        ssh: Ssh,
+        narrator: Narrator,
+        wishes: Wishes,
+        repairs_done: Sequence[Repair] = (),
+        brought: int = 0,
+    ) -> None:
+        self.repairs_done, self.brought = repairs_done, brought
         self.survey, self.ssh, self.narrator, self.wishes = survey, ssh, narrator, wishes
         self.target, self.plan = survey.target, survey.plan
         self.settings: Settings = survey.deployment.settings
@@ -425,6 +441,9 @@ class Work:
     def carry_out(self) -> None:
         """All of it. Raises AtelierError with what failed and where that leaves the host."""
         started = time.monotonic()
+        if self.repairs_done:
+            told = lifecycle.audit_line([repair.problem for repair in self.repairs_done], "repaired")
+            lifecycle.append_audit(self.ssh, self.survey.before.settings, told)
         if self.plan.is_empty() and not self.survey.begun:
             with Watch(self.survey, self.ssh) as watch:
                 self._deploy()
@@ -718,6 +737,7 @@ class Work:
     def _say_summary(self, watch: Watch, seconds: float) -> None:
         from stages import provision
 
-        line = reorganisation.summary(self.plan, provision.fetched(), self.renamed, self.copied, watch.away())
+        amounts = Amounts(provision.fetched(), self.brought, self.renamed, self.copied)
+        line = reorganisation.summary(self.plan, amounts, watch.away(), self.repairs_done)
         self.narrator.say(line)
         self.narrator.say(f"It took {seconds:.0f} s.")

@@ -175,7 +175,7 @@ def test_a_full_file_system_lacks_room_though_no_deploy_needs_any(monkeypatch: p
     asked: list[str] = []
     facts = replace(HERE.facts, deployed=True)
     found = look(monkeypatch, Ailments(file_systems=(FileSystem("/", 1000),)), asked, facts)
-    assert found.lacking == {"/": mending.SMALLEST - 1000} and len(asked) == 2
+    assert found.lacking == {"/": mending.FULL - 1000} and len(asked) == 2
 
 
 def test_what_is_needed_is_compared_with_what_is_free_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,13 @@ def test_what_is_needed_is_compared_with_what_is_free_now(monkeypatch: pytest.Mo
     assert look(monkeypatch, with_room, [], facts).lacking == {}
     without = Ailments(file_systems=(FileSystem("/", 1_000_000_000),))
     assert look(monkeypatch, without, [], facts).lacking["/"] > 0
+
+
+def test_the_file_systems_that_data_leaves_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Ailments(file_systems=(FileSystem("/", 1000), FileSystem("/srv", 1 << 40), FileSystem("/sr", 1 << 40)))
+    monkeypatch.setattr(ailments, "parse", lambda *_: host)
+    for left, mount in ((["/srv/atelier/models"], {"/srv"}), (["/home/x"], {"/"}), ([], set())):
+        assert mending.look(Silent(Destination("host")), HERE, NONE, left).leaving == mount
 
 
 def test_docker_settings_are_ours_where_there_were_none(monkeypatch: pytest.MonkeyPatch) -> None:

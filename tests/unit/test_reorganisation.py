@@ -19,7 +19,8 @@ from atelier.previous_stack import Found as PreviousStack
 from atelier.recorded import Recorded, Roots, Service
 from atelier.remains import Container as Attached
 from atelier.remains import Docker, Remains
-from atelier.reorganisation import Container, Found, Reorganisation
+from atelier.reorganisation import Amounts, Container, Found, Reorganisation
+from atelier.repairs import Repair
 from atelier.tree import File
 from atelier.uninstall_packages import Kept
 from relocation.plan import How, Plan, Planned, Space
@@ -438,9 +439,17 @@ def test_the_manifest_follows_the_directories_and_forgets_what_went() -> None:
 
 def test_the_summary_says_what_it_came_to() -> None:
     plan = planned(declared(**REMOVED), record(), host(record()))
-    line = reorganisation.summary(plan, 0, 12_300_000_000, 0, {"comfyui": "away for 4.2 s"})
+    line = reorganisation.summary(plan, Amounts(renamed=12_300_000_000), {"comfyui": "away for 4.2 s"})
     assert line.startswith("Reprovisioned: 0 bytes fetched, 12.3 GB renamed, 0 bytes copied; ComfyUI away for 4.2 s")
     assert "containers forge-turbo.previous" in line and "left over: /srv/atelier/outputs/forge" in line
+    bare = Reorganisation()
+    line = reorganisation.summary(
+        bare, Amounts(fetched=7_000_000, brought=5_000_000), {}, [Repair("Docker does not run", "Start it")]
+    )
+    assert line == (
+        "Reprovisioned: 7.0 MB fetched (5.0 MB of it from the old host), 0 bytes renamed, 0 bytes copied; "
+        "no service was there before; repaired: Docker does not run: start it; removed: nothing; left over: nothing."
+    )
 
 
 def test_previous_containers_step_aside_and_what_is_only_in_one_stays() -> None:

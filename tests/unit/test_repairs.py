@@ -81,7 +81,7 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
     ),
     "unused images on a full disk": (
         replace(FULL, images={"atelier/comfyui:old": 6 * GB}),
-        "/ lacks 5.0 GB: remove 1 images of ours that nothing uses, up to 6.0 GB: atelier/comfyui:old",
+        "/ lacks 5.0 GB: remove images of ours that nothing uses, up to 6.0 GB: atelier/comfyui:old",
         "docker image rm atelier/comfyui:old",
         True,
     ),
@@ -93,7 +93,7 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
     ),
     "begun transfers on a full disk": (
         replace(FULL, parts={"/srv/a b.part": 9 * GB}),
-        "/ lacks 5.0 GB: remove 1 begun transfers",
+        "/ lacks 5.0 GB: remove begun transfers",
         "rm -f -- '/srv/a b.part'",
         True,
     ),
@@ -144,6 +144,12 @@ LEFT: dict[str, tuple[Ailments, str, str, bool]] = {
         "/ lacks 5.0 GB: not touched: what else is on it is needed, or not ours; the largest there: /home/x 400.0 GB",
         "apt-get clean",
         True,
+    ),
+    "a full disk that data is about to leave": (
+        replace(FULL, largest={"/home/x": 400 * GB}, leaving=frozenset({"/"})),
+        "/ lacks 5.0 GB: not touched: what moves away from it makes room",
+        "verify says",
+        False,
     ),
     "a package that is nowhere": (
         replace(WELL, packages=Packages(reinstall=("rtl8821",))),

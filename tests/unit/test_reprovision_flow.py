@@ -288,7 +288,9 @@ def rounds(
     monkeypatch.setattr(mending, "mend", lambda _, ours, __: done.extend(each.script for each in ours))
     wishes = Wishes(yes=yes)
     consent = reprovision.Consent(TARGET, wishes, narrator)
-    return reprovision.repaired(TARGET, Host(THERE), wishes, narrator, consent), done
+    survey = reprovision.repaired(TARGET, Host(THERE), wishes, narrator, consent)
+    assert [each.script for each in consent.repaired] == done
+    return survey, done
 
 
 def test_repairs_go_on_until_nothing_is_left_that_is_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
