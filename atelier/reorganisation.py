@@ -238,7 +238,7 @@ def conflict(journal: Journal, settings: Settings) -> Finding | None:
         return None
     told = ", ".join(f"{name}: {there}" for name, (there, _) in differing.items())
     return Finding(
-        "a reorganisation was begun with other settings and is not finished",
+        "a reprovision was begun with other settings and is not finished",
         f"set {told} again and finish it; then change the settings and run it once more",
     )
 

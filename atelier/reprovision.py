@@ -150,8 +150,8 @@ def read_journal(text: str) -> Journal | None:
         return _JOURNAL.validate_json(json.dumps(document["journal"]))
     except (ValueError, KeyError, TypeError):
         raise AtelierError(
-            f"{JOURNAL} on the host, which says what a reprovision was at, is damaged",
-            "move it away, look whether containers are called *.previous, then run the same command again",
+            f"{JOURNAL} on the host is damaged; it says how far a reprovision came",
+            "on the host: rename it, and see with `docker ps -a` whether containers are called *.previous; then run the same command again",
         ) from None
 
 
@@ -239,7 +239,10 @@ def _plan_moves(ssh: Ssh, settings: Settings, journal: Journal) -> Relocation:
     for line in reversed(result.stdout.splitlines()):
         if line.startswith("{") and (plan := relocation_host.answer(line).plan):
             return plan
-    raise AtelierError(f"the moves cannot be planned: {result.stderr.strip()[-600:]}")
+    raise AtelierError(
+        f"the host does not tell what would have to move: {result.stderr.strip()[-600:]}",
+        "mend that, then run the same command again",
+    )
 
 
 def _edited(

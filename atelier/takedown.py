@@ -33,7 +33,7 @@ def run(target: Target, ssh: Ssh, narrator: Narrator, *, purge: bool, yes: bool)
         plan = uninstall.decide(record, roots, there, packages, purge)
         if uninstall.is_done(plan, there):
             ssh.run(FORGET_LOCK, check=True)
-            narrator.say(f"  nothing of a deploy is on {target.name} that would be removed", style="green")
+            narrator.say(f"  nothing of a deploy is left to remove on {target.name}", style="green")
             return _tell_kept(target, plan.keeps, narrator)
         for line in plan.lines():
             narrator.say(f"  {line}")

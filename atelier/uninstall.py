@@ -103,7 +103,7 @@ def obstacle(recorded: Recorded, remains: Remains, target: str, reprovision: str
     if refusal := recorded.refusal():
         return refusal
     if JOURNAL in remains.kinds:
-        return Finding(f"a reorganisation of {target} is not finished", f"finish it first: {reprovision}")
+        return Finding(f"a reprovision of {target} was begun and is not finished", f"finish it first: {reprovision}")
     held = [kind for kind in ("containers", "networks", "images") if recorded.created.get(kind)]
     if held and PURGING not in recorded.created and remains.has_engine() and not remains.docker.answers:
         return Finding(
@@ -325,7 +325,7 @@ def _holds(recorded: Recorded, remains: Remains) -> Plan:
     ours = sorted(recorded.ours("holds") & remains.holds)
     stays = gpu_stays(remains)
     names = tuple(name for name in ours if not (stays and is_gpu_package(name)))
-    steps = (Step("Packages", "Let apt replace what it held for us", apt.unhold_script(names)),) if names else ()
+    steps = (Step("Packages", "Release the packages that we held", apt.unhold_script(names)),) if names else ()
     return Plan(steps, {"holds": names})
 
 
@@ -547,7 +547,7 @@ def _data(recorded: Recorded, roots: Roots, remains: Remains, purge: bool) -> Pl
     there = [path for path in data_directories(roots) if path in remains.kinds]
     sizes = {path: f"{remains.sizes.get(path, 0) / 1e9:.1f} GB" for path in there}
     if not purge:
-        owner = f", of uid {uid}, which is nobody's then" if uid else ""
+        owner = f", owned by user id {uid}, which has no name then" if uid else ""
         owners = {roots.models_dir: ""}
         keeps = [Kept(path, f"{sizes[path]}{owners.get(path, owner)}; PURGE=1 removes it") for path in there]
         return Plan(keeps=tuple(keeps))

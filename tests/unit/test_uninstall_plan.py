@@ -140,8 +140,8 @@ def test_a_whole_deploy_goes_in_an_order_in_which_nothing_is_missed() -> None:
     assert plan.removes["holds"] == ("nvidia-open",)
     assert why(plan) == {
         "/srv/atelier/models": "37.1 GB; PURGE=1 removes it",
-        "/srv/atelier/outputs": "0.0 GB, of uid 10001, which is nobody's then; PURGE=1 removes it",
-        "/srv/atelier/users": "0.0 GB, of uid 10001, which is nobody's then; PURGE=1 removes it",
+        "/srv/atelier/outputs": "0.0 GB, owned by user id 10001, which has no name then; PURGE=1 removes it",
+        "/srv/atelier/users": "0.0 GB, owned by user id 10001, which has no name then; PURGE=1 removes it",
     }
 
 
@@ -443,7 +443,7 @@ OBSTACLES = {
         None,
     ),
     "a later release": (replace(record(), schema=99, release="9.1"), THERE, "9.1"),
-    "a reorganisation": (record(), also(THERE, **{JOURNAL: "f"}), "reorganisation"),
+    "a reprovision": (record(), also(THERE, **{JOURNAL: "f"}), "reprovision"),
 }
 
 
