@@ -6,6 +6,7 @@ It asks with what every Debian has: by the time that an interrupted removal is f
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from atelier import render
 from atelier.deployment import DAEMON_JSON, DOCKER_CE, DOCKER_DEBIAN
@@ -58,7 +59,9 @@ class Remains:
     digests: Mapping[str, str] = field(default_factory=dict)
     """By path sha256, of the files whose bytes were recorded."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """By directory of data the bytes that it takes."""
+    """By directory of data, each service's in it, and weight the bytes that it takes."""
+    foreign: frozenset[str] = frozenset()
+    """What in the services' directories belongs to somebody else than the service user: the topmost of it."""
     mounts: frozenset[str] = frozenset()
     """Mount points below directories of ours."""
     docker: Docker = Docker()
@@ -102,6 +105,10 @@ def script(recorded: Recorded, roots: Roots) -> str:
     data = shlex.join(data_directories(roots))
     users = shlex.join(sorted(recorded.created.get("users", ())))
     units = shlex.join(sorted(recorded.found.get("disabled", frozenset()) | recorded.found.get("stopped", frozenset())))
+    places = (roots.outputs_dir, roots.users())
+    folders = [path for path in recorded.ours("directories") if str(PurePosixPath(path).parent) in places]
+    of_users = [f"find -H {shlex.quote(path)} -xdev -mindepth 1" for path in sorted(folders)]
+    others = f"! -uid {recorded.service_uid} -prune -printf '%p\\0'" if recorded.service_uid is not None else "-false"
     checks = "; ".join(
         f"iptables -w -t {table} -C {rest} && printf '%s\\0' {shlex.quote(rule)}"
         for rule in sorted(RULES)
@@ -121,7 +128,9 @@ s holds; apt-mark showhold | lines
 s kinds; find {shlex.join([*paths, roots.data_root, roots.state(), DOCKER_ROOT, CONTAINERD_ROOT])} -maxdepth 0 -printf '%y %p\\0'
 find {own} -mindepth 1 -printf '%y %p\\0'; find -H {data} -maxdepth 2 -printf '%y %p\\0'
 s digests; find {shlex.join(sorted(recorded.wrote) or ["/nonexistent"])} -maxdepth 0 -type f -exec sha256sum -z -- {{}} +
-s sizes; du -sxD -B1 {data} | tr '\\t' ' ' | lines
+s sizes; {{ du -0sxD -B1 {data}; du -0xD -B1 -d 1 {shlex.join(places)}
+find -H {shlex.quote(roots.models_dir)} -xdev -mindepth 2 -maxdepth 2 -type f -printf '%s\\t%p\\0'; }} | tr '\\t' ' '
+s foreign; {"; ".join(f"{find} {others}" for find in of_users)}
 s mounts; while read -r _ _ _ _ where _; do case $where in {below}) printf '%s\\0' "$where";; esac; done </proc/self/mountinfo
 s docker
 if timeout 30 docker version --format '{{{{.Server.Version}}}}' >/dev/null; then
@@ -164,6 +173,7 @@ def parse(output: str) -> Remains:
         kinds={path: kind for kind, path in pairs("kinds")},
         digests={path: digest for digest, path in pairs("digests", "  ")},
         sizes={path: int(size) for size, path in pairs("sizes")},
+        foreign=frozenset(sections.get("foreign", [])),
         mounts=frozenset(sections.get("mounts", [])),
         docker=_docker(sections.get("docker", [])),
         users=frozenset(sections.get("users", [])),

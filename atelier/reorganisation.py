@@ -92,6 +92,8 @@ class Reorganisation:
     """Those of the previous stack included."""
     removals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by path, of the data that is kept or goes."""
     repairs: tuple[Repair, ...] = ()
     diffs: tuple[Diff, ...] = ()
     left_alone: tuple[Kept, ...] = ()
@@ -126,6 +128,10 @@ class Reorganisation:
         """Whether the services must not write while the directories change places; one that is renamed whole takes them along."""
         return bool(self.owner) or any(move.how in ("copy", "merge") for move in self.moves)
 
+    def sized(self, names: Iterable[str]) -> list[str]:
+        """Each name, with the bytes that it takes where that is known."""
+        return [f"{name} ({amount(self.sizes[name])})" if name in self.sizes else name for name in names]
+
     def lines(self) -> list[str]:
         """The whole plan, for people."""
         sections = {
@@ -138,9 +144,9 @@ class Reorganisation:
                 f"{each.name}: {each.why}" for each in self.displaced
             ],
             "Removes, once the services have passed": [
-                f"{kind:<12} {named(names)}" for kind, names in self.removals.items()
+                f"{kind:<12} {named(self.sized(names))}" for kind, names in self.removals.items()
             ],
-            "Keeps": [f"{kept.what}: {kept.why}" for kept in self.kept],
+            "Keeps": [f"{what}: {kept.why}" for kept in self.kept for what in self.sized([kept.what])],
             "Needs": [f"{amount(size)} on {mount}" for mount, size in self.needs.items()],
             "Fetches": [f"{amount(self.fetches)} of weights"] if self.fetches else [],
             "Downtime": [self.downtime] if self.downtime else [],
@@ -286,6 +292,7 @@ def reorganise(
         displaced=displaced,
         removals=removals,
         kept=kept,
+        sizes={path: size for part in parts for path, size in part.sizes.items()},
         repairs=found.repairs,
         diffs=found.diffs,
         left_alone=(*(each for each in found.left_alone if each.what not in told), *_others(found, displaced)),
@@ -301,6 +308,7 @@ def reorganise(
 class _Part:
     removals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def _containers(journal: Journal, found: Found) -> _Part:
@@ -416,25 +424,31 @@ def _data(recorded: Recorded, deployment: Deployment, found: Found, journal: Jou
     before = journal.before or roots_of(settings)
     parents = {before.outputs_dir, before.users(), settings.outputs_path(), settings.users_path()}
     folders = {
-        moved(path, pairs)
+        moved(path, pairs): remains.sizes.get(path, 0)
         for path in recorded.ours("directories")
         if str(PurePosixPath(path).parent) in parents and path in remains.kinds
     }
     wanted = {weight.store_path for weight in deployment.weights}
     weights = {
-        f"{settings.models_path()}/{name}"
+        f"{settings.models_path()}/{name}": remains.sizes.get(f"{place}/{name}", 0)
         for name in recorded.created.get("weights", frozenset()) - wanted
-        if f"{before.models_dir}/{name}" in remains.kinds or f"{settings.models_path()}/{name}" in remains.kinds
+        for place in (settings.models_path(), before.models_dir)
+        if f"{place}/{name}" in remains.kinds
     }
-    names = (*sorted(folders - declared), *sorted(weights))
+    names = (*sorted(folders.keys() - declared), *sorted(weights))
+    sizes = {name: {**folders, **weights}[name] for name in names}
     if not purge:
         why = "nothing asks for it any more; PURGE=1 removes it"
-        return _Part(kept=tuple(Kept(name, why) for name in names))
+        return _Part(kept=tuple(Kept(name, why) for name in names), sizes=sizes)
+    others = dict.fromkeys((moved(path, pairs) for path in remains.foreign), "it is not the service user's")
+    others |= dict.fromkeys((moved(path, pairs) for path in remains.mounts), "it is mounted there")
+    kept = [Kept(path, why) for path, why in sorted(others.items()) if _is_below(path, names)]
     # It may become one with what somebody else has there; once it has moved the host knows what it found.
     moving = [move.target for move in found.relocation.moves if move.how not in ("rename", "nothing")]
     later = [name for name in names if _is_below(name, moving)]
     why = "it moves first; PURGE=1 removes it the next time, where nothing was in its place before"
-    return _Part({"data": tuple(name for name in names if name not in later)}, tuple(Kept(name, why) for name in later))
+    kept += [Kept(name, why) for name in later]
+    return _Part({"data": tuple(name for name in names if name not in later)}, tuple(kept), sizes)
 
 
 def _is_below(path: str, directories: Iterable[str]) -> bool:
@@ -469,8 +483,11 @@ def _is_by_hand(diff: Diff, created: Collection[str], recorded: Recorded, remain
     return path.startswith("/") and not what.startswith("does not name")
 
 
-def removal_steps(planned: Reorganisation) -> tuple[Step, ...]:
-    """What takes everything away that goes, the containers apart; done again after a kill, it does what is left."""
+def removal_steps(planned: Reorganisation, uid: int) -> tuple[Step, ...]:
+    """What takes everything away that goes, the containers apart; done again after a kill, it does what is left.
+
+    uid: whose files go with a directory of data.
+    """
     names = planned.removals
     files, folders = names.get("files", ()), sorted(names.get("directories", ()), reverse=True)
     reload = "; systemctl daemon-reload" if any(path.startswith(UNITS) for path in files) else ""
@@ -484,7 +501,7 @@ def removal_steps(planned: Reorganisation) -> tuple[Step, ...]:
         "directories": (RMDIR, folders),
         "images": ("docker image rm {} >/dev/null", ()),
         "users": ("for u in {}; do userdel $u || exit 1; ! getent group $u >/dev/null || groupdel $u; done", ()),
-        "data": ("xargs -0r rm -rf --one-file-system --", names.get("data", ())),
+        "data": (f"{EMPTY} {uid}", names.get("data", ())),
     }
     return tuple(
         Step("Removal", f"Remove {kind}: {named(names[kind])}", _filled(script, names[kind]), _list(paths))
@@ -498,6 +515,15 @@ def _filled(script: str, names: Sequence[str]) -> str:
 
 
 RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || rmdir --ignore-fail-on-non-empty -- "$d" || exit 1; done\' _'
+
+
+EMPTY = """xargs -0r sh -c 'u=$1; shift; for d; do
+  [ -d "$d" ] || { rm -f -- "$d" || exit 1; continue; }
+  find -H "$d" -xdev -mindepth 1 ! -uid $u -prune -o ! -type d -execdir rm -f -- "{}" + || exit 1
+  { find -H "$d" -xdev -mindepth 1 ! -uid $u -prune -o -type d -print0 | sort -rz; [ -L "$d" ] || printf "%s\\0" "$d"; } |
+    xargs -0r sh -c "for e; do mountpoint -q -- \\"\\$e\\" || rmdir --ignore-fail-on-non-empty -- \\"\\$e\\" || exit 1; done" _ || exit 1
+done' _"""
+"""Takes the user id: files go where they lie, of a directory what is that user's; what others have in it stays, with its directory."""
 
 
 def _list(paths: Iterable[str]) -> bytes:
@@ -535,9 +561,9 @@ def summary(planned: Reorganisation, amounts: Amounts, away: Mapping[str, str], 
         ", ".join(f"{TITLES[service]} {words}" for service, words in away.items()) or "no service was there before"
     )
     told += [f"repaired: {', '.join(line for repair in repaired for line in repair.lines())}"] if repaired else []
-    removed = [f"{kind} {named(names)}" for kind, names in planned.removals.items()]
+    removed = [f"{kind} {named(planned.sized(names))}" for kind, names in planned.removals.items()]
     told.append(f"removed: {', '.join(removed) or 'nothing'}")
-    told.append(f"left over: {', '.join(kept.what for kept in planned.kept) or 'nothing'}")
+    told.append(f"left over: {', '.join(planned.sized(kept.what for kept in planned.kept)) or 'nothing'}")
     return f"Reprovisioned: {'; '.join(told)}."
 
 

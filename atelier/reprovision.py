@@ -727,7 +727,7 @@ class Work:
         self._adopt_the_rest()
         going = reorganisation.going(self.journal, self.survey.found)
         self._displace(displacement.remove_script, going, "Remove the containers that made room")
-        for step in reorganisation.removal_steps(self.plan):
+        for step in reorganisation.removal_steps(self.plan, self.settings.service_uid):
             takedown.carry_out(self.ssh, step, self.narrator)
         state = self.settings.state_dir()
         text = self.ssh.run(f"cat {shlex.quote(state)}/manifest.json", check=True).stdout

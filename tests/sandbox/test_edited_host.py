@@ -42,8 +42,7 @@ docker run -d --name theirs --entrypoint sleep "$(docker inspect -f '{{{{.Config
 """
 STATE = f"""
 sha256sum {COMPOSE} {ENV} {UNIT} {DAEMON_JSON} {NOTES} $(find {CREDENTIALS} -type f | sort)
-docker ps -a --no-trunc --format '{{{{.ID}}}} {{{{.Names}}}} {{{{.Labels}}}}' | sort
-docker inspect -f '{{{{.State.StartedAt}}}}' $(docker ps -aq --no-trunc | sort)
+docker inspect -f '{{{{.Id}}}} {{{{.Name}}}} {{{{.State.StartedAt}}}}' $(docker ps -aq --no-trunc | sort)
 """
 THEIRS = f"docker inspect -f '{{{{.Id}}}} {{{{.State.Status}}}} {{{{.State.StartedAt}}}}' theirs; sha256sum {NOTES}"
 

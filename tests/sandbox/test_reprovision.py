@@ -326,17 +326,18 @@ def test_killed_while_names_change_the_next_run_finishes(host: Host, tmp_path: P
 
 def test_a_removed_service_leaves_its_data_until_it_is_purged(host: Host) -> None:
     images = "/srv/renamed/outputs/forge"
-    host.root(f"echo image >{images}/a.png")
+    host.root(f"echo image >{images}/a.png; chown 10001: {images}/a.png; echo mine >{images}/notes.txt")
     host.declare(services={"comfyui": {"container": "painter"}, "forge": {"enabled": False}})
     came = summary(host.reprovision("--yes"))
     assert (came.fetched, came.copied) == (0, 0) and "containers forge-turbo.previous" in came.removed
-    assert images in came.kept
+    assert re.search(rf"{images} \([0-9.]+ \w+\)", came.kept), came.kept
     assert {*host.ids()} == {"painter", "gateway", "theirs"} and host.root(f"cat {images}/a.png") == "image"
     assert "nothing was changed" in host.reprovision("--purge", expect=1)
     assert host.root(f"cat {images}/a.png") == "image"
     purged = summary(host.reprovision("--purge", "--yes"))
-    assert f"data {images}" in purged.removed and purged.kept == "nothing"
-    assert host.root(f"ls -d {images} /srv/renamed/users/forge 2>/dev/null || echo gone") == "gone"
+    assert f"data {images}" in purged.removed and purged.kept == f"{images}/notes.txt"
+    assert host.root(f"find {images} -type f; cat {images}/notes.txt") == f"{images}/notes.txt\nmine"
+    assert host.root(f"rm -r {images}; ls -d /srv/renamed/users/forge 2>/dev/null || echo gone") == "gone"
     manifest = json.loads(host.root("cat /srv/renamed/state/manifest.json"))
     assert not [path for path in manifest["created"]["directories"] if path.endswith("/forge")]
 

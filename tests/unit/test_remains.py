@@ -1,11 +1,14 @@
 """What a host answers about what lies on it, from the shell that asks to what is made of the answers."""
 
+import os
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 from test_uninstall_plan import ROOTS, record
 
 from atelier import remains
+from atelier.recorded import Recorded, Roots
 from atelier.remains import Container, Remains
 
 HOST = r"""
@@ -60,6 +63,29 @@ def test_every_answer_arrives() -> None:
     assert (seen.enabled, seen.active) == ({"a.service"}, {"c.path"})
     assert seen.daemon_json == '{\n "debug": true\n}\n'
     assert seen.rules == {rule for rule in remains.RULES if rule.startswith("raw ")}
+
+
+def test_sizes_and_what_others_have_in_the_services_directories(tmp_path: Path) -> None:
+    """By service's directory and by weight; of what others have the topmost is told."""
+    roots = Roots("/nonexistent", str(tmp_path), f"{tmp_path}/models", f"{tmp_path}/out puts")
+    folder = tmp_path / "out puts/comfyui"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/image.png").write_bytes(b"a" * 100_000)
+    (tmp_path / "models/vae").mkdir(parents=True)
+    (tmp_path / "models/vae/a b.safetensors").write_bytes(b"a" * 300)
+    (tmp_path / "users/comfyui").mkdir(parents=True)
+    ours = frozenset({str(folder), f"{tmp_path}/users/comfyui"})
+
+    def ask(uid: int) -> Remains:
+        known = Recorded(created={"directories": ours}, service_uid=uid)
+        done = subprocess.run(["sh", "-c", remains.script(known, roots)], capture_output=True, text=True)
+        return remains.parse(done.stdout)
+
+    seen = ask(os.getuid())
+    assert seen.sizes[str(folder)] >= 100_000 and seen.sizes[f"{tmp_path}/models/vae/a b.safetensors"] == 300
+    assert {f"{tmp_path}/users/comfyui", f"{tmp_path}/users", f"{tmp_path}/models"} <= seen.sizes.keys()
+    assert seen.foreign == frozenset()
+    assert ask(os.getuid() + 1).foreign == {f"{folder}/inner"}
 
 
 def test_a_docker_without_a_daemon_has_told_nothing() -> None:

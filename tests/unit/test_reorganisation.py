@@ -1,6 +1,7 @@
 """What a host goes through when the settings name other directories, containers or services: decided from what it recorded."""
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
@@ -416,10 +417,66 @@ def test_the_removals_do_what_they_say(tmp_path: Path) -> None:
     plan = Reorganisation(
         removals={"files": (f"{folder}/inner/file",), "directories": (str(folder), f"{folder}/inner"), "data": ()}
     )
-    for step in reorganisation.removal_steps(plan):
+    for step in reorganisation.removal_steps(plan, 10001):
         subprocess.run(["sh", "-ec", step.script], input=step.stdin, check=True)
         subprocess.run(["sh", "-ec", step.script], input=step.stdin, check=True)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the service user's", "somebody else's"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_of_data_only_what_is_the_service_user_s_is_purged(own: bool, linked: bool, tmp_path: Path) -> None:
+    folder, weight, outside = tmp_path / "out puts", tmp_path / "weight", tmp_path / "outside"
+    (folder / "inner dir").mkdir(parents=True)
+    outside.mkdir()
+    kept = [folder / "inner dir/im age.png", folder / "of $HOME `it`.png", outside / "file"]
+    for file in (*kept, weight):
+        file.touch()
+    (folder / "link").symlink_to(outside)
+    given = folder
+    if linked:
+        given = tmp_path / "link"
+        given.symlink_to(folder)
+    uid = os.getuid() + (0 if own else 1)
+    plan = Reorganisation(removals={"data": (str(given), str(weight), f"{tmp_path}/gone")})
+    for _ in range(2):
+        for step in reorganisation.removal_steps(plan, uid):
+            subprocess.run(["sh", "-ec", step.script], input=step.stdin, check=True)
+    assert not weight.exists() and (outside / "file").exists()
+    if own:
+        assert folder.exists() is linked and not any(file.exists() for file in kept[:2])
+        assert not linked or list(folder.iterdir()) == []
+    else:
+        assert all(file.exists() for file in kept)
+
+
+def test_what_others_have_in_the_folder_of_a_service_is_named_before_it_is_purged() -> None:
+    mine, mount = "/srv/atelier/outputs/forge/mine.txt", "/srv/atelier/outputs/forge/disk"
+    found = host(record())
+    there = replace(
+        found.remains, foreign=frozenset({mine, "/srv/atelier/outputs/comfyui/other"}), mounts=frozenset({mount})
+    )
+    plan = planned(declared(**REMOVED), record(), replace(found, remains=there), purge=True)
+    assert {kept.what: kept.why for kept in plan.kept} == {
+        mine: "it is not the service user's",
+        mount: "it is mounted there",
+    }
+    assert "/srv/atelier/outputs/forge" in plan.removals["data"]
+    kept = planned(declared(**REMOVED), record(), replace(found, remains=there))
+    assert {each.what for each in kept.kept} == {"/srv/atelier/outputs/forge", "/srv/atelier/users/forge"}
+
+
+@pytest.mark.parametrize("purge", [False, True])
+def test_data_is_named_with_its_size_in_plan_and_summary(purge: bool) -> None:
+    known = record()
+    known = replace(known, created={**known.created, "weights": frozenset({"vae/a.safetensors"})})
+    found, weight = host(known), "/srv/atelier/models/vae/a.safetensors"
+    sizes = {"/srv/atelier/outputs/forge": 1_234_000_000, "/srv/atelier/users/forge": 4096, weight: 5_600_000}
+    found = replace(found, remains=replace(found.remains, sizes=sizes))
+    plan = planned(declared(**REMOVED, outputs_dir="/big/out"), known, found, purge=purge)
+    told = ["/big/out/forge (1.2 GB)", "/srv/atelier/users/forge (4096 bytes)", f"{weight} (5.6 MB)"]
+    text, line = "\n".join(plan.lines()), reorganisation.summary(plan, Amounts(), {})
+    assert all(each in text and each in line for each in told), (text, line)
 
 
 def test_the_manifest_follows_the_directories_and_forgets_what_went() -> None:
