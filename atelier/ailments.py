@@ -241,15 +241,19 @@ def parse(output: str, now: float, repositories: Sequence[Repository] = ()) -> A
 
 
 def with_space(
-    facts: Ailments, output: str, wanted_images: Collection[str], wanted_weights: Collection[str]
+    facts: Ailments,
+    output: str,
+    wanted_images: Collection[str],
+    wanted_weights: Collection[str],
+    our_images: Collection[str],
 ) -> Ailments:
-    """The same with what `space_script` printed. wanted_images: tags; wanted_weights: sha256."""
+    """The same with what `space_script` printed. wanted_images, our_images: tags; wanted_weights: sha256."""
     sections = _sections(output)
     used = {*sections.get("used", [])}
     images: dict[str, int] = {}
     others = False
     for identity, size, *tags in (line.split(" ") for line in sections.get("images", [])):
-        own = [tag for tag in tags if tag.startswith("atelier/")]
+        own = [tag for tag in tags if tag in our_images]
         others = others or not own
         if identity not in used and not {*tags} & {*wanted_images}:
             images |= dict.fromkeys(own, int(size))

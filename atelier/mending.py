@@ -56,7 +56,8 @@ def look(ssh: Ssh, deployment: Deployment, record: Recorded, leaving: Iterable[s
         return facts
     told = ssh.run(ailments.space_script(store, lacking, images), timeout=600, check=True).stdout
     weights = {weight.sha256 for weight in deployment.weights}
-    return ailments.with_space(facts, told, deployment.image_tags().values(), weights)
+    ours = record.created.get("images", frozenset())
+    return ailments.with_space(facts, told, deployment.image_tags().values(), weights, ours)
 
 
 def _mount(directory: str, facts: Ailments) -> str:

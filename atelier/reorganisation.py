@@ -514,7 +514,7 @@ def _filled(script: str, names: Sequence[str]) -> str:
     return script.replace("{}", shlex.join(names), 1) if " {}" in script else script
 
 
-RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || rmdir --ignore-fail-on-non-empty -- "$d" || exit 1; done\' _'
+RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || [ -L "$d" ] || rmdir --ignore-fail-on-non-empty -- "$d" || exit 1; done\' _'
 
 
 EMPTY = """xargs -0r sh -c 'u=$1; shift; for d; do

@@ -337,8 +337,11 @@ sha256:3 30 atelier/comfyui:old
 """
 
 
+OURS = ["atelier/gateway:run", "atelier/comfyui:wanted", "atelier/comfyui:old"]
+
+
 def test_what_could_be_freed() -> None:
-    facts = ailments.with_space(WELL, SPACE, ["atelier/comfyui:wanted"], ["a" * 64])
+    facts = ailments.with_space(WELL, SPACE, ["atelier/comfyui:wanted"], ["a" * 64], OURS)
     assert facts.images == {"atelier/comfyui:old": 30} and facts.image_mount == "/"
     assert facts.parts == {f"/srv/atelier/models/.incoming/{'b' * 64}.part": 4096 * 512} and facts.parts_mount == "/srv"
     assert facts.build_cache == 1_250_000_000
@@ -346,14 +349,16 @@ def test_what_could_be_freed() -> None:
 
 
 def test_a_build_cache_that_may_be_anothers_is_not_emptied() -> None:
+    # Somebody else may call theirs as we do.
+    assert not ailments.with_space(WELL, SPACE, [], [], ["atelier/gateway:run"]).images
     theirs = SPACE.replace("atelier/comfyui:old", "theirs:1")
-    facts = ailments.with_space(WELL, theirs, ["atelier/comfyui:wanted"], [])
+    facts = ailments.with_space(WELL, theirs, ["atelier/comfyui:wanted"], [], OURS)
     assert facts.build_cache == 0 and facts.images == {}
 
 
 @pytest.mark.parametrize(("told", "size"), [("0B", 0), ("5.5kB", 5500), ("12MB", 12_000_000), ("", 0)])
 def test_sizes_in_dockers_words(told: str, size: int) -> None:
-    assert ailments.with_space(WELL, f"::ailments::cache\n{told}\n", [], []).build_cache == size
+    assert ailments.with_space(WELL, f"::ailments::cache\n{told}\n", [], [], []).build_cache == size
 
 
 def test_a_repair_is_told_in_one_line_and_what_is_left_in_two() -> None:
