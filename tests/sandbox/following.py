@@ -27,6 +27,7 @@ def follow(
     recipe = recipes.read()[title]
     assert recipe.commands, title
     known = {recipes.HOST: sandbox.name, **(places or {})}
+    known |= {name.partition("@")[2]: there for name, there in known.items() if "@" in name}
     outputs = []
     for number, command in enumerate(recipe.commands):
         typed = recipes.replaced(command.partition("  #")[0].rstrip(), known)

@@ -1,5 +1,7 @@
 """The recipes of the documents: each is followed by a test of the scenario, whole, and tells what is printed."""
 
+import re
+
 import pytest
 import recipes
 
@@ -65,3 +67,14 @@ def test_what_a_page_shows_must_have_been_printed_in_its_order(
     printed: tuple[str, ...], output: str, missing: list[str]
 ) -> None:
     assert recipes.missing(printed, output) == missing
+
+
+def test_every_message_that_the_page_explains_is_one_of_ours() -> None:
+    text = (recipes.ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    section = text.partition("## When a reprovision stops")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `(.+?)` \|", section, re.M)
+    sources = "".join(
+        file.read_text("utf-8") for folder in ("atelier", "relocation") for file in (recipes.ROOT / folder).glob("*.py")
+    )
+    pieces = [piece.strip() for message in messages for piece in message.split("...") if piece.strip()]
+    assert len(messages) > 9 and [piece for piece in pieces if piece not in sources] == []
