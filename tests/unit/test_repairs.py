@@ -337,11 +337,11 @@ sha256:3 30 atelier/comfyui:old
 """
 
 
-OURS = ["atelier/gateway:run", "atelier/comfyui:wanted", "atelier/comfyui:old"]
+OUR_IMAGES = ["atelier/gateway:run", "atelier/comfyui:wanted", "atelier/comfyui:old"]
 
 
 def test_what_could_be_freed() -> None:
-    facts = ailments.with_space(WELL, SPACE, ["atelier/comfyui:wanted"], ["a" * 64], OURS)
+    facts = ailments.with_space(WELL, SPACE, ["atelier/comfyui:wanted"], ["a" * 64], OUR_IMAGES)
     assert facts.images == {"atelier/comfyui:old": 30} and facts.image_mount == "/"
     assert facts.parts == {f"/srv/atelier/models/.incoming/{'b' * 64}.part": 4096 * 512} and facts.parts_mount == "/srv"
     assert facts.build_cache == 1_250_000_000
@@ -352,7 +352,7 @@ def test_a_build_cache_that_may_be_anothers_is_not_emptied() -> None:
     # Somebody else may call theirs as we do.
     assert not ailments.with_space(WELL, SPACE, [], [], ["atelier/gateway:run"]).images
     theirs = SPACE.replace("atelier/comfyui:old", "theirs:1")
-    facts = ailments.with_space(WELL, theirs, ["atelier/comfyui:wanted"], [], OURS)
+    facts = ailments.with_space(WELL, theirs, ["atelier/comfyui:wanted"], [], OUR_IMAGES)
     assert facts.build_cache == 0 and facts.images == {}
 
 
