@@ -66,16 +66,16 @@ def through_here(
 
     Where the old host does not answer, or has none of the missing weights, that is said, and the deployment is as it was.
     """
-    missing = deployment.missing_weights()
+    missing, elsewhere = deployment.missing_weights(), deployment.settings.models.sources()
     host = old.destination.host
     try:
         offer = look(old, deployment.settings, missing) if missing else None
     except AtelierError as error:
-        say(f"  weights do not come from the old host: {error.message}")
+        say(f"  weights do not come from the old host: {error.message}; they come from {elsewhere}")
         offer = None
     if offer is None or not offer.files:
         if offer:
-            say(f"  the old host {host} has none of the weights that are missing")
+            say(f"  the old host {host} has none of the weights that are missing; they come from {elsewhere}")
         yield deployment, None
         return
     size = preflight.amount(sum(file.bytes for file in offer.files.values()))

@@ -100,6 +100,7 @@ class Reorganisation:
     needs: Mapping[str, int] = field(default_factory=dict)
     """Bytes by mount point."""
     fetches: int = 0
+    sources: str = ""
     downtime: str = ""
     obstacles: tuple[Finding, ...] = ()
 
@@ -148,7 +149,7 @@ class Reorganisation:
             ],
             "Keeps": [f"{what}: {kept.why}" for kept in self.kept for what in self.sized([kept.what])],
             "Needs": [f"{amount(size)} on {mount}" for mount, size in self.needs.items()],
-            "Fetches": [f"{amount(self.fetches)} of weights"] if self.fetches else [],
+            "Fetches": [f"{amount(self.fetches)} of weights from {self.sources}"] if self.fetches else [],
             "Downtime": [self.downtime] if self.downtime else [],
         }
         return [line for title, rows in sections.items() if rows for line in (title, *(f"  {row}" for row in rows))]
@@ -298,6 +299,7 @@ def reorganise(
         left_alone=(*(each for each in found.left_alone if each.what not in told), *_others(found, displaced)),
         needs={space.mount: space.needed for space in found.relocation.space},
         fetches=found.fetches,
+        sources=deployment.settings.models.sources(),
         obstacles=tuple(obstacles),
     )
     declared = {project.service for project in deployment.projects()}

@@ -198,6 +198,10 @@ class ModelsSettings(_Model):
         "file of root's on the host.",
     )
 
+    def sources(self) -> str:
+        """Where weights come from, in the order in which it is tried, for people."""
+        return ", else ".join([*self.mirrors, *(["huggingface.co"] if self.hub else [])]) or "nowhere"
+
 
 class ImagesSettings(_Model):
     """Container images."""

@@ -494,6 +494,22 @@ def test_the_manifest_follows_the_directories_and_forgets_what_went() -> None:
     assert not [path for path in left["files"] if "services/forge-turbo" in path]
 
 
+@pytest.mark.parametrize(
+    "mirrors,hub,told",
+    [
+        ([], True, "huggingface.co"),
+        (["http://m:8000", "file:///mnt"], True, "http://m:8000, else file:///mnt, else huggingface.co"),
+        (["http://m:8000"], False, "http://m:8000"),
+        ([], False, "nowhere"),
+    ],
+)
+def test_the_plan_says_where_weights_come_from(mirrors: list[str], hub: bool, told: str) -> None:
+    plan = planned(
+        declared(models={"mirrors": mirrors, "hub": hub}), record(), replace(host(record()), fetches=7_000_000)
+    )
+    assert f"  7.0 MB of weights from {told}" in plan.lines()
+
+
 def test_the_summary_says_what_it_came_to() -> None:
     plan = planned(declared(**REMOVED), record(), host(record()))
     line = reorganisation.summary(plan, Amounts(renamed=12_300_000_000), {"comfyui": "away for 4.2 s"})
