@@ -151,7 +151,8 @@ def _users(facts: HostFacts, settings: Settings) -> list[Finding]:
         found.append(
             Finding(
                 f"user `{settings.service_user}` exists with id {facts.service_user_uid}, not {settings.service_uid}",
-                f"set service_uid to {facts.service_user_uid}, or service_user to another name",
+                f"set service_uid to {facts.service_user_uid}, or service_user to another name; "
+                "where a deploy made that user, `make reprovision` gives it the number",
             )
         )
     return found

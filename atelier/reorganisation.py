@@ -87,6 +87,8 @@ class Reorganisation:
 
     moves: tuple[Planned, ...] = ()
     owner: tuple[int, int] | None = None
+    user: str = ""
+    """The service user, where it keeps its name and gets another id."""
     previous: PreviousStack = NOTHING
     displaced: tuple[Displaced, ...] = ()
     """Those of the previous stack included."""
@@ -139,7 +141,7 @@ class Reorganisation:
             "Finds wrong": repairs.lines(self.repairs),
             "Puts back": drift_diff.lines(self.diffs),
             "Leaves alone": [f"{kept.what}: {kept.why}" for kept in self.left_alone],
-            "Moves": [*map(_move_line, self.pending()), *_owner_line(self.owner)],
+            "Moves": [*map(_move_line, self.pending()), *_owner_lines(self.owner, self.user)],
             "Adopts": _adoption_lines(self.previous),
             f"Steps aside, as NAME{SUFFIX} until what follows has passed": [
                 f"{each.name}: {each.why}" for each in self.displaced
@@ -193,6 +195,12 @@ def begin(
 def _owner(recorded: Recorded, deployment: Deployment) -> tuple[int, int] | None:
     had, gets = recorded.service_uid, deployment.settings.service_uid
     return (had, gets) if had is not None and had != gets else None
+
+
+def _changed_user(recorded: Recorded, deployment: Deployment, journal: Journal) -> str:
+    """The user that gets another id; none that was there before us, whose other files nobody here knows."""
+    user = deployment.settings.service_user
+    return user if journal.owner and user == recorded.service_user and user in recorded.ours("users") else ""
 
 
 def _of_ours(recorded: Recorded, deployment: Deployment, containers: Iterable[Container]) -> tuple[Displaced, ...]:
@@ -289,6 +297,7 @@ def reorganise(
     planned = Reorganisation(
         moves=found.relocation.moves,
         owner=journal.owner,
+        user=_changed_user(recorded, deployment, journal),
         previous=found.previous,
         displaced=displaced,
         removals=removals,
@@ -607,5 +616,15 @@ def _adoption_lines(previous: PreviousStack) -> list[str]:
     return [*lines, *previous.notes]
 
 
-def _owner_line(owner: tuple[int, int] | None) -> list[str]:
-    return [f"owner    of outputs and users' files: {owner[0]} -> {owner[1]}"] if owner else []
+def _owner_lines(owner: tuple[int, int] | None, user: str) -> list[str]:
+    if owner is None:
+        return []
+    lines = [f"owner    of outputs and users' files: {owner[0]} -> {owner[1]}"]
+    return [*lines, f"user     {user}: id {owner[0]} -> {owner[1]}"] if user else lines
+
+
+def user_script(user: str, uid: int) -> str:
+    """Shell that gives a user and its group another id; done again it does what is left."""
+    return f"""u={shlex.quote(user)}
+[ "$(getent passwd $u | cut -d: -f3)" = {uid} ] || usermod -u {uid} $u || exit 1
+[ "$(getent group $u | cut -d: -f3)" = {uid} ] || groupmod -g {uid} $u || exit 1"""

@@ -260,6 +260,9 @@ def obstacles(survey: Survey, ssh: Ssh, narrator: Narrator) -> list[Finding]:
     facts, record, settings = survey.deployment.facts, survey.record, survey.deployment.settings
     if record.roots is None or record.place:
         facts = replace(facts, roots=roots_of(settings), state_place=settings.state_dir())
+    if survey.plan.user:
+        # It gets the number; whether that is free, as a user's and as a group's, is asked as for one that is not there yet.
+        facts = replace(facts, service_user_uid="")
     making_room = {port for each in survey.plan.displaced for port in each.ports}
     if record.services.keys() & {"gateway"} and record.services["gateway"].container in facts.containers:
         making_room |= {each.port for each in record.services.values() if each.port}
@@ -630,6 +633,14 @@ class Work:
             self.ssh.run(lifecycle.guard() + file.install_script(), stdin=content, check=True)
         if self.journal.owner:
             had, gets = self.journal.owner
+            if self.plan.user:
+                self._step(
+                    "Host",
+                    f"Give {self.plan.user} the user id {gets}",
+                    reorganisation.user_script(self.plan.user, gets),
+                )
+            # The containers that were stopped are of the former one.
+            self.moved = True
             places = shlex.join([self.settings.outputs_path(), self.settings.users_path(), self.settings.state_dir()])
             # In each directory, not by path: whose these files are may put a link in the place of any directory on the way.
             found = f'find -H "$p" -xdev -uid {had} -execdir chown -h {gets}:{gets} {{}} +'
@@ -680,7 +691,7 @@ class Work:
 
     def _come_back(self) -> str:
         """Bring back what the data or the gateway have not left behind; in words, where that leaves the host."""
-        moved = self.moved or any(self._is_moved(move) for move in self.journal.moves)
+        moved = self.moved or self._has_other_id() or any(self._is_moved(move) for move in self.journal.moves)
         now = parse_containers(self.ssh.run(CONTAINERS, timeout=60).stdout)
         gateway = next((each.id for each in now if each.name == self.settings.gateway_container), "")
         back = list(self.journal.previous)
@@ -697,7 +708,8 @@ class Work:
         if self.stopped and not moved:
             self._step("Containers", "Start the services again", f"docker start {shlex.join(self.stopped)} >/dev/null")
         if moved:
-            told = "the data lies in its new place: the same command goes on from there"
+            there = "lies in its new place" if self.journal.moves else f"is of user id {self.settings.service_uid} now"
+            told = f"the data {there}: the same command goes on from there"
         else:
             self._note(replace(self.journal, switching=len(back) < len(self._aside())))
             told = (
@@ -710,6 +722,11 @@ class Work:
         lost = sorted(each.name for each in back if each.id in gone)
         again += f"\n    {', '.join(lost)} cannot come back: somebody removed them" if lost else ""
         return f"{again}\n    {told}" if told else again
+
+    def _has_other_id(self) -> bool:
+        """Whether the service user has its new id already, by an earlier run."""
+        ask = f'[ "$(getent passwd {shlex.quote(self.plan.user)} | cut -d: -f3)" = {self.settings.service_uid} ]'
+        return bool(self.plan.user) and self.ssh.run(ask).status == 0
 
     def _is_moved(self, move: Move) -> bool:
         """Whether the new place counts: the old one is gone, or what is in it was copied and has been switched from."""

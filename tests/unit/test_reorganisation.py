@@ -267,6 +267,37 @@ def test_who_is_away_for_how_long_is_told_before(values: dict[str, object], told
     assert planned(declared(**values), record(), host(record())).downtime == told
 
 
+@pytest.mark.parametrize(
+    "user,there_before,told",
+    [("atelier", False, True), ("atelier", True, False), ("painter", False, False)],
+    ids=["ours", "somebody else's", "another one"],
+)
+def test_only_a_user_of_ours_gets_another_number(user: str, there_before: bool, told: bool) -> None:
+    users = {"users": frozenset({"atelier"})}
+    known = record()
+    known = replace(known, created={**known.created, **users}, found=users if there_before else {})
+    plan = planned(declared(service_user=user, service_uid=10002), known, host(known))
+    assert plan.owner == (10001, 10002) and plan.needs_consent()
+    assert ("  user     atelier: id 10001 -> 10002" in plan.lines()) is told is bool(plan.user)
+
+
+@pytest.mark.parametrize(
+    "had,changes",
+    [
+        ("10001 10001", ["usermod -u 10002 atelier", "groupmod -g 10002 atelier"]),
+        ("10002 10001", ["groupmod -g 10002 atelier"]),
+        ("10002 10002", []),
+    ],
+)
+def test_a_user_s_number_is_changed_as_far_as_it_is_another(had: str, changes: list[str]) -> None:
+    user, group = had.split()
+    host = f"getent() {{ case $1 in passwd) echo a:x:{user}:;; group) echo a:x:{group}:;; esac; }}\n"
+    host += 'usermod() { echo "usermod $*"; }; groupmod() { echo "groupmod $*"; }\n'
+    script = reorganisation.user_script("atelier", 10002)
+    done = subprocess.run(["sh", "-ec", host + script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == changes
+
+
 def test_a_unit_that_nothing_asks_for_goes_with_its_file() -> None:
     known, file = record(), "/etc/systemd/system/atelier-former.service"
     known = replace(

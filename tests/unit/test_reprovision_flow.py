@@ -515,3 +515,34 @@ def test_without_a_yes_nothing_is_restarted(restarts: list[str]) -> None:
 def test_a_restart_that_was_agreed_to_before_is_not_asked_for(restarts: list[str]) -> None:
     assert reprovision.run(TARGET, Wishes(yes=True, reboot=True), Narrator()) == 0
     assert "restarted" in restarts
+
+
+def test_the_number_that_the_service_user_gets_is_asked_for_as_a_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = {"users": frozenset({"atelier"})}
+    known = replace(record(), created={**record().created, **users})
+    now = declared(service_uid=10002)
+    now = replace(now, facts=replace(now.facts, service_user_uid="10001", gid_owner="staff"))
+    plan = planned(now, known, FOUND)
+    monkeypatch.setattr(lifecycle, "_unreachable", lambda *_: {})
+    problems = [
+        [each.problem for each in reprovision.obstacles(survey, Host({}), Narrator())]
+        for survey in (
+            Survey(TARGET, known, now, now, MOVING, False, FOUND, plan),
+            Survey(TARGET, known, now, now, MOVING, False, FOUND, replace(plan, user="")),
+        )
+    ]
+    assert any("group id 10002 belongs to `staff`" in each for each in problems[0])
+    assert any("`atelier` exists with id 10001, not 10002" in each for each in problems[1])
+
+
+def test_services_do_not_run_again_as_a_user_that_has_another_number(work: Callable[..., Work]) -> None:
+    class Changed(Host):
+        def run(self, script: str, **_: object) -> Completed:
+            if script.startswith('[ "$(getent passwd atelier'):
+                return Completed(0, "", "")
+            return super().run(script, **_)
+
+    there = Changed(THERE)
+    at = work(there, replace(OURS, displaced=(), owner=(10001, 10002)), FOUND)
+    at.plan, at.stopped = replace(at.plan, user="atelier"), ["forge-turbo"]
+    assert "the data is of user id 10001 now: the same command goes on from there" in fails(at) and there.done == []
