@@ -13,6 +13,11 @@ def driver(deployment: Deployment) -> None:
     state.keyrings(deployment)
 
 
+def declared(deployment: Deployment) -> None:
+    """The manifest alone, before something is made that is not a deploy's."""
+    state.declare(deployment)
+
+
 def weights(deployment: Deployment) -> None:
     """The weights alone, with what fetching them needs."""
     state.declare(deployment)

@@ -161,11 +161,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies where. alone: by container the files that only it has."""
+    """What lies where. alone: by container the files that only it has; sizes: of weights and inputs among those, by container and path."""
 
     directories: Mapping[str, Size] = field(default_factory=dict)
     files: frozenset[str] = frozenset()
     alone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def survey_script(chosen: Suspects, candidates: Iterable[Place]) -> str:
@@ -191,7 +192,14 @@ for d in {measured}; do
   find "$r" -mindepth 1 -maxdepth 1 -type d -printf '%f/' 2>/dev/null; echo
 done
 echo {MARK}files; for f in {shlex.join(tokens)}; do [ ! -f "$f" ] || echo "$f"; done
-for c in {containers}; do echo "{MARK}alone $c"; alone "$c"; done
+# The head of an archive tells the size, and Docker sends no more of it than is read.
+size() {{ docker cp -L "$1:$2" - 2>/dev/null | head -c 8192 | tar -tv -f - 2>/dev/null | awk 'NR == 1 {{print $3}}'; }}
+for c in {containers}; do
+  echo "{MARK}alone $c"; a=$(alone "$c"); printf '%s\n' "$a"
+  echo "{MARK}sizes $c"; printf '%s\n' "$a" | grep -iE {shlex.quote(f"{INPUTS}|{WEIGHTS}")} | while IFS= read -r p; do
+    printf '%s\t%s\n' "$(size "$c" "$p")" "$p"
+  done
+done
 :
 """
 
@@ -212,5 +220,16 @@ def parse_survey(output: str) -> Survey:
             if len(row) >= 4
         },
         frozenset(told.get("files", [])),
-        {name.split(" ")[1]: tuple(lines) for name, lines in told.items() if name.startswith("alone ") and lines},
+        {
+            name.split(" ")[1]: tuple(filter(None, lines))
+            for name, lines in told.items()
+            if name.startswith("alone ") and any(lines)
+        },
+        {
+            (name.split(" ")[1], path): int(size)
+            for name, lines in told.items()
+            if name.startswith("sizes ")
+            for size, _, path in (line.partition("\t") for line in lines)
+            if size.isdigit()
+        },
     )

@@ -32,7 +32,8 @@ INTO = "previous"
 class Source:
     """Files that are copied: a directory of the host, or one that only a container has.
 
-    inside: the directory in the container. without: names below it that are not meant. target: where the copies go.
+    inside: the directory in the container, which people know by name. without: names below it that are not meant.
+    target: where the copies go.
     """
 
     service: str
@@ -40,6 +41,7 @@ class Source:
     directory: str = ""
     container: str = ""
     inside: str = ""
+    name: str = ""
     without: tuple[str, ...] = ()
     pattern: str = "*"
     files: int = 0
@@ -48,7 +50,17 @@ class Source:
 
     def text(self) -> str:
         """Where it is, for people."""
-        return self.directory or f"{self.inside} in the container {self.container[:12]}"
+        return self.directory or f"{self.inside} in the container {self.name}"
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A file of weights, or one that somebody uploaded, that only a container has. target: where it is kept from then on."""
+
+    container: str
+    path: str
+    target: str
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ class Found:
     """What a host has of a previous stack.
 
     containers: those that step aside. aside: those that did so earlier and are there still. roots: the directories that it
-    was put together in. search: directories in which weights lie. token_files: those that hold credentials. obstacles: what
-    a person has to settle first. notes: what a person should know.
+    was put together in. search: directories in which weights lie, or will once they were taken out of containers.
+    token_files: those that hold credentials. obstacles: what a person has to settle first. notes: what one should know.
     """
 
     containers: tuple[Displaced, ...] = ()
@@ -66,13 +78,14 @@ class Found:
     search: tuple[str, ...] = ()
     outputs: tuple[Source, ...] = ()
     workflows: tuple[Source, ...] = ()
+    inside: tuple[Inside, ...] = ()
     token_files: tuple[str, ...] = ()
     obstacles: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there is anything to take over or to displace."""
-        return bool(self.containers or self.search or self.outputs or self.workflows)
+        return bool(self.containers or self.search or self.outputs or self.workflows or self.inside)
 
 
 def look(ssh: Ssh, settings: Settings, root: str = "", ours: Roots | None = None) -> Found:
@@ -103,15 +116,18 @@ def found(chosen: Suspects, candidates: Sequence[Place], survey: Survey, setting
     displaced = [
         (seen, _displaced(seen, service, why, _keeps(seen, survey))) for seen, service, why in chosen.containers
     ]
+    inside = [one for seen, _, _ in chosen.containers for one in _inside(seen, survey, settings)]
+    lies = _outermost(size.path for place, size in there if place.kind == "models" and size.files)
     return Found(
         containers=tuple(one for seen, one in displaced if not seen.name.endswith(SUFFIX)),
         aside=tuple(
             replace(one, name=one.name.removesuffix(SUFFIX)) for seen, one in displaced if seen.name.endswith(SUFFIX)
         ),
         roots=chosen.roots,
-        search=tuple(_outermost(size.path for place, size in there if place.kind == "models" and size.files)),
+        search=(*lies, *([taken_out(settings)] if inside else [])),
         outputs=(*_outputs(there, settings), *_alone(chosen, survey, settings, "outputs")),
         workflows=(*_workflows(there, settings), *_alone(chosen, survey, settings, "workflows")),
+        inside=tuple(inside),
         token_files=tuple(path for root in chosen.roots for path in token_files(root) if path in survey.files),
         obstacles=chosen.obstacles,
         notes=(*chosen.notes, *(f"{one.name}: {one.keeps}" for _, one in displaced if one.keeps)),
@@ -138,14 +154,25 @@ def _displaced(seen: Seen, service: str, why: str, keeps: str) -> Displaced:
 
 def _keeps(seen: Seen, survey: Survey) -> str:
     """What would be lost with the container, as nothing takes it over; empty where it may go."""
-    files = _own_files(seen, survey)
-    stays = f"it stays as {seen.name.removesuffix(SUFFIX)}{SUFFIX} (docker cp takes them out)"
-    if UNTOLD in files:
+    if UNTOLD in survey.alone.get(seen.id, ()):
+        stays = f"it stays as {seen.name.removesuffix(SUFFIX)}{SUFFIX} (docker cp takes them out)"
         return f"Docker does not tell which files are in the container alone; {stays}"
-    for what, pattern in (("weights", WEIGHTS), ("inputs", INPUTS)):
-        if found := [path for path in files if re.search(pattern, path, re.I)]:
-            return f"{len(found)} files of {what} are in the container alone, such as {found[0]}; {stays}"
     return ""
+
+
+def taken_out(settings: Settings) -> str:
+    """Where weights and inputs that only a container had are kept.
+
+    Beside the store, so that they are linked from there; not in it, as that is pruned.
+    """
+    return f"{PurePosixPath(settings.models_path()).parent}/{INTO}"
+
+
+def _inside(seen: Seen, survey: Survey, settings: Settings) -> Iterator[Inside]:
+    place = f"{taken_out(settings)}/{seen.name.removesuffix(SUFFIX)}-{seen.id[:12]}"
+    for path in _own_files(seen, survey):
+        if re.search(f"{INPUTS}|{WEIGHTS}", path, re.I):
+            yield Inside(seen.id, path, f"{place}{path}", survey.sizes.get((seen.id, path), 0))
 
 
 def _own_files(seen: Seen, survey: Survey) -> list[str]:
@@ -229,7 +256,8 @@ def _alone(chosen: Suspects, survey: Survey, settings: Settings, kind: Kind) -> 
         )
         for top in _outermost(tops):
             count = sum(number for path, number in tops.items() if is_below(path, top))
-            yield Source(whose, target, container=seen.id, inside=top, pattern=inner, files=count)
+            name = seen.name.removesuffix(SUFFIX)
+            yield Source(whose, target, container=seen.id, inside=top, name=name, pattern=inner, files=count)
 
 
 # Carrying it out
@@ -247,10 +275,69 @@ def escaped(path: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", path)
 
 
+def take_out(ssh: Ssh, settings: Settings, found: Found) -> None:
+    """Have weights and inputs that only containers have in a directory of the host, verified; those that are there cost a look.
+
+    After the manifest was written; before weights are fetched, and once more before the containers go. Raises AtelierError.
+    """
+    if not found.inside:
+        return
+    script = lifecycle.guard() + take_out_script(found.inside, round(settings.models.reserve_gb * GB))
+    taken = ssh.run(script, timeout=24 * 3600)
+    if taken.status != 0:
+        raise AtelierError(
+            f"what only the old containers have cannot be taken out: {taken.stderr.strip()}",
+            "mend that, then run it again",
+        )
+
+
+def take_out_script(weights: Sequence[Inside], reserve: int) -> str:
+    """Shell that takes files out of containers, each read back and compared before it has its name. reserve: bytes that stay free.
+
+    A link is followed: the hub's cache has the bytes under another name.
+    """
+    calls = [shlex.join([one.container, one.path, one.target]) for one in weights]
+    measured = "\n".join(f"measure {call}" for call in calls)
+    taken = "\n".join(f"take {call}" for call in calls)
+    return f"""{_TAKE_OUT}
+{measured}
+p={shlex.quote(str(PurePosixPath(weights[0].target).parent))}; while [ ! -d "$p" ]; do p=$(dirname "$p"); done
+lacking=$((need + {reserve} - $(df -B1 --output=avail "$p" | tail -n 1)))
+[ "$need" = 0 ] || [ "$lacking" -le 0 ] || {{
+  echo "$p: $((need / 1000000)) MB are needed there, and {reserve / GB:.0f} GB stay free: make room for $((lacking / 1000000 + 1)) MB" >&2
+  exit 1
+}}
+{taken}"""
+
+
+_TAKE_OUT = r"""
+set -e; umask 022; export LC_ALL=C TZ=UTC; need=0; e=$(mktemp); trap 'rm -f "$e"' EXIT
+# Size and time as the head of the archive tells them; nothing where it is no file any more.
+tell() {
+  told=$(docker cp -L "$1:$2" - 2>"$e" | head -c 8192 | tar -tv --full-time -f - 2>/dev/null \
+    | awk 'NR == 1 && /^-/ {print $3, $4, $5}')
+  [ -n "$told" ] || [ ! -s "$e" ] || grep -qiE 'could not find the file|no such' "$e" || { tail -n 1 "$e" >&2; exit 1; }
+}
+here() { [ -f "$1" ] && echo "$(stat -c '%s' "$1") $(date -d "@$(stat -c %Y "$1")" '+%F %T')"; }
+is_there() { [ "$(here "$3")" = "${told%.*}" ]; }
+measure() { tell "$@"; [ -z "$told" ] || is_there "$@" || need=$((need + ${told%% *})); }
+take() {
+  tell "$@"; [ -n "$told" ] && ! is_there "$@" || return 0
+  mkdir -p "$(dirname "$3")"
+  sum=$(docker cp -L "$1:$2" - | tar -xO -f - | tee "$3.part" | sha256sum)
+  sync "$3.part"; dd if="$3.part" iflag=nocache count=0 2>/dev/null || :
+  if [ "$(stat -c %s "$3.part")" != "${told%% *}" ] || [ "$(sha256sum <"$3.part")" != "$sum" ]; then
+    echo "$2: other bytes were written than were read, or it is being written to" >&2; exit 1
+  fi
+  touch -d "${told#* }" "$3.part"; mv -T "$3.part" "$3"; sync "$(dirname "$3")"
+}
+"""
+
+
 def bring(ssh: Ssh, settings: Settings, found: Found, narrator: Narrator) -> Adopted:
     """Copy outputs and workflows, verified; what is there already costs a look. The originals stay.
 
-    After the manifest was written; while the old containers run, and once more after they were stopped. Raises AtelierError.
+    After the manifest was written; while the old containers run, and once more before they go. Raises AtelierError.
     """
     sources = [*found.outputs, *found.workflows]
     if not sources:

@@ -144,10 +144,11 @@ class Reorganisation:
             "Moves": [*map(_move_line, self.pending()), *_owner_lines(self.owner, self.user)],
             "Adopts": _adoption_lines(self.previous),
             f"Steps aside, as NAME{SUFFIX} until what follows has passed": [
-                f"{each.name}: {each.why}" for each in self.displaced
+                f"{each.name}: {each.why}" for each in sorted(self.displaced, key=lambda one: one.name)
             ],
             "Removes, once the services have passed": [
-                f"{kind:<12} {named(self.sized(names))}" for kind, names in self.removals.items()
+                f"{kind:<12} {named(self.sized(names))}"
+                for kind, names in (*self.removals.items(), *_their_networks(self.previous))
             ],
             "Keeps": [f"{what}: {kept.why}" for kept in self.kept for what in self.sized([kept.what])],
             "Needs": [f"{amount(size)} on {mount}" for mount, size in self.needs.items()],
@@ -157,11 +158,22 @@ class Reorganisation:
         return [line for title, rows in sections.items() if rows for line in (title, *(f"  {row}" for row in rows))]
 
 
+def count(number: int, what: str) -> str:
+    """A number of things, for people."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def amount(size: int) -> str:
     """A number of bytes, for people."""
     if size >= 10**8:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 10**5 else f"{size} bytes"
+
+
+def _their_networks(previous: PreviousStack) -> list[tuple[str, list[str]]]:
+    """Those of a previous stack, which go where nobody else is in them."""
+    names = sorted({network for each in previous.containers for network in each.networks} - {"bridge", "host", "none"})
+    return [("networks", [f"{name} (where nobody else is in it)" for name in names])] if names else []
 
 
 def moves(before: Roots | None, after: Roots) -> tuple[Move, ...]:
@@ -333,7 +345,9 @@ def _containers(journal: Journal, found: Found) -> _Part:
         Kept(each.aside, each.keeps or f"no reprovision is at it; docker rm {each.aside} removes it")
         for each in strange
     ]
-    return _Part({"containers": tuple(aside)}, tuple(kept))
+    if inside := found.previous.inside:
+        kept.append(Kept(found.previous.search[-1], f"{count(len(inside), 'file')} that only containers had"))
+    return _Part({"containers": tuple(sorted(aside))}, tuple(kept))
 
 
 def _is_forgotten(container: Container, displaced: Collection[str]) -> bool:
@@ -471,8 +485,9 @@ def _downtime(planned: Reorganisation, recorded: Recorded, declared: Collection[
         return ""
     if planned.stops_services():
         return "all services, while what changed since the copy is brought over, and until they have started again"
-    followed = [each.name for each in planned.displaced if each.service in declared]
-    ending = [each.name for each in planned.displaced if each.service not in declared]
+    displaced = sorted(planned.displaced, key=lambda one: one.name)
+    followed = [each.name for each in displaced if each.service in declared]
+    ending = [each.name for each in displaced if each.service not in declared]
     told = [f"{named(followed)}: from the stop until the successor has started"] if followed else []
     told += [f"{named(ending)}: for good"] if ending else []
     told += ["each service for the seconds in which its container is made again"] if planned.pending() else []
@@ -541,10 +556,14 @@ def _list(paths: Iterable[str]) -> bytes:
     return "".join(f"{path}\0" for path in paths).encode()
 
 
-def forgotten(planned: Reorganisation, models_dir: str) -> dict[str, tuple[str, ...]]:
-    """By kind what the manifest must not name any more once everything that goes is gone."""
+def forgotten(planned: Reorganisation, models_dir: str, declared: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """By kind what the manifest must not name any more once everything that goes is gone.
+
+    declared: the containers that we have now, under the names of what made room for them.
+    """
     names = {kind: each for kind, each in planned.removals.items() if kind != "data"}
-    names["containers"] = tuple(name.removesuffix(SUFFIX) for name in names.get("containers", ()))
+    gone = (name.removesuffix(SUFFIX) for name in names.get("containers", ()))
+    names["containers"] = tuple(name for name in gone if name not in declared)
     names["groups"] = names.get("users", ())
     data, store = planned.removals.get("data", ()), f"{models_dir}/"
     names["weights"] = tuple(path.removeprefix(store) for path in data if path.startswith(store))
@@ -608,11 +627,16 @@ def _move_line(move: Planned) -> str:
 
 def _adoption_lines(previous: PreviousStack) -> list[str]:
     lines = [f"weights    below {place}: what is wanted, told by its sha256" for place in previous.search]
+    lines += [
+        f"files      {one.path}, which only a container has -> {one.target}: {amount(one.bytes)}, copied"
+        for one in previous.inside
+    ]
     for kind, sources in (("outputs", previous.outputs), ("workflows", previous.workflows)):
-        for source in sources:
-            size = f"{source.files} files" if source.files else "files"
+        for source in sorted(sources, key=lambda one: one.text()):
+            size = count(source.files, "file") if source.files else "files"
             size += f", {amount(source.bytes)}" if source.bytes else ""
             lines.append(f"{kind:<10} {source.text()} -> {source.target}: {size}, copied")
+    lines += [f"token      in {path}: clients go on working" for path in previous.token_files[:1]]
     return [*lines, *previous.notes]
 
 

@@ -165,17 +165,23 @@ def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey
         raise AtelierError(finding.problem, finding.remedy)
     narrator.begin("Survey", "Look at what the host is and has")
     previous = previous_stack.look(ssh, target.settings, wishes.root, record.roots)
+    if not (begun or previous.containers or wishes.root):
+        # Somebody's own way to keep one: nothing is taken from it, or there would always be something to do.
+        previous = PreviousStack(aside=previous.aside, notes=previous.notes)
     # For this run alone: the host's job of weights names what the settings say.
     searching = replace(target, settings=previous_stack.with_search(target.settings, previous))
     deployment = lifecycle.prepare(
         searching, ssh, wishes.sources, narrator, choose=lambda facts: _choose(target, ssh, wishes, previous, facts)
     )
+    previous = _about_token(target, wishes, previous, deployment.facts)
     # What was begun is no obstacle to what finishes it.
     deployment = replace(deployment, facts=replace(deployment.facts, reorganising=False))
     containers = parse_containers(ssh.run(CONTAINERS, timeout=60).stdout)
     now = reorganisation.begin(record, deployment, containers, previous)
     journal = reorganisation.resumed(begun, now) if begun else now
     before = _as_it_is(ssh, deployment, record, journal)
+    # What is taken out of containers lies on the host before weights are fetched.
+    before = replace(before, present=before.present | {f"here:{one.bytes}" for one in previous.inside})
     there = remains.parse(ssh.run(remains.script(record, _roots(record, journal)), timeout=600, check=True).stdout)
     diffs, left_alone = _edited(ssh, target, before, record, there)
     relocation = _plan_moves(ssh, deployment.settings, journal)
@@ -193,6 +199,16 @@ def look(target: Target, ssh: Ssh, wishes: Wishes, narrator: Narrator) -> Survey
     plan = reorganisation.reorganise(record, deployment, found, journal, purge=wishes.purge)
     narrator.end(changed=False)
     return Survey(target, record, deployment, before, journal, begun is not None, found, plan)
+
+
+def _about_token(target: Target, wishes: Wishes, previous: PreviousStack, facts: HostFacts) -> PreviousStack:
+    """With the files of the token where it is taken from them now, and told of where it could be."""
+    if facts.instance or store.load(paths.secrets_dir(target.name)) is not None or not previous.token_files:
+        return replace(previous, token_files=())
+    if wishes.adopt_token:
+        return previous
+    told = f"ADOPT_TOKEN=1 takes over the token in {previous.token_files[0]}; without it clients need a new one"
+    return replace(previous, token_files=(), notes=(*previous.notes, told))
 
 
 def _choose(target: Target, ssh: Ssh, wishes: Wishes, previous: PreviousStack, facts: HostFacts) -> Credentials:
@@ -372,7 +388,10 @@ def tell(survey: Survey, narrator: Narrator) -> None:
 
 
 class Watch:
-    """How long each service did not answer, seen from this computer: at the address that it has and at the one that it gets."""
+    """How long each service did not answer, seen from this computer: at the address that it has and at the one that it gets.
+
+    A container of a stack that was here before answers when anything comes from its port.
+    """
 
     def __init__(self, survey: Survey, ssh: Ssh) -> None:
         self._survey, self._ssh = survey, ssh
@@ -383,7 +402,9 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         settings, record = self._survey.target.settings, self._survey.record
-        verify = trust(lifecycle.read_anchor(self._survey.target)) if record.services else True
+        former = self._survey.journal.previous
+        watched = bool(record.services or former)
+        verify = trust(lifecycle.read_anchor(self._survey.target)) if watched else True
         gets = {name: service.port for name, service in settings.enabled().items()}
         has = {name: each.port for name, each in record.services.items() if each.port and name in gets}
         had = settings.model_copy(update={"bind_address": record.bind_address or settings.bind_address}).own_address()
@@ -392,7 +413,12 @@ class Watch:
             local = self._forwards.enter_context(self._ssh.forward(ports, address)) if ports else {}
             for name, port in local.items():
                 urls[name].append(f"{settings.scheme()}://127.0.0.1:{port}/healthz")
-        for name in urls if record.services else ():
+        for each in former:
+            ports = {each.service: each.ports[0]} if each.running and each.ports and each.service in gets else {}
+            local = self._forwards.enter_context(self._ssh.forward(ports)) if ports else {}
+            for name, port in local.items():
+                urls[name].append(f"http://127.0.0.1:{port}/")
+        for name in urls if watched else ():
             samples = self._samples.setdefault(name, [])
             self._threads.append(threading.Thread(target=self._ask, args=(urls[name], samples, verify), daemon=True))
             self._threads[-1].start()
@@ -417,7 +443,8 @@ class Watch:
     @staticmethod
     def _answers(client: httpx.Client, url: str) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return client.get(url).status_code == 200
+            status = client.get(url).status_code
+            return status == 200 or not url.endswith("/healthz")
         return False
 
 
@@ -441,6 +468,7 @@ class Work:
         self.renamed = self.copied = 0
         self.gateway = ""
         self.stopped: list[str] = []
+        self.removed_networks: tuple[str, ...] = ()
         self.watchers_stopped = False
         self.moved = any(move.how == "switched" for move in survey.plan.moves)
 
@@ -459,6 +487,7 @@ class Work:
             self._note(replace(self.journal, made=tuple(sorted({*self.journal.made, *self._missing()}))))
         if self.plan.pending():
             self._bring_program()
+        lifecycle.keep_credentials(self.target, self.survey.deployment)
         with Watch(self.survey, self.ssh) as watch:
             self._prepare()
             with self._coming_back():
@@ -467,7 +496,7 @@ class Work:
                 self._prove()
         self._clear()
         changed = [f"{move.kind}: {move.source} -> {move.target}" for move in self.journal.moves]
-        changed += [f"removed {kind}: {name}" for kind, names in self.plan.removals.items() for name in names]
+        changed += [f"removed {kind}: {name}" for kind, names in self._removals().items() for name in names]
         lifecycle.append_audit(self.ssh, self.settings, lifecycle.audit_line(changed, "reprovisioned"))
         self._say_summary(watch, time.monotonic() - started)
 
@@ -496,6 +525,9 @@ class Work:
         if self.journal.switching:
             return
         before = self.survey.before
+        if self.survey.found.previous.inside:
+            provision.declare(self.target, self.ssh, before, self.narrator)
+            self._take_out(before.settings, self.survey.found.previous)
         outcome = provision.prepare(self.target, self.ssh, before, self.narrator)
         if outcome.restart:
             raise RestartNeededError(self.target.name, outcome.restart)
@@ -516,6 +548,7 @@ class Work:
         if not self.journal.previous:
             return
         last = previous_stack.look(self.ssh, self.settings, self.wishes.root, roots_of(self.settings))
+        self._take_out(self.settings, last)
         self._adopt(self.settings, last)
         keeps = {each.id: each.keeps for each in (*last.containers, *last.aside)}
         previous = tuple(replace(each, keeps=keeps.get(each.id, each.keeps)) for each in self.journal.previous)
@@ -524,6 +557,12 @@ class Work:
             for each in previous:
                 if each.keeps:
                     self.narrator.say(f"  {each.aside}: {each.keeps}", style="yellow")
+
+    def _take_out(self, settings: Settings, previous: PreviousStack) -> None:
+        if previous.inside:
+            self.narrator.begin("Data", "Take out of containers what only they have")
+            previous_stack.take_out(self.ssh, settings, previous)
+            self.narrator.end(changed=True)
 
     def _bring_program(self) -> None:
         mounts = {(move.kind, move.source): move.target_mount for move in self.plan.moves}
@@ -576,7 +615,6 @@ class Work:
             self._relocate("switch", "Change the places of directories")
             self.moved = True
         self._settle()
-        self._adopt(self.settings, self.survey.found.previous)
         provision.switch(self.ssh, deployment, self.narrator)
 
     def _aside(self) -> tuple[Displaced, ...]:
@@ -743,21 +781,30 @@ class Work:
                     self.narrator.say(f"  {source}/{name} stays: {why}", style="yellow")
         self._adopt_the_rest()
         going = reorganisation.going(self.journal, self.survey.found)
-        self._displace(displacement.remove_script, going, "Remove the containers that made room")
+        outcome = self._displace(displacement.remove_script, going, "Remove the containers that made room")
+        self.removed_networks = outcome.networks
         for step in reorganisation.removal_steps(self.plan, self.settings.service_uid):
             takedown.carry_out(self.ssh, step, self.narrator)
         state = self.settings.state_dir()
         text = self.ssh.run(f"cat {shlex.quote(state)}/manifest.json", check=True).stdout
-        gone = reorganisation.forgotten(self.plan, self.settings.models_path())
+        declared = {project.container for project in self.survey.deployment.projects()}
+        gone = reorganisation.forgotten(self.plan, self.settings.models_path(), declared)
         left = File(f"{state}/manifest.json", manifest.without_names(text, gone, version("atelier")).encode(), 0o600)
         self.ssh.run(lifecycle.guard() + left.install_script(), stdin=left.content, check=True)
         script = f"rm -rf {JOURNAL} {relocation_host.JOB} {RUN} && sync {recorded.ANCHOR_DIRECTORY}"
         self.ssh.run(lifecycle.guard() + script, check=True)
 
+    def _removals(self) -> dict[str, tuple[str, ...]]:
+        """What was removed: of the networks of a previous stack, those that nobody else was in."""
+        removals = dict(self.plan.removals)
+        networks = {*removals.pop("networks", ()), *self.removed_networks}
+        return {**removals, "networks": tuple(sorted(networks))} if networks else removals
+
     def _say_summary(self, watch: Watch, seconds: float) -> None:
         from stages import provision
 
+        done = replace(self.plan, removals=self._removals())
         amounts = Amounts(provision.fetched(), self.brought, self.renamed, self.copied)
-        line = reorganisation.summary(self.plan, amounts, watch.away(), self.repairs_done)
+        line = reorganisation.summary(done, amounts, watch.away(), self.repairs_done)
         self.narrator.say(line)
         self.narrator.say(f"It took {seconds:.0f} s.")

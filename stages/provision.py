@@ -161,6 +161,12 @@ def fetch_weights(target: Target, ssh: Ssh, deployment: Deployment, narrator: Na
         return outcome
 
 
+def declare(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> None:
+    """The manifest alone, before something is made that is not a deploy's. Raises AtelierError with what failed."""
+    lifecycle.keep_credentials(target, deployment)
+    apply(ssh, deployment, narrator, [], deploy.declared)
+
+
 def prepare(target: Target, ssh: Ssh, deployment: Deployment, narrator: Narrator) -> Outcome:
     """What disturbs nobody, before what runs makes room. Raises AtelierError with what failed."""
     return deploy_with_driver(target, ssh, deployment, narrator, deploy.prepared, "prepared")

@@ -4,9 +4,12 @@ ComfyUI's container installs at its start and answers to the token that compose 
 mounted, and is published as 17861. A third one is somebody else's.
 """
 
+import shutil
+
 import bcrypt
 from harness import Sandbox
 
+from atelier import paths
 from sandbox import shared
 
 ROOT = "/home/ai/stack"
@@ -67,19 +70,52 @@ echo lora >{ROOT}/shared/models/loras/mine.safetensors
 printf '%s\n' '{TOKEN}' >{ROOT}/.secrets/qwen-api-user.token
 printf "COMFYUI_USER=%s\nCOMFYUI_TOKEN='%s'\n" qwen '{TOKEN}' >{ROOT}/.secrets/.env.generated
 chmod 600 {ROOT}/.secrets/.env.generated {ROOT}/.secrets/qwen-api-user.token
-for service in comfyui-qwen forge-turbo; do (cd $service && docker compose up -d >/dev/null 2>&1); done
 docker network create shop >/dev/null
 docker run -d --name their-shop --network shop --restart always hand-made:1 sleep 1000000 >/dev/null
 mkdir -p {ROOT}/shared/models/other
 cd {shared.GUEST_FOLDER}/weights/double
-find . -name '*.safetensors' | while read -r f; do cp "$f" "{ROOT}/shared/models/other/$(echo "$f" | tr -c 'a-z0-9\n' _)"; done
+find . -name '*.safetensors' ! -path '*/vae/*' | while read -r f; do
+  cp "$f" "{ROOT}/shared/models/other/$(echo "$f" | tr -c 'a-z0-9\n' _)"
+done
 """
+
+
+INSIDE = ("/opt/forge/models/VAE/vae.safetensors", "/opt/forge/models/Lora/inside.safetensors")
+"""Weights that only Forge's container has: one of ours, and one of somebody's own."""
+START = f"""
+set -e; cd {ROOT}/docker-configurations/services
+for service in comfyui-qwen forge-turbo; do (cd $service && docker compose up -d >/dev/null 2>&1); done
+docker exec forge-turbo mkdir -p /opt/forge/models/VAE /opt/forge/models/Lora
+docker cp "$(find {shared.GUEST_FOLDER}/weights/double/vae -name '*.safetensors')" forge-turbo:{INSIDE[0]} >/dev/null
+lora=$(mktemp); echo inside >"$lora"; docker cp "$lora" forge-turbo:{INSIDE[1]} >/dev/null; rm "$lora"
+"""
+WITHOUT_OURS = """
+docker ps -aq --filter label=atelier.config | xargs -r docker rm -f >/dev/null
+docker rm -f comfyui-qwen.previous forge-turbo.previous >/dev/null 2>&1
+docker network ls --format '{{.Name}}' | grep ^atelier- | xargs -r docker network rm >/dev/null
+systemctl disable -q --now $(cd /etc/systemd/system && ls -d atelier-*.service atelier-*.timer) 2>/dev/null
+rm -rf /etc/systemd/system/atelier-* /opt/atelier /srv/atelier /etc/atelier /run/atelier-*; systemctl daemon-reload
+"""
+"""Run in a guest: nothing is left of us but what a deploy takes long for."""
 
 
 def put_together(sandbox: Sandbox) -> None:
     """Make it on a fresh sandbox, and wait until both answer."""
     shared.write_weights("double", shared.default_sets("double"))
     sandbox.root(STACK)
+    start(sandbox)
+
+
+def put_together_again(sandbox: Sandbox) -> None:
+    """Make it once more where ours took its place."""
+    sandbox.root(WITHOUT_OURS)
+    shutil.rmtree(paths.secrets_dir(sandbox.name), ignore_errors=True)
+    start(sandbox)
+
+
+def start(sandbox: Sandbox) -> None:
+    """Its containers, and wait until both answer."""
+    sandbox.root(START)
     sandbox.wait_for(answering("old ComfyUI", 8188))
     sandbox.wait_for(answering("old Forge", 17861))
 

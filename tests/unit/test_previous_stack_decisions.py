@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ from atelier.displacement import Displaced
 from atelier.errors import AtelierError
 from atelier.previous_containers import Listing, Mount, Seen, Suspects, parse, reason, service_of, suspects
 from atelier.previous_places import Compose, Place, Size, Survey, mounts_of, places
-from atelier.previous_stack import Found, Source, adoptions, escaped, found, staging_script, with_search
+from atelier.previous_stack import (
+    Found,
+    Inside,
+    Source,
+    adoptions,
+    escaped,
+    found,
+    staging_script,
+    take_out_script,
+    with_search,
+)
 from atelier.recorded import roots_of
 from atelier.settings import Settings
 from atelier.ssh import Completed
@@ -313,29 +324,106 @@ ALONE = (
 )
 
 
-def test_what_only_a_container_has_is_taken_out_of_it_and_weights_in_it_keep_it() -> None:
+def test_what_only_a_container_has_is_taken_out_of_it() -> None:
     mounted = replace(COMFYUI, mounts=(Mount("/x", "/app/output"),))
     chosen = Suspects(((mounted, "comfyui", "why"),))
-    result = decided([], chosen=chosen, alone={mounted.id: ALONE})
-    assert [(one.inside, one.container, one.files) for one in result.outputs] == [("/opt/sd/outputs", mounted.id, 1)]
+    result = decided([], chosen=chosen, alone={mounted.id: ALONE}, sizes={(mounted.id, ALONE[-1]): 9})
+    assert [(one.inside, one.name, one.files) for one in result.outputs] == [("/opt/sd/outputs", "comfyui-qwen", 1)]
     assert [one.inside for one in result.workflows] == ["/app/user/default/workflows"]
-    (one,) = result.containers
-    assert "1 files of weights" in one.keeps and "/app/loras/mine.safetensors" in one.keeps
-    assert any("/app/loras/mine.safetensors" in note for note in result.notes)
+    place = f"/srv/atelier/previous/comfyui-qwen-{mounted.id[:12]}/app/loras/mine.safetensors"
+    assert result.inside == (Inside(mounted.id, "/app/loras/mine.safetensors", place, 9),)
+    assert result.search == ("/srv/atelier/previous",)
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Takes all that lies in `tmp_path/c` out into `tmp_path/out`, by a docker that has it in a container."""
+    fake = f"""#!/bin/sh
+[ ! -e {tmp_path}/dead ] || {{ echo "Cannot connect to the Docker daemon" >&2; exit 1; }}
+p=${{3#*:}}; [ -e "{tmp_path}/c$p" ] || {{ echo "Could not find the file $p in container" >&2; exit 1; }}
+echo "$p" >>{tmp_path}/asked; tar -C {tmp_path}/c -chf - ".$p"
+"""
+    (tmp_path / "docker").write_text(fake)
+    (tmp_path / "docker").chmod(0o755)
+    (tmp_path / "c").mkdir()
+
+    def run(*names: str, reserve: int = 0) -> subprocess.CompletedProcess[str]:
+        weights = [Inside("1", f"/{name}", f"{tmp_path}/out/x/{name}") for name in names]
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        script = take_out_script(weights, reserve)
+        return subprocess.run(["sh"], input=script, capture_output=True, text=True, env=environment)
+
+    return run
+
+
+def test_the_sizes_of_what_only_a_container_has_are_told(tmp_path: Path) -> None:
+    fake = f"""#!/bin/sh
+case $1 in
+  diff) printf 'A /a b.safetensors\\nA /x.txt\\nC /o/outputs/i.png\\n' ;;
+  cp) [ "$3" = "{COMFYUI.id}:/a b.safetensors" ] && tar -C {tmp_path} -c "a b.safetensors" ;;
+esac
+"""
+    (tmp_path / "a b.safetensors").write_bytes(bytes(3_000_000))
+    (tmp_path / "docker").write_text(fake)
+    (tmp_path / "docker").chmod(0o755)
+    script = previous_places.survey_script(Suspects(((COMFYUI, "comfyui", "why"),)), [])
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    output = subprocess.run(["sh"], input=script, capture_output=True, text=True, env=environment)
+    survey = previous_places.parse_survey(output.stdout)
+    assert survey.alone == {COMFYUI.id: ("/a b.safetensors", "/o/outputs/i.png")}
+    assert survey.sizes == {(COMFYUI.id, "/a b.safetensors"): 3_000_000}
+
+
+def test_weights_are_taken_out_of_a_container_once(
+    tmp_path: Path, inside: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    source, out = tmp_path / "c/my own.safetensors", tmp_path / "out/x"
+    source.write_bytes(b"x" * 3_000_000)
+    (tmp_path / "c/link.ckpt").symlink_to(source.name)
+    names = ("my own.safetensors", "link.ckpt", "gone.gguf")
+    for reads in (2, 1):
+        (tmp_path / "asked").write_text("")
+        done = inside(*names)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert sorted(path.name for path in out.iterdir()) == ["link.ckpt", "my own.safetensors"]
+        assert all(path.read_bytes() == source.read_bytes() for path in out.iterdir())
+        # Measured, looked at, and the first time taken.
+        assert (tmp_path / "asked").read_text().count("/link.ckpt") == reads + 1
+    source.write_bytes(b"y" * 3_000_001)
+    assert inside(*names).returncode == 0 and (out / "link.ckpt").read_bytes() == source.read_bytes()
+
+
+def test_weights_that_do_not_fit_stay_where_they_are(
+    tmp_path: Path, inside: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "c/a.safetensors").write_bytes(b"x" * 3_000_000)
+    done = inside("a.safetensors", reserve=10**15)
+    assert done.returncode == 1 and "3 MB are needed there" in done.stderr and "make room for" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_docker_that_does_not_answer_is_no_container_without_weights(
+    tmp_path: Path, inside: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "dead").touch()
+    done = inside("a.safetensors")
+    assert done.returncode == 1 and "Cannot connect" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "files,why",
+    "file,keeps,inside",
     [
-        (("?",), "Docker does not tell"),
-        (("/opt/webui/embeddings/mine.pt",), "files of weights"),
-        (("/app/input/portrait.png",), "files of inputs"),
-        (("/app/output/a.png",), ""),
+        ("?", True, False),
+        ("/opt/webui/embeddings/mine.pt", False, True),
+        ("/app/input/portrait.png", False, True),
+        ("/app/output/a.png", False, False),
     ],
 )
-def test_a_container_with_what_nothing_takes_over_stays(files: tuple[str, ...], why: str) -> None:
-    (one,) = decided([], chosen=Suspects(((COMFYUI, "comfyui", "why"),)), alone={COMFYUI.id: files}).containers
-    assert why in one.keeps and bool(why) is bool(one.keeps)
+def test_a_container_of_which_docker_does_not_tell_all_stays(file: str, keeps: bool, inside: bool) -> None:
+    result = decided([], chosen=Suspects(((COMFYUI, "comfyui", "why"),)), alone={COMFYUI.id: (file,)})
+    (one,) = result.containers
+    assert ("Docker does not tell" in one.keeps) is keeps is bool(result.notes)
+    assert [each.path for each in result.inside] == ([file] if inside else [])
 
 
 DIFFS = {

@@ -17,6 +17,7 @@ from atelier.displacement import Displaced
 from atelier.drift_diff import Diff
 from atelier.manifest import Before
 from atelier.previous_stack import Found as PreviousStack
+from atelier.previous_stack import Inside
 from atelier.recorded import Recorded, Roots, Service
 from atelier.remains import Container as Attached
 from atelier.remains import Docker, Remains
@@ -520,7 +521,9 @@ def test_the_manifest_follows_the_directories_and_forgets_what_went() -> None:
     assert manifest.moved(text, [("/srv/atelier/outputs", "/x")], "1") == text
     assert "/new" in manifest.created(manifest.moved(text, [], "1", ["/new"]))["directories"]
     plan = planned(now, record(), host(record()))
-    left = manifest.created(manifest.without_names(text, reorganisation.forgotten(plan, "/srv/atelier/models"), "1"))
+    left = manifest.created(
+        manifest.without_names(text, reorganisation.forgotten(plan, "/srv/atelier/models", ()), "1")
+    )
     assert "forge-turbo" not in left["containers"] and "comfyui-qwen" in left["containers"]
     assert not [path for path in left["files"] if "services/forge-turbo" in path]
 
@@ -556,10 +559,23 @@ def test_the_summary_says_what_it_came_to() -> None:
     )
 
 
-def test_previous_containers_step_aside_and_what_is_only_in_one_stays() -> None:
-    old = Displaced("1", "comfyui-qwen", keeps="its volume has workflows")
-    found = replace(host(Recorded(created=record().created)), previous=PreviousStack(containers=(old,)))
+def test_previous_containers_step_aside_and_what_only_one_has_is_kept() -> None:
+    old = Displaced("1", "comfyui-qwen", networks=("comfyui-qwen_default", "bridge"))
+    own = Inside("1", "/app/a.ckpt", "/srv/atelier/previous/a.ckpt")
+    stack = PreviousStack(containers=(old,), search=("/m", "/srv/atelier/previous"), inside=(own,))
+    found = replace(host(Recorded(created=record().created)), previous=stack)
     found = replace(found, containers=(Container("1", "comfyui-qwen", False, "always", True),), remains=Remains())
     plan = planned(declared(), Recorded(), found)
-    assert plan.displaced == (old,) and "containers" not in plan.removals
-    assert any(kept.what == "comfyui-qwen.previous" for kept in plan.kept)
+    assert plan.displaced == (old,) and plan.removals["containers"] == ("comfyui-qwen.previous",)
+    assert [kept.what for kept in plan.kept] == ["/srv/atelier/previous"]
+    text = "\n".join(plan.lines())
+    assert "networks     comfyui-qwen_default (where nobody else is in it)" in text and "bridge" not in text
+
+
+def test_our_container_is_known_by_the_name_that_an_old_one_had() -> None:
+    old = Displaced("1", "comfyui-qwen")
+    containers = (Container("1", "comfyui-qwen", False, "always", True),)
+    found = Found(containers=containers, previous=PreviousStack(containers=(old,)))
+    plan = planned(declared(), Recorded(), found)
+    assert reorganisation.forgotten(plan, "/m", {"comfyui-qwen"})["containers"] == ()
+    assert reorganisation.forgotten(plan, "/m", {"art"})["containers"] == ("comfyui-qwen",)

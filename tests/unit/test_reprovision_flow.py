@@ -24,6 +24,7 @@ from atelier.deployment import Deployment
 from atelier.displacement import Displaced
 from atelier.errors import AtelierError
 from atelier.previous_stack import Found as PreviousStack
+from atelier.previous_stack import Inside
 from atelier.reboot import RestartNeededError
 from atelier.reorganisation import Container, Found, Journal, Reorganisation
 from atelier.repairs import Repair
@@ -456,10 +457,20 @@ def test_where_a_previous_stack_has_weights_is_searched_in_this_run_alone(monkey
     monkeypatch.setattr(previous_stack, "look", lambda *_: PreviousStack(search=("/old/models",)))
     monkeypatch.setattr(lifecycle, "prepare", prepare)
     monkeypatch.setattr(mending, "look", lambda *_: Ailments())
-    survey = reprovision.look(TARGET, Host({}), Wishes(), Narrator())
+    survey = reprovision.look(TARGET, Host({}), Wishes(root="/old"), Narrator())
     assert searched == [*TARGET.settings.models.search, "/old/models"]
     assert survey.target.settings == TARGET.settings
     assert not survey.deployment.facts.reorganising and not survey.before.facts.reorganising
+
+
+def test_nothing_is_taken_from_a_container_that_somebody_keeps_in_his_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Displaced("1", "comfyui-qwen", running=False)
+    stack = PreviousStack(aside=(kept,), search=("/old/models",), inside=(Inside("1", "/a.ckpt", "/b/a.ckpt"),))
+    monkeypatch.setattr(previous_stack, "look", lambda *_: stack)
+    monkeypatch.setattr(lifecycle, "prepare", lambda *_, **__: declared())
+    monkeypatch.setattr(mending, "look", lambda *_: Ailments())
+    survey = reprovision.look(TARGET, Host({}), Wishes(), Narrator())
+    assert survey.found.previous == PreviousStack(aside=(kept,)) and survey.plan.is_empty()
 
 
 def test_a_restart_that_is_due_brings_nothing_back(work: Callable[..., Work]) -> None:
