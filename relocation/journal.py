@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from relocation.files import OURS, Files, Identity, Place, Stamp
+from relocation.files import OURS, Files, Identity, Place, Stamp, look
 from weights.store import write_durably
 
 Verdict = Literal["copied", "same", "different"]
@@ -162,6 +162,10 @@ class Journal:
         """Where a copy is put together."""
         return Place(self.target, f"{OURS}/{source.inode}")
 
+    def folder_part(self, source: Stamp) -> Place:
+        """Where a directory is dressed. A file may get its inode once it is gone, and the other way round."""
+        return Place(self.target, f"{OURS}/{source.inode}-directory")
+
     def remove(self) -> None:
         """The move is over. The mark goes last but one, so that what is left of a killed removal says so."""
         if not self.folder.is_dir():
@@ -169,5 +173,10 @@ class Journal:
         last = (self._lines.name, self._begun.name, self._switched.name)
         names = sorted(path.name for path in self.folder.iterdir())
         for name in [name for name in names if name not in last] + [name for name in last if name in names]:
-            self.files.unlink(Place(self.target, f"{OURS}/{name}"))
+            place = Place(self.target, f"{OURS}/{name}")
+            found = look(place)
+            if found and found.sort == "directory":
+                self.files.remove_directory(place)
+            else:
+                self.files.unlink(place)
         self.files.remove_directory(Place(self.target, OURS))

@@ -198,7 +198,7 @@ class Merge:
 
     def _make(self, one: Entry, into: str) -> None:
         self.begin()
-        beside = self.journal.part(one.stamp)
+        beside = self.journal.folder_part(one.stamp)
         self.files.make_directory(beside, one, Place(self.move.source, one.name))
         self.files.rename(beside, Place(self.move.target, into))
         self.present[into] = one

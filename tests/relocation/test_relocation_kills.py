@@ -1,6 +1,7 @@
 """Killed before any step of any verb, the next run goes on: nothing is lost, nothing verified is copied again."""
 
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,17 @@ def test_a_tree_as_it_is_loses_no_property(memory: Path) -> None:
             assert after.pop(name) == (("link", aim) if value[0] == "link" else value)
         assert not after
         assert links == {name: (target / name).stat().st_nlink for name in links}
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_a_directory_that_goes_after_a_kill_hinders_no_end(memory: Path, steps: int) -> None:
+    """What was being made of it is left among the parts, and a file may have its inode by then."""
+    source, target = memory / "old", memory / "new"
+    put(source / "gone/a", b"1")
+    job = job_for(memory, ("outputs", source, target))
+    told = Told(memory / "told")
+    in_a_child(lambda: all_verbs(job, mortal(OtherFiles, steps, told)))
+    shutil.rmtree(source / "gone")
+    put(source / "b", b"2")
+    all_verbs(job, OtherFiles())
+    assert (target / "b").read_bytes() == b"2" and not (target / OURS).exists()
