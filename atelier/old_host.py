@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 
 from aiohttp import hdrs, web
 
-from atelier import hostfacts, lifecycle, models_serve, paths, preflight, recorded, weights_unit
+from atelier import hostfacts, lifecycle, models_serve, paths, recorded, weights_unit
 from atelier.console import Narrator
 from atelier.deployment import Deployment
 from atelier.errors import AtelierError
 from atelier.models import Weight
 from atelier.models_serve import store_files
+from atelier.reorganisation import amount
 from atelier.settings import Settings, read_hosts
 from atelier.ssh import Ssh
 from atelier.target import Target, resolve
@@ -78,7 +79,7 @@ def through_here(
             say(f"  the old host {host} has none of the weights that are missing; they come from {elsewhere}")
         yield deployment, None
         return
-    size = preflight.amount(sum(file.bytes for file in offer.files.values()))
+    size = amount(sum(file.bytes for file in offer.files.values()))
     say(
         f"  {len(offer.files)} of {len(missing)} missing weights, {size}, come from the old host {host} through this computer"
     )
@@ -86,7 +87,7 @@ def through_here(
         try:
             yield with_mirror(deployment, f"http://127.0.0.1:{port}"), offer
         finally:
-            say(f"  {preflight.amount(offer.served)} came from the old host {host}")
+            say(f"  {amount(offer.served)} came from the old host {host}")
 
 
 def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrator: Narrator) -> int | None:

@@ -19,7 +19,7 @@ from atelier import paths
 from atelier.errors import AtelierError
 from atelier.ssh import Ssh
 from atelier.target import sandbox_target
-from sandbox import machine, shared, tools
+from sandbox import cgroup, machine, shared, tools
 
 ROOT = Path(__file__).resolve().parents[2]
 UNCHANGED = r"Deployed: 0 of (\d+) operations changed something"
@@ -71,6 +71,7 @@ class Sandbox:
         deadline = time.monotonic() + 20
         while machine.get(self.name) is not None and time.monotonic() < deadline:
             time.sleep(0.1)
+        cgroup.remove(self.name)
 
     def gate(self) -> str:
         """This computer's address that the guest reaches, restarts of the guest outlasted."""

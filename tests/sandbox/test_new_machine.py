@@ -6,6 +6,7 @@ The tests share two sandboxes and run in their order.
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_a_changed_host_key_is_explained_and_taken_only_by_the_command_it_names(
     config = tmp_path / "config"
     config.write_text(guest.ssh_config.read_text().replace(str(guest.known_hosts_file), str(known)))
     before = known.read_bytes()
+    OLD.ssh().close()  # one that was open before would carry the next
     for accepting in (False, True):
         with pytest.raises(AtelierError) as raised:
             Ssh(Destination(OLD.name, user="deploy", config=config), accept_new_host_key=accepting).connect()
@@ -74,33 +76,39 @@ def test_a_changed_host_key_is_explained_and_taken_only_by_the_command_it_names(
     ssh.close()
 
 
-def test_a_new_machine_gets_its_weights_from_the_old_one_while_that_answers(new: None) -> None:
+def summary(output: str) -> str:
+    (line,) = re.findall(r"^Reprovisioned: .*", output, re.M)
+    return str(line)
+
+
+def test_a_bare_machine_under_a_known_name_takes_credentials_from_here_and_weights_from_the_old_one(new: None) -> None:
+    folder = paths.secrets_dir(NEW.name)
+    shutil.copytree(paths.secrets_dir(OLD.name), folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     output = reprovision(NEW, "--old", OLD.name)
+    assert f"{NEW.name} is a machine that was never deployed; the credentials of this computer" in output
+    assert files and {path: path.read_bytes() for path in files} == files
+
     told = re.search(
-        r"(\d+) of (\d+) missing weights, .* come from the old host sandbox-nm-old-\d+ through this computer", output
+        r"(\d+) of (\d+) missing weights, (\d+) bytes, come from the old host \S+ through this computer", output
     )
     assert told and told[1] == told[2] != "0"
-    came = re.search(r"([\d.]+) (MB|GB) came from the old host", output)
-    assert came and float(came[1]) > 0
+    assert f"{told[3]} bytes came from the old host {OLD.name}" in output
+    said = summary(output)
+    assert f"{told[3]} bytes fetched ({told[3]} bytes of it from the old host), 0 bytes renamed, 0 bytes copied" in said
+    assert "no service was there before" in said and "removed: nothing" in said
     assert NEW.root(SUMS) == OLD.root(SUMS) != ""
-    NEW.atelier("verify", "--quick")
     assert "127.0.0.1" not in NEW.root("cat /opt/atelier/weights.json"), "the way through this computer is gone"
 
 
-def test_a_bare_machine_under_a_known_name_takes_the_credentials_of_this_computer() -> None:
-    folder = paths.secrets_dir(NEW.name)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    machine.down(NEW.name, print)
-    NEW.up()
-    output = reprovision(NEW)
-    assert f"{NEW.name} is a machine that was never deployed; the credentials of this computer" in output
-    assert {path: path.read_bytes() for path in files} == files
-    NEW.atelier("verify", "--quick")
-
-
 def test_an_old_machine_that_is_gone_is_said_to_be_and_the_rest_goes_on() -> None:
+    size = NEW.root(f"cat {STORE}/vae/*.safetensors | wc -c")
     NEW.root(f"rm -f {STORE}/vae/*.safetensors")
     OLD.cut_power()
     output = reprovision(NEW, "--old", OLD.name)
-    assert "weights do not come from the old host" in output
+    assert re.search(r"weights do not come from the old host: .*; they come from file:///", output)
+    assert f"{size} bytes of weights from file:///" in output
+    said = summary(output)
+    assert f"{size} bytes fetched, 0 bytes renamed, 0 bytes copied" in said and "removed: nothing" in said
+    assert re.search(r"ComfyUI away for [0-9.]+ s, Forge away for 0.0 s", said)
     NEW.atelier("verify", "--quick")
