@@ -746,8 +746,9 @@ class Work:
         if self.stopped and not moved:
             self._step("Containers", "Start the services again", f"docker start {shlex.join(self.stopped)} >/dev/null")
         if moved:
-            there = "lies in its new place" if self.journal.moves else f"is of user id {self.settings.service_uid} now"
-            told = f"the data {there}: the same command goes on from there"
+            renumbered = f"the data is of user id {self.settings.service_uid} now"
+            there = "the data lies in its new place" if self.journal.moves else renumbered
+            told = f"{there}: the same command goes on from there"
         else:
             self._note(replace(self.journal, switching=len(back) < len(self._aside())))
             told = (
