@@ -293,6 +293,7 @@ class Merge:
                         raise
                 else:
                     self._note(one, found)
+                    break
 
     def _look_again(self, into: str) -> bool:
         """What has the name: ours, or one that came meanwhile, or one whose name means the same to the file system."""

@@ -767,3 +767,14 @@ def test_many_at_once_are_as_good_as_one_after_the_other(job: Job, old: Path, ne
     assert contents(new) == wanted
     assert (new / "50-too").stat().st_nlink == 2
     assert not old.exists()
+
+
+def test_a_file_of_many_names_goes_name_by_name_in_one_pass(memory: Path) -> None:
+    source, target = memory / "old", memory / "new"
+    first = put(source / "a", b"1")
+    for name in "bcdef":
+        os.link(first, source / name)
+    put(target / "other", b"2")
+    done = switch(job_for(memory, ("outputs", source, target)), Files(), Progress())[str(source)]
+    assert not done.waits and sorted(path.name for path in target.iterdir()) == [*"abcdef", "other"]
+    assert (target / "f").stat().st_nlink == 6
