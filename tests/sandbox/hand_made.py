@@ -33,6 +33,7 @@ services:
     image: hand-made:1
     container_name: comfyui-qwen
     restart: unless-stopped
+    stop_signal: SIGKILL
     environment: ["COMFYUI_TOKEN=${{COMFYUI_TOKEN}}"]
     ports: ["8188:8188"]
     volumes:
@@ -54,6 +55,7 @@ services:
     image: hand-made:1
     container_name: forge-turbo
     restart: "on-failure:5"
+    stop_signal: SIGKILL
     ports: ["17861:7860"]
     volumes: ["../../../shared/models:/models", "../../../shared/outputs/forge:/opt/forge/output"]
     command:

@@ -114,8 +114,8 @@ def test_without_a_yes_there_is_a_plan_and_nothing_else(theirs: dict[str, str]) 
         f"workflows -> {OURS}/users/comfyui/default/workflows/previous: 1 file, 9 bytes, copied",
         f"token      in {ROOT}/.secrets/qwen-api-user.token: clients go on working",
         "Steps aside, as NAME.previous until what follows has passed",
-        "comfyui-qwen: it has the name comfyui-qwen",
-        "forge-turbo: it has the name forge-turbo",
+        "comfyui-qwen: ours gets the name comfyui-qwen",
+        "forge-turbo: ours gets the name forge-turbo",
         "containers   comfyui-qwen.previous, forge-turbo.previous",
         "networks     comfyui-qwen_default (where nobody else is in it), forge-turbo_default",
         "comfyui-qwen, forge-turbo: from the stop until the successor has started",
@@ -125,8 +125,6 @@ def test_without_a_yes_there_is_a_plan_and_nothing_else(theirs: dict[str, str]) 
         assert text in output, text
     assert TOKEN not in output and "Fetches" not in output
     assert containers() == before and tree() == theirs
-    output = SANDBOX.atelier("reprovision", "--sources", "double", expect=1)
-    assert f"ADOPT_TOKEN=1 takes over the token in {ROOT}/.secrets/qwen-api-user.token" in output
 
 
 def test_where_ours_fail_the_old_ones_come_back_by_themselves(theirs: dict[str, str], shop: str) -> None:
@@ -165,7 +163,6 @@ def test_ours_take_their_place_and_nothing_is_fetched(theirs: dict[str, str], sh
     assert kept == TAKEN_OUT
     assert tree() == theirs, "the originals stay"
     assert_ours_run(before, shop)
-    SANDBOX.atelier("verify", "--quick")
 
 
 def assert_ours_run(before: dict[str, list[str]], shop: str) -> None:

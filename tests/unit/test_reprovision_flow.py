@@ -463,6 +463,20 @@ def test_where_a_previous_stack_has_weights_is_searched_in_this_run_alone(monkey
     assert not survey.deployment.facts.reorganising and not survey.before.facts.reorganising
 
 
+@pytest.mark.parametrize(
+    "adopts,known,taken,told",
+    [(True, "", True, False), (False, "", False, True), (True, "1", False, False), (False, "1", False, False)],
+)
+def test_the_token_is_taken_where_it_is_asked_for_and_told_of_where_it_could_be(
+    adopts: bool, known: str, taken: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reprovision.store, "load", lambda _: None)
+    found = PreviousStack(token_files=("/old/.secrets/t",))
+    facts = replace(declared().facts, instance=known)
+    about = reprovision._about_token(TARGET, Wishes(adopt_token=adopts), found, facts)
+    assert bool(about.token_files) is taken and ("ADOPT_TOKEN=1" in " ".join(about.notes)) is told
+
+
 def test_nothing_is_taken_from_a_container_that_somebody_keeps_in_his_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Displaced("1", "comfyui-qwen", running=False)
     stack = PreviousStack(aside=(kept,), search=("/old/models",), inside=(Inside("1", "/a.ckpt", "/b/a.ckpt"),))
