@@ -1,8 +1,47 @@
-"""Tests that need a part which this computer lacks are skipped with the reason; under REQUIRE_SANDBOX=1 a skip is a failure."""
+"""Runs the tests side by side, and tells of the long ones as they end.
+
+Tests that need a part which this computer lacks are skipped with the reason; under REQUIRE_SANDBOX=1 a skip is a failure.
+"""
 
 import os
+from collections import Counter, defaultdict
 
 import pytest
+import side_by_side
+from xdist.scheduler import LoadScopeScheduling
+
+LONG = 5
+"""Seconds from which on a test is told of."""
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Side by side where nobody said otherwise (-n), and nobody wants to look on."""
+    option = config.option
+    looks_on = option.usepdb or option.capture == "no"
+    if is_worker(config) or option.numprocesses is not None or option.dist != "no" or option.tx or looks_on:
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
+    option.numprocesses = side_by_side.processes(config.args, len(os.sched_getaffinity(0)), memory)
+    option.dist = "loadfile"
+    option.loadscopereorder = False
+
+
+class Groups(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return side_by_side.group(nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
+    return Groups(config, log) if config.option.dist == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: side_by_side.place(item.path))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -12,3 +51,39 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     if report.skipped and os.environ.get("REQUIRE_SANDBOX") == "1" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped although REQUIRE_SANDBOX=1: {call.excinfo.value if call.excinfo else 'no reason'}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):  # the processes beside the first have none
+        config.pluginmanager.register(Pace(terminal))
+
+
+class Pace:
+    """Tells how long tests take: of each long one as it ends, of the files at the end."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+        self.phases: dict[str, list[pytest.TestReport]] = defaultdict(list)
+        self.files: Counter[str] = Counter()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.phases[report.nodeid].append(report)
+        if report.when != "teardown":
+            return
+        phases = self.phases.pop(report.nodeid)
+        seconds = sum(phase.duration for phase in phases)
+        self.files[report.nodeid.partition("::")[0]] += seconds
+        if seconds < LONG:
+            return
+        outcome = "failed" if any(phase.failed for phase in phases) else phases[-2].outcome
+        parts = ", ".join(f"{phase.when} {phase.duration:.0f} s" for phase in phases if phase.duration >= LONG)
+        self.terminal.ensure_newline()
+        self.terminal.write_line(f"{outcome}  {report.nodeid}  {seconds:.0f} s ({parts})")
+
+    def pytest_terminal_summary(self) -> None:
+        long = [(file, seconds) for file, seconds in self.files.most_common() if seconds >= LONG]
+        if long:
+            self.terminal.section("seconds of each file")
+        for file, seconds in long:
+            self.terminal.write_line(f"{seconds:6.0f}  {file}")

@@ -419,7 +419,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-HASH = bcrypt.hashpw(b'p:a,ss $w"x\xc3\xa9', bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(b'p:a,ss $w"x\xc3\xa9', b"$2b$04$" + b"a" * 21 + b"u").decode()
 KEY = base64.urlsafe_b64encode(bytes(32)).decode()
 
 
