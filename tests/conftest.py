@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 
 import pytest
 import side_by_side
-from xdist.scheduler import LoadScopeScheduling
 
 LONG = 5
 """Seconds from which on a test is told of."""
@@ -21,6 +20,8 @@ def is_worker(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Side by side where nobody said otherwise (-n), and nobody wants to look on."""
+    if not config.pluginmanager.hasplugin("xdist"):  # -p no:xdist
+        return
     option = config.option
     looks_on = option.usepdb or option.capture == "no"
     if is_worker(config) or option.numprocesses is not None or option.dist != "no" or option.tx or looks_on:
@@ -31,12 +32,14 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option.loadscopereorder = False
 
 
-class Groups(LoadScopeScheduling):
-    def _split_scope(self, nodeid: str) -> str:
-        return side_by_side.group(nodeid.partition("::")[0])
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadScopeScheduling
 
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return side_by_side.group(nodeid.partition("::")[0])
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
     return Groups(config, log) if config.option.dist == "loadfile" else None
 
 
