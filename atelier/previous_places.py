@@ -180,8 +180,8 @@ def survey_script(chosen: Suspects, candidates: Iterable[Place]) -> str:
     return rf"""
 measure() {{ find "$1" -xdev -type f -printf '%s\n' 2>/dev/null | awk '{{ n += 1; b += $1 }} END {{ printf "%d\t%d\t", n, b }}'; }}
 alone() {{
-  {{ timeout 300 docker diff "$1" 2>/dev/null || echo "A {UNTOLD}"; }} | sed -n 's/^[AC] //p' | grep -iE {shlex.quote(wanted)} \
-    | grep -vE '/(site|dist)-packages/|/custom_nodes/|/input/example\.png$' \
+  {{ timeout 300 docker diff "$1" 2>/dev/null || echo; }} | sed -n '/^[ACD] \//!s/.*/A {UNTOLD}/; s/^[AC] //p' \
+    | grep -iE {shlex.quote(wanted)} | grep -vE '/(site|dist)-packages/|/custom_nodes/|/input/example\.png$' \
     | awk 'tolower($0) !~ /\.({IMAGES})$/ || ++n <= 20000'
 }}
 echo {MARK}directories

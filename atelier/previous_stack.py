@@ -4,6 +4,7 @@ The host is asked which containers are there, what the compose files say where t
 directories that all that leads to. Between the questions everything is pure.
 """
 
+import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from atelier.displacement import SUFFIX, Displaced
 from atelier.errors import AtelierError, Finding
 from atelier.importing import Imported
 from atelier.previous_containers import MARK, Seen, Suspects, is_below, sections, service_of
-from atelier.previous_places import IMAGES, INPUTS, UNTOLD, WEIGHTS, WORKFLOWS, Kind, Place, Size, Survey, token_files
+from atelier.previous_places import IMAGES, INPUTS, WEIGHTS, WORKFLOWS, Kind, Place, Size, Survey, token_files
 from atelier.recorded import Roots, roots_of
 from atelier.settings import Settings
 from atelier.ssh import Ssh
@@ -154,7 +155,7 @@ def _displaced(seen: Seen, service: str, why: str, keeps: str) -> Displaced:
 
 def _keeps(seen: Seen, survey: Survey) -> str:
     """What would be lost with the container, as nothing takes it over; empty where it may go."""
-    if UNTOLD in survey.alone.get(seen.id, ()):
+    if any(not _is_plain(path) for path in survey.alone.get(seen.id, ())):
         stays = f"it stays as {seen.name.removesuffix(SUFFIX)}{SUFFIX} (docker cp takes them out)"
         return f"Docker does not tell which files are in the container alone; {stays}"
     return ""
@@ -178,8 +179,15 @@ def _inside(seen: Seen, survey: Survey, settings: Settings) -> Iterator[Inside]:
 def _own_files(seen: Seen, survey: Survey) -> list[str]:
     """What is in the container alone: where a directory is mounted, what is told is the place of the mount."""
     return [
-        path for path in survey.alone.get(seen.id, ()) if not any(is_below(path, mount.target) for mount in seen.mounts)
+        path
+        for path in survey.alone.get(seen.id, ())
+        if _is_plain(path) and not any(is_below(path, mount.target) for mount in seen.mounts)
     ]
+
+
+def _is_plain(path: str) -> bool:
+    """Whether it is a path as Docker tells them. Part of a name with a line break may look like one that leads elsewhere."""
+    return path.startswith("/") and posixpath.normpath(path) == path
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:

@@ -432,6 +432,7 @@ DIFFS = {
         0,
         ("/app/output/a.PNG",),
     ),
+    "a name with a line break": ("A /app/a\nb.ckpt\nA /m/z.ckpt", 0, ("?", "/m/z.ckpt")),
     "Docker broke off": ("A /app/output/a.png", 1, ("/app/output/a.png", "?")),
     "weights after very many images": (
         "\n".join([*(f"A /output/{number}.png" for number in range(20001)), "A /m/z.ckpt"]),
@@ -453,6 +454,13 @@ def test_what_docker_does_not_tell_of_a_container_is_known_not_to_be_told(
     path = f"{tmp_path}:{os.environ['PATH']}"
     output = subprocess.run(["sh"], input=script, capture_output=True, text=True, env={**os.environ, "PATH": path})
     assert previous_places.parse_survey(output.stdout).alone == {COMFYUI.id: alone}
+
+
+def test_a_name_with_a_line_break_in_a_container_leads_nowhere_on_the_host() -> None:
+    files = ("/../../../../etc/x/loras/a.pt", "/../../root/outputs/a.png", "/app/loras/mine.pt")
+    told = decided([], chosen=Suspects(((COMFYUI, "comfyui", "why"),)), alone={COMFYUI.id: files})
+    assert [one.path for one in told.inside] == ["/app/loras/mine.pt"] and not told.outputs
+    assert "does not tell" in told.containers[0].keeps
 
 
 def test_containers_step_aside_as_they_were_and_those_that_did_are_told_apart() -> None:
