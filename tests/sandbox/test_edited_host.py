@@ -108,8 +108,10 @@ def test_a_plan_shows_what_was_edited_and_changes_nothing(host: Edited) -> None:
 
 def test_reprovision_shows_it_and_puts_it_back(host: Edited) -> None:
     other = host.root(THEIRS)
-    answer = host.sandbox.atelier("reprovision", "--sources", "double")
+    answer = host.sandbox.atelier("reprovision", "--sources", "double", expect=1)
     expect_edits(answer, host)
+    assert re.findall(r"^failed   (\S+)", answer, re.M) == ["drift.files"]
+    assert f"Verdict: failed. drift.files: {NOTES} is not ours -> " in answer, "and that alone"
     shown, done = answer.index("Puts back"), [answer.index(f"  + {step}") for step in changes(answer)]
     assert done and shown < min(done), "shown before anything is put back"
     files = f"cat {COMPOSE} {ENV} {UNIT} $(find {CREDENTIALS} -type f | sort) | sha256sum"
@@ -124,9 +126,12 @@ def test_reprovision_shows_it_and_puts_it_back(host: Edited) -> None:
 
 
 def test_then_nothing_is_left_to_show_but_what_is_not_ours(host: Edited) -> None:
-    answer = host.sandbox.atelier("reprovision", "--sources", "double")
+    answer = host.sandbox.atelier("plan", "--sources", "double")
     assert "Puts back" not in answer and f"{NOTES}: not ours" in section(answer, "Leaves alone")
-    assert re.search(UNCHANGED, answer)
+    host.root(f"rm {NOTES}")
+    answer = host.sandbox.atelier("reprovision", "--sources", "double")
+    assert section(answer, "Leaves alone") == "    containers theirs: not ours\n"
+    assert "Puts back" not in answer and re.search(UNCHANGED, answer)
 
 
 def test_what_the_doctor_packs_has_no_password_of_the_host_s_own(host: Edited) -> None:
@@ -136,7 +141,7 @@ def test_what_the_doctor_packs_has_no_password_of_the_host_s_own(host: Edited) -
     document["found"]["daemon_json"] = [host.root(f"cat {DAEMON_JSON}")]
     host.root(f"cat >{manifest}", json.dumps(document, indent=1))
     answer = host.sandbox.atelier("doctor", "--bundle")
-    (path,) = re.findall(r"/\S+/support-\S+\.tar\.gz", answer)
+    (path,) = re.findall(r"Support bundle: (\S+)", answer)
     with tarfile.open(path) as archive:
         packed = {entry.name: archive.extractfile(entry).read().decode() for entry in archive if entry.isfile()}
     told = [text for name, text in packed.items() if name.endswith(("/manifest.txt", "/docker.txt"))]
