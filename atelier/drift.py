@@ -382,6 +382,12 @@ def _units(deployment: Deployment) -> dict[str, str]:
     }
 
 
+def dropped_in(deployment: Deployment, found: Tree) -> set[str]:
+    """What somebody else added to units of ours, and to those that we add to."""
+    places = tuple(f"{UNITS}{name}.d/" for name in ("docker.service", *_units(deployment), *_dropped_into(deployment)))
+    return {path for path in found.kept if path.startswith(places)} - {entry.path for entry in deployment.entries()}
+
+
 def _dropped_into(deployment: Deployment) -> dict[str, str]:
     """Units of others that we add to: our drop-in by name."""
     found = re.compile(rf"{re.escape(UNITS)}([^/]+)\.d/[^/]+\.conf")

@@ -4,6 +4,7 @@ Of a file that not everybody may read, nothing but that it differs; of all other
 """
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from atelier.recorded import Roots
 from atelier.report.redaction import printable
 from atelier.ssh import Ssh
 from atelier.tree import File
-from atelier.uninstall_packages import Kept
+from atelier.uninstall_packages import Kept, named
 
 LONGEST = 200
 """Lines of one file's diff that are shown."""
@@ -93,11 +94,25 @@ def _of_docker(deployment: Deployment, found: Tree, hide: Hide) -> tuple[str, ..
 def left_alone(deployment: Deployment, found: Tree) -> tuple[Kept, ...]:
     """What lies among our files and is somebody else's, or of an earlier deploy; a deploy does not touch it."""
     whys = {drift.FOREIGN: "not ours", drift.LEFT: "of an earlier deploy, and nothing asks for it now"}
-    return tuple(
+    kept = [
         Kept(each.problem.removesuffix(f" is {whys[each.remedy]}"), whys[each.remedy])
         for each in drift.files(deployment, found, {}, {})
         if each.remedy in whys
-    )
+    ]
+    told = {each.what for each in kept}
+    kept += [Kept(path, "not ours") for path in sorted(drift.dropped_in(deployment, found)) if path not in told]
+    keys = _own_keys(deployment, found.daemon_json)
+    return (*kept, *([Kept(f"{named(keys)} in {DAEMON_JSON}", "not ours")] if keys else []))
+
+
+def _own_keys(deployment: Deployment, daemon_json: str) -> list[str]:
+    """The keys of Docker's settings that are the host's own."""
+    try:
+        there = json.loads(daemon_json or "{}")
+    except ValueError:  # told by the finding
+        return []
+    ours = json.loads(decide.merged_daemon_json("", deployment.settings))
+    return sorted({*there} - ours.keys()) if isinstance(there, dict) else []
 
 
 def unified(found: bytes, wanted: bytes, hide: Hide) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ SERVICE = "/opt/atelier/services/forge-turbo"
 COMPOSE, ENV, NOTES = f"{SERVICE}/compose.yaml", f"{SERVICE}/.env", f"{SERVICE}/notes.txt"
 UNIT = "/etc/systemd/system/atelier-monitor.service"
 CREDENTIALS = "/opt/atelier/secrets/forge-turbo"
+DROP_IN = "/etc/systemd/system/docker.service.d/mine.conf"
 DAEMON_JSON = "/etc/docker/daemon.json"
 IN_ENV, IN_CREDENTIALS, IN_TEXT, IN_PROXY = "pW-of-somebody-4711", "pW-among-ours-0815", "hunter2222", "proxy-pW-9000"
 """What somebody put into files, and nobody is to read anywhere."""
@@ -38,13 +39,14 @@ with open("{DAEMON_JSON}", "w") as file:
     file.write(json.dumps(document, indent=2, sort_keys=True) + "\\n")
 X
 echo mine >{NOTES}
+mkdir -p {DROP_IN.rpartition("/")[0]}; printf '[Service]\\nEnvironment=MINE=1\\n' >{DROP_IN}; systemctl daemon-reload
 docker run -d --name theirs --entrypoint sleep "$(docker inspect -f '{{{{.Config.Image}}}}' gateway)" infinity >/dev/null
 """
 STATE = f"""
 sha256sum {COMPOSE} {ENV} {UNIT} {DAEMON_JSON} {NOTES} $(find {CREDENTIALS} -type f | sort)
 docker inspect -f '{{{{.Id}}}} {{{{.Name}}}} {{{{.State.StartedAt}}}}' $(docker ps -aq --no-trunc | sort)
 """
-THEIRS = f"docker inspect -f '{{{{.Id}}}} {{{{.State.Status}}}} {{{{.State.StartedAt}}}}' theirs; sha256sum {NOTES}"
+THEIRS = f"docker inspect -f '{{{{.Id}}}} {{{{.State.Status}}}} {{{{.State.StartedAt}}}}' theirs; sha256sum {NOTES} {DROP_IN}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def expect_edits(answer: str, host: Edited) -> None:
     assert '-  "live-restore": false' in diffs[DAEMON_JSON] and '+  "live-restore": true' in diffs[DAEMON_JSON]
     assert "-SOMEBODY=[hidden]" in diffs[ENV] and diffs[host.credential] == "differs\n"
     alone = section(answer, "Leaves alone")
-    assert f"{NOTES}: not ours" in alone and "theirs" in alone
+    for name in (NOTES, DROP_IN, f"proxies in {DAEMON_JSON}", "containers theirs"):
+        assert f"    {name}: not ours\n" in alone
 
 
 def test_a_plan_shows_what_was_edited_and_changes_nothing(host: Edited) -> None:
@@ -130,7 +133,7 @@ def test_then_nothing_is_left_to_show_but_what_is_not_ours(host: Edited) -> None
     assert "Puts back" not in answer and f"{NOTES}: not ours" in section(answer, "Leaves alone")
     host.root(f"rm {NOTES}")
     answer = host.sandbox.atelier("reprovision", "--sources", "double")
-    assert section(answer, "Leaves alone") == "    containers theirs: not ours\n"
+    assert NOTES not in section(answer, "Leaves alone")
     assert "Puts back" not in answer and re.search(UNCHANGED, answer)
 
 
@@ -147,3 +150,35 @@ def test_what_the_doctor_packs_has_no_password_of_the_host_s_own(host: Edited) -
     told = [text for name, text in packed.items() if name.endswith(("/manifest.txt", "/docker.txt"))]
     assert len(told) == 2 and all("http-proxy" in text for text in told)
     require_no_secret("\n".join([answer, *packed.values()]), host)
+
+
+def test_another_number_of_the_service_user_alone(host: Edited) -> None:
+    """Here, as the host is as deployed: the user of ours gets it, and all files of its own with it."""
+    owned = "find /srv/atelier /opt/atelier -xdev -uid {} ! -path '*/build/*' -printf '%P %G\\n' | sort"
+    before = host.root(owned.format(10001)).replace("10001", "10777")
+    file = host.sandbox.checkout / "group_data/sandbox.py"
+    file.write_text(f"{file.read_text()}\nservice_uid = 10777\n")
+    refused = host.sandbox.deploy(expect=1)
+    assert "exists with id 10001, not 10777" in refused and "make reprovision" in refused
+    host.root("getent group 10777 || groupadd -g 10777 theirs")
+    assert "group id 10777 belongs to `theirs`" in host.sandbox.atelier(
+        "reprovision", "--sources", "double", "--yes", expect=1
+    )
+    host.root("groupdel theirs")
+    without = host.sandbox.atelier("reprovision", "--sources", "double", expect=1)
+    assert "user     atelier: id 10001 -> 10777" in without and "nothing was changed" in without
+    assert host.root("id -u atelier; id -g atelier") == "10001\n10001"
+    with host.sandbox.started("reprovision", "--sources", "double", "--yes") as process:
+        assert process.stdout and any("Give atelier the user id 10777" in line for line in process.stdout)
+        process.kill()
+    stopped = host.sandbox.deploy(expect=1)
+    assert "a reprovision of this host was begun" in stopped and "finish it: make reprovision" in stopped
+    answer = host.sandbox.atelier("reprovision", "--sources", "double", "--yes")
+    assert host.root("id -u atelier; id -g atelier; getent group atelier | cut -d: -f3") == "10777\n10777\n10777"
+    assert host.root(owned.format(10001)) == "" and {*before.splitlines()} <= {
+        *host.root(owned.format(10777)).splitlines()
+    }
+    assert host.root("docker exec comfyui-qwen id -u; docker exec forge-turbo id -u") == "10777\n10777"
+    assert "0 bytes fetched" in answer and re.search(
+        UNCHANGED, host.sandbox.atelier("reprovision", "--sources", "double")
+    )

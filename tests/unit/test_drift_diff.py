@@ -149,6 +149,17 @@ def test_of_docker_s_settings_that_not_everybody_may_read_only_our_keys_are_told
     assert diff.lines == ()
 
 
+def test_what_others_added_to_units_and_to_docker_s_settings_is_named() -> None:
+    mine = "/etc/systemd/system/atelier-monitor.service.d/mine.conf"
+    theirs = "/etc/systemd/system/ssh.service.d/theirs.conf"
+    found = replace(daemon(**{"data-root": "/disk", "proxies": {"http-proxy": "secret"}})(there()))
+    found = replace(found, kept=frozenset({*found.kept, mine, theirs}))
+    assert drift_diff.left_alone(PLAIN, found) == (
+        Kept(mine, "not ours"),
+        Kept(f"data-root, proxies in {DAEMON_JSON}", "not ours"),
+    )
+
+
 def test_a_host_whose_directories_move_is_compared_where_they_are_now() -> None:
     roots = Roots("/opt/other", "/data/other", "/data/other/models", "/big/outputs")
     moved = drift_diff.as_recorded(PLAIN, roots)
