@@ -316,7 +316,7 @@ def reorganise(
         kept=kept,
         sizes={path: size for part in parts for path, size in part.sizes.items()},
         repairs=found.repairs,
-        diffs=found.diffs,
+        diffs=tuple(diff for diff in found.diffs if not _is_repaired(diff, found.repairs)),
         left_alone=(*(each for each in found.left_alone if each.what not in told), *_others(found, displaced)),
         needs={space.mount: space.needed for space in found.relocation.space},
         fetches=found.fetches,
@@ -494,6 +494,12 @@ def _downtime(planned: Reorganisation, recorded: Recorded, declared: Collection[
     return "; ".join(told)
 
 
+def _is_repaired(diff: Diff, planned: Iterable[Repair]) -> bool:
+    """Whether a repair puts back the file that differs."""
+    path = diff.problem.partition(" ")[0]
+    return any(repair.what and path in repair.problem.replace(":", " ").split() for repair in planned)
+
+
 def by_hand(diffs: Iterable[Diff], recorded: Recorded, remains: Remains) -> tuple[Diff, ...]:
     """Those of what differs that somebody did on the host; what the settings changed since is no edit."""
     created = {*recorded.created.get("files", ()), *recorded.created.get("directories", ())}
@@ -581,7 +587,7 @@ class Amounts:
     copied: int = 0
 
 
-def summary(planned: Reorganisation, amounts: Amounts, away: Mapping[str, str], repaired: Sequence[Repair] = ()) -> str:
+def summary(planned: Reorganisation, amounts: Amounts, away: Mapping[str, str]) -> str:
     """What it came to, in one line. away: by service how long it was, in words; empty where none was there before."""
     old = f" ({amount(amounts.brought)} of it from the old host)" if amounts.brought else ""
     told = [
@@ -590,7 +596,6 @@ def summary(planned: Reorganisation, amounts: Amounts, away: Mapping[str, str], 
     told.append(
         ", ".join(f"{TITLES[service]} {words}" for service, words in away.items()) or "no service was there before"
     )
-    told += [f"repaired: {', '.join(line for repair in repaired for line in repair.lines())}"] if repaired else []
     removed = [f"{kind} {named(planned.sized(names))}" for kind, names in planned.removals.items()]
     told.append(f"removed: {', '.join(removed) or 'nothing'}")
     told.append(f"left over: {', '.join(planned.sized(kept.what for kept in planned.kept)) or 'nothing'}")

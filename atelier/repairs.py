@@ -212,7 +212,7 @@ def _daemon_json(facts: Ailments) -> Repair:
         aside = f'cp -a {DAEMON_JSON} "{DAEMON_JSON}.broken-$(date +%s)"'
         return Repair(
             problem,
-            f"Put back what we wrote, keep what is there beside it as {DAEMON_JSON}.broken-<time>, and start it",
+            "Put ours back, keep what is there as daemon.json.broken-<time>",
             f"{aside} && {settings.install_script()} || exit 1\n{START.format(verb='start')}",
             settings.content,
             remedy=f"`journalctl -u docker` on the host says why; {AGAIN}",
@@ -298,7 +298,7 @@ def _containers(facts: Ailments) -> Iterable[Repair]:
         problem = (
             f"the container {container.name} is half removed"
             if container.dead
-            else f"the container {container.name} starts again and again ({container.restarts} times, exit {container.exit_code})"
+            else f"the container {container.name} starts again and again (exit {container.exit_code})"
         )
         if not container.ours:
             yield _foreign(container, problem)

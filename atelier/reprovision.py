@@ -806,6 +806,8 @@ class Work:
 
         done = replace(self.plan, removals=self._removals())
         amounts = Amounts(provision.fetched(), self.brought, self.renamed, self.copied)
-        line = reorganisation.summary(done, amounts, watch.away(), self.repairs_done)
+        line = reorganisation.summary(done, amounts, watch.away())
+        for told in repairs.lines(self.repairs_done):
+            self.narrator.say(f"Repaired: {told}")
         self.narrator.say(line)
         self.narrator.say(f"It took {seconds:.0f} s.")

@@ -550,13 +550,19 @@ def test_the_summary_says_what_it_came_to() -> None:
     assert line.startswith("Reprovisioned: 0 bytes fetched, 12.3 GB renamed, 0 bytes copied; ComfyUI away for 4.2 s")
     assert "containers forge-turbo.previous" in line and "left over: /srv/atelier/outputs/forge" in line
     bare = Reorganisation()
-    line = reorganisation.summary(
-        bare, Amounts(fetched=7_000_000, brought=5_000_000), {}, [Repair("Docker does not run", "Start it")]
-    )
+    line = reorganisation.summary(bare, Amounts(fetched=7_000_000, brought=5_000_000), {})
     assert line == (
         "Reprovisioned: 7.0 MB fetched (5.0 MB of it from the old host), 0 bytes renamed, 0 bytes copied; "
-        "no service was there before; repaired: Docker does not run: start it; removed: nothing; left over: nothing."
+        "no service was there before; removed: nothing; left over: nothing."
     )
+
+
+def test_a_file_that_a_repair_puts_back_is_told_once() -> None:
+    diffs = tuple(Diff(f"{path} is not valid JSON", ()) for path in ("/etc/docker/daemon.json", "/etc/docker"))
+    broken = Repair("Docker does not take /etc/docker/daemon.json: no JSON", "Put ours back")
+    for repair, told in ((broken, diffs[1:]), (replace(broken, what="", why="the host had its own"), diffs)):
+        found = replace(host(record()), diffs=diffs, repairs=(repair,))
+        assert planned(declared(), record(), found).diffs == told
 
 
 def test_previous_containers_step_aside_and_what_only_one_has_is_kept() -> None:

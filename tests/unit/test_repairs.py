@@ -57,7 +57,7 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
     ),
     "our daemon.json": (
         loaded(active="failed", invalid="invalid character", our_settings='{"a": 1}\n'),
-        "Docker does not take /etc/docker/daemon.json: invalid character: put back",
+        "Docker does not take /etc/docker/daemon.json: invalid character: put ours back",
         ".broken-$(date +%s)",
         False,
     ),
@@ -99,7 +99,7 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
     ),
     "ours restarts for ever": (
         replace(WELL, containers=(Container("forge-turbo", True, 14, 1),), declared=frozenset({"forge-turbo"})),
-        "the container forge-turbo starts again and again (14 times, exit 1): remove it; the deploy that follows makes it again",
+        "the container forge-turbo starts again and again (exit 1): remove it; the deploy that follows makes it again",
         "docker rm -f -v forge-turbo",
         False,
     ),
@@ -179,7 +179,7 @@ LEFT: dict[str, tuple[Ailments, str, str, bool]] = {
     "docker hangs, containers would end": (loaded(active="active"), "lack live-restore", "when they may stop", True),
     "another's container": (
         replace(WELL, containers=(Container("theirs", False, 99, 137),)),
-        "the container theirs starts again and again (99 times, exit 137): not touched: it is not ours",
+        "the container theirs starts again and again (exit 137): not touched: it is not ours",
         "docker update --restart no theirs",
         False,
     ),
@@ -236,7 +236,10 @@ def test_a_container_of_ours_that_is_declared_no_more_is_the_plans() -> None:
 
 
 NOW = 1_800_000_000.0
-SQV = "Sub-process /usr/bin/sqv returned an error code (1), error message is: The primary key is not live because: Expired on 2020-02-01"
+SQV = (
+    "Sub-process /usr/bin/sqv returned an error code (1), error message is: Signing key on 618F6E6AAC351CFC68EF718D7C3AB17815518707 "
+    "is bad:            The primary key is not live   because: Expired on 2020-01-31T00:00:00Z"
+)
 ANSWER = f"""
 ::ailments::clock
 1800000002
