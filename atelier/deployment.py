@@ -119,18 +119,20 @@ class Deployment:
 
     def entries(self) -> tuple[Entry, ...]:
         """Every file and directory that a deploy makes whole; not those that it adds to or that the host writes itself."""
-        return (
+        entries: tuple[Entry, ...] = (
             *self.directories(),
             *self.identity(),
             *self.secrets(),
             *APT_SETTINGS,
             render.loopback_guard(),
+            *render.docker_waits(self.settings),
             *self.fetcher(),
             *self.gpu.files,
             *(upkeep.boot_files() if self.gpu.action != "none" else ()),
             *(entry for project in self.projects() for entry in project.entries),
             *self.monitor(),
         )
+        return tuple(dict.fromkeys(entries))
 
     def monitor(self) -> tuple[Entry, ...]:
         """What looks at the host by a timer."""

@@ -388,10 +388,13 @@ def dropped_in(deployment: Deployment, found: Tree) -> set[str]:
     return {path for path in found.kept if path.startswith(places)} - {entry.path for entry in deployment.entries()}
 
 
-def _dropped_into(deployment: Deployment) -> dict[str, str]:
-    """Units of others that we add to: our drop-in by name."""
-    found = re.compile(rf"{re.escape(UNITS)}([^/]+)\.d/[^/]+\.conf")
-    return {match[1]: entry.path for entry in deployment.entries() if (match := found.fullmatch(entry.path))}
+def _dropped_into(deployment: Deployment) -> dict[str, list[str]]:
+    """Units of others that we add to: our drop-ins by name."""
+    found: dict[str, list[str]] = {}
+    for entry in deployment.entries():
+        if match := re.fullmatch(rf"{re.escape(UNITS)}([^/]+)\.d/[^/]+\.conf", entry.path):
+            found.setdefault(match[1], []).append(entry.path)
+    return found
 
 
 def parse_units(output: str) -> dict[str, dict[str, list[str]]]:
@@ -413,11 +416,10 @@ def units(deployment: Deployment, found: Mapping[str, Mapping[str, Sequence[str]
     wrong = []
     for name, text in _units(deployment).items():
         wrong += _unit(name, text, known.get(name, {}))
-    for name, path in _dropped_into(deployment).items():
-        if path not in known.get(name, {}).get("DropInPaths", "").split():
-            wrong.append(
-                Finding(f"systemd does not know {path}", f"on the host: systemctl daemon-reload; then {DEPLOY}")
-            )
+    for name, paths in _dropped_into(deployment).items():
+        read = known.get(name, {}).get("DropInPaths", "").split()
+        again = f"on the host: systemctl daemon-reload; then {DEPLOY}"
+        wrong += [Finding(f"systemd does not know {path}", again) for path in paths if path not in read]
     for name in {"docker.service", *_dropped_into(deployment)} & known.keys():
         wrong += _unread(name, known[name])
     return [*wrong, *_docker(known), *_rules(found)]

@@ -333,6 +333,22 @@ def _project(
     return Project(service, container, directory, config, entries, attached)
 
 
+DOCKER_WAITS = "/etc/systemd/system/docker.service.d/atelier-data.conf"
+"""Our drop-in, by which Docker starts after the disks that hold what containers mount, and not without them."""
+WAITS_KNOWN = (
+    "systemctl show docker.service -p NeedDaemonReload --value | grep -qx no "
+    f"&& systemctl show docker.service -p DropInPaths --value | grep -qF {DOCKER_WAITS} && echo yes"
+)
+"""Prints something where systemd knows that drop-in as it is."""
+
+
+def docker_waits(settings: Settings) -> tuple[Entry, ...]:
+    """That drop-in, and its directory; where everything lies on the root's own file system it changes nothing."""
+    places = (settings.config_root, settings.data_root, settings.models_path(), settings.outputs_path())
+    text = environment().get_template("units/docker-data.conf.j2").render(places=dict.fromkeys(places))
+    return Directory(DOCKER_WAITS.rpartition("/")[0]), File(DOCKER_WAITS, text.encode())
+
+
 def loopback_guard() -> File:
     """The unit that keeps the local network segment from ports on 127.0.0.1 and from the gateway's own address."""
     unit = environment().get_template("units/atelier-loopback-guard.service.j2")

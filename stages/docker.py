@@ -63,9 +63,11 @@ def engine(deployment: Deployment) -> None:
     )
     if deployment.gpu.action != "none":
         entries(name="Order Docker after the making of the CDI specification", entries=upkeep.boot_files())
+    entries(name="Have Docker wait for the disks of the data", entries=render.docker_waits(deployment.settings))
     packages(name="Install Docker", names=decide.docker_packages(facts))
     if deployment.gpu.action != "none":
         unless(name="Let systemd know that order", probe=upkeep.BOOT_FILES_KNOWN, script=upkeep.READ_BOOT_FILES)
+    unless(name="Let systemd know what Docker waits for", probe=render.WAITS_KNOWN, script="systemctl daemon-reload")
     unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=docker_settings.restart_script())
     _networks(name="Create networks", networks=render.networks(deployment.settings))
 

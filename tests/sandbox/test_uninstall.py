@@ -21,20 +21,22 @@ pytestmark = pytest.mark.sandbox
 SANDBOX = Sandbox(f"sandbox-un-{os.getpid()}")
 GPU = Sandbox(f"sandbox-gpu-un-{os.getpid()}")
 SNAPSHOT = (Path(__file__).parent / "host_snapshot.py").read_text()
-KILLS = 6
+KILLS_BEFORE, KILLS_AFTER = 3, 2
+"""How many runs are killed before the power is cut in the middle of apt's work, and after it."""
 DATA = "/srv/atelier"
 OUTPUT, WEIGHT = f"{DATA}/outputs/comfyui/kept.png", f"{DATA}/models/vae/qwen_image_vae.safetensors"
 LORA = f"{DATA}/models/loras/mine.safetensors"
+DAEMON_JSON = '{ "debug":true,\n\n "log-opts": {"compress": "true", "max-file": "2"} }'
 THEIRS = """
 set -e; export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null; apt-get install -q -y --no-install-recommends iptables jq >/dev/null; apt-mark -q hold jq
 iptables -A INPUT -s 203.0.113.9 -j DROP -m comment --comment "not 'ours'"
 mkdir -p /etc/docker /srv/theirs
-printf '{ "debug":true,\\n\\n "max-concurrent-downloads": 5 }' >/etc/docker/daemon.json
+printf '%s' '{DAEMON_JSON}' >/etc/docker/daemon.json; chmod 640 /etc/docker/daemon.json
 echo precious >/srv/theirs/file; useradd --system them
 printf '[Service]\\nExecStart=/bin/sleep infinity\\n[Install]\\nWantedBy=multi-user.target\\n' >/etc/systemd/system/theirs.service
 systemctl enable -q --now theirs.service
-"""
+""".replace("{DAEMON_JSON}", DAEMON_JSON)
 """Run before the first deploy: what a host of somebody's may have."""
 
 
@@ -64,6 +66,40 @@ def before() -> Iterator[dict]:
     with SANDBOX.running():
         SANDBOX.root(THEIRS)
         yield snapshot()
+
+
+LEFT_BEHIND = {
+    "echo x >/etc/left": "+ files /etc/left -rw-r--r-- 0:0 ",
+    "mkdir /usr/local/left": "+ files /usr/local/left drwxr-xr-x 0:0",
+    "chmod 700 /srv/theirs": "- files /srv/theirs drwxr-xr-x 0:0",
+    "echo more >>/srv/theirs/file": "- files /srv/theirs/file -rw-r--r-- 0:0 ",
+    "apt-get install -q -y --no-install-recommends hello >/dev/null": "+ packages hello ",
+    "apt-mark -q auto iptables": "- manual iptables",
+    "apt-mark -q unhold jq": "- holds jq",
+    "systemctl disable -q theirs.service": "- units theirs.service enabled",
+    "systemctl stop theirs.service": "- running theirs.service",
+    "useradd --system left": "+ users left:",
+    "iptables -t raw -A PREROUTING -s 203.0.113.8 -j DROP": "+ rules -A PREROUTING -s 203.0.113.8/32 -j DROP",
+    "iptables -P FORWARD DROP": "+ rules :FORWARD DROP",
+    "mkdir -p /run/left && mount -t tmpfs none /run/left": "+ mounts /run/left tmpfs",
+    "ip link add left type dummy": "+ links left",
+    "sysctl -q net.ipv6.conf.all.forwarding=1": "+ kernel /proc/sys/net/ipv6/conf/all/forwarding:1",
+}
+"""What an uninstall could leave, and the line that must tell of it."""
+TAKEN_AWAY = """
+rm -r /etc/left /usr/local/left; chmod 755 /srv/theirs; echo precious >/srv/theirs/file
+apt-get purge -q -y hello >/dev/null; apt-mark -q manual iptables; apt-mark -q hold jq; systemctl enable -q --now theirs.service
+userdel left; iptables -t raw -D PREROUTING -s 203.0.113.8 -j DROP; iptables -P FORWARD ACCEPT; umount /run/left; rmdir /run/left
+ip link delete left; sysctl -q net.ipv6.conf.all.forwarding=0
+"""
+
+
+def test_whatever_was_left_behind_would_be_seen(before: dict) -> None:
+    SANDBOX.root("set -e; export DEBIAN_FRONTEND=noninteractive\n" + "\n".join(LEFT_BEHIND))
+    seen = differences(before, snapshot())
+    assert {line for line in LEFT_BEHIND.values() if not any(row.startswith(line) for row in seen)} == set()
+    SANDBOX.root(f"set -e; export DEBIAN_FRONTEND=noninteractive\n{TAKEN_AWAY}")
+    assert differences(before, snapshot()) == []
 
 
 def containers() -> list[str]:
@@ -135,27 +171,22 @@ def killed(seconds: float) -> bool:
     return running
 
 
-def test_killed_anywhere_the_next_one_finishes(before: dict) -> None:
+def test_killed_anywhere_and_in_a_power_cut_the_next_one_finishes(before: dict) -> None:
     SANDBOX.deploy()
     seed = int(os.environ.get("SEED", "7"))
-    chosen, hits = random.Random(seed), 0
-    for _ in range(KILLS):
-        hits += killed(chosen.uniform(0.2, 8))
-    assert hits >= 2, "the kills came after the end"
-    SANDBOX.atelier("uninstall", "--yes", "--purge")
-    assert differences(before, snapshot()) == [], f"SEED={seed}"
-
-
-def test_power_cut_while_apt_removes(before: dict) -> None:
-    SANDBOX.deploy()
+    chosen = random.Random(seed)
+    hits = sum(killed(chosen.uniform(0.2, 3)) for _ in range(KILLS_BEFORE))
     with SANDBOX.started("uninstall", "--yes", "--purge") as process:
         SANDBOX.wait_for("grep -q 'status half-' /var/log/dpkg.log && ! command -v docker", 120)
+        hits += process.poll() is None
         SANDBOX.cut_power()
         process.kill()
     SANDBOX.up()
     SANDBOX.root("iptables -A INPUT -s 203.0.113.9 -j DROP -m comment --comment \"not 'ours'\"")
+    hits += sum(killed(chosen.uniform(0.2, 4)) for _ in range(KILLS_AFTER))
+    assert hits >= 3, "the kills came after the end"
     SANDBOX.atelier("uninstall", "--yes", "--purge")
-    assert differences(before, snapshot()) == []
+    assert differences(before, snapshot()) == [], f"SEED={seed}"
 
 
 def test_a_docker_that_others_use_stays_and_their_containers_run_on() -> None:
@@ -170,7 +201,7 @@ def test_a_docker_that_others_use_stays_and_their_containers_run_on() -> None:
     assert "it holds what is somebody else's: containers theirs; volumes theirs" in output
     assert SANDBOX.root(started) == was and was.startswith("running")
     assert SANDBOX.root("docker ps -a --format '{{.Names}}'; docker network ls -q --filter type=custom") == "theirs"
-    assert SANDBOX.root("cat /etc/docker/daemon.json") == '{ "debug":true,\n\n "max-concurrent-downloads": 5 }'
+    assert SANDBOX.root("cat /etc/docker/daemon.json; stat -c %a /etc/docker/daemon.json") == f"{DAEMON_JSON}640"
     assert SANDBOX.root("ls -d /opt/atelier /etc/atelier /srv/atelier 2>/dev/null || echo none") == "none"
     assert "until Docker starts anew" in output
     assert "aria2" not in SANDBOX.root("dpkg-query -W -f '${Package}\\n'").split()

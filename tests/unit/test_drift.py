@@ -11,7 +11,7 @@ from test_deployment import CREDENTIALS, HASH, deployment
 
 from atelier import credentials as store
 from atelier import deployment as decide
-from atelier import drift, lifecycle, paths, sources, tree
+from atelier import drift, lifecycle, paths, render, sources, tree
 from atelier import manifest as manifests
 from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.drift import CHANGED, EDITED, FOREIGN, UNKNOWN, Seen, Tree
@@ -46,7 +46,8 @@ def there(of: Deployment = PLAIN) -> Tree:
         seen[entry.path] = Seen(kind, mode, owner, digest.removeprefix("-"))
     seen[DAEMON_JSON] = Seen("f", "644", "root:root")
     root = f"{of.settings.config_root}/"
-    kept = {path for path in seen if path.startswith(("/etc/systemd/system/", "/etc/apt/apt.conf.d"))}
+    settings = {path for path in seen if path.startswith(("/etc/systemd/system/", "/etc/apt/apt.conf.d"))}
+    kept = {path for path in settings if seen[path].kind != "d"}
     kept |= {
         "/etc/systemd/system/multi-user.target.wants/atelier-weights.service",
         "/etc/systemd/system/atelier.service",
@@ -368,7 +369,11 @@ TIMER, LOOK = "atelier-monitor.timer", "atelier-monitor.service"
 def systemd(**changed: dict[str, str]) -> str:
     """What units_script prints on a host as declared; changed: other values by the beginning of a unit's name."""
     units = {
-        "docker.service": {**UNIT, "FragmentPath": "/usr/lib/systemd/system/docker.service"},
+        "docker.service": {
+            **UNIT,
+            "FragmentPath": "/usr/lib/systemd/system/docker.service",
+            "DropInPaths": f"/x/http-proxy.conf {render.DOCKER_WAITS}",
+        },
         GUARD: UNIT,
         WEIGHTS: {**UNIT, "ActiveState": "inactive"},
         TIMER: UNIT,
@@ -460,13 +465,22 @@ def test_templates_are_no_units_and_every_unit_is_asked_about() -> None:
     assert "@" not in script
 
 
-def test_drop_ins_of_ours_must_be_known_to_systemd() -> None:
+GPU_DROP_IN = "/etc/systemd/system/docker.service.d/atelier-gpu.conf"
+DROP_INS = {
+    "both": (f"/x/http-proxy.conf {render.DOCKER_WAITS} {GPU_DROP_IN}", set()),
+    "that of the data alone": (render.DOCKER_WAITS, {GPU_DROP_IN}),
+    "that of the GPU alone": (GPU_DROP_IN, {render.DOCKER_WAITS}),
+    "the host's own, which is its own": ("/x/http-proxy.conf", {render.DOCKER_WAITS, GPU_DROP_IN}),
+}
+
+
+@pytest.mark.parametrize("known,unknown", DROP_INS.values(), ids=DROP_INS.keys())
+def test_drop_ins_of_ours_must_be_known_to_systemd(known: str, unknown: set[str]) -> None:
     gpu = replace(PLAIN, gpu=GpuPlan("adopt", "cpu"))
-    problems = [finding.problem for finding in drift.units(gpu, drift.parse_units(systemd()))]
-    assert "systemd does not know /etc/systemd/system/docker.service.d/atelier-gpu.conf" in problems
-    path = {"DropInPaths": "/x/http-proxy.conf /etc/systemd/system/docker.service.d/atelier-gpu.conf"}
-    problems = [finding.problem for finding in drift.units(gpu, drift.parse_units(systemd(docker=path)))]
-    assert not any("docker.service.d" in problem for problem in problems), "the host's own drop-ins are its own"
+    found = drift.parse_units(systemd(docker={"DropInPaths": known}))
+    problems = [finding.problem for finding in drift.units(gpu, found)]
+    told = {problem.removeprefix("systemd does not know ") for problem in problems if "docker.service.d" in problem}
+    assert told == unknown
 
 
 PINNED = ("aria2", "toolkit=1.19.1-1")
