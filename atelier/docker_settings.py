@@ -29,6 +29,20 @@ sync {part} && mv -fT {part} {place}
 """
 
 
+def taken_probe(path: str = DAEMON_JSON) -> str:
+    """Shell that prints something where the daemon runs, at boot too, with the settings as they are, and needs no way back."""
+    _, _, _, last = _places(path)
+    return f"{_runs_with_settings(path)} && [ ! -e {last} ] && echo yes"
+
+
+def _runs_with_settings(path: str) -> str:
+    # It reads them at start, so one that was up before the file changed has yet to be restarted.
+    return (
+        "systemctl is-enabled -q docker && systemctl is-active -q docker "
+        f'&& [ "$(stat -c %Y {shlex.quote(path)})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ]'
+    )
+
+
 KEEP = 10
 """Seconds within which a daemon that was told has to keep containers through its restart."""
 
@@ -39,6 +53,7 @@ def restart_script(path: str = DAEMON_JSON) -> str:
     return f"""
 as_before() {{ [ ! -e {last} ] || if [ -s {last} ]; then mv -fT {last} {place}; else rm -f {place} {last}; fi; }}
 keeps() {{ [ "$(timeout 20 docker info --format '{{{{.LiveRestoreEnabled}}}}' 2>/dev/null)" = true ]; }}
+if {_runs_with_settings(path)}; then rm -f {last}; exit 0; fi
 systemctl enable -q docker
 # Containers of anybody's outlast the restart once the daemon has read live-restore, which needs none.
 if systemctl is-active -q docker && running=$(docker ps --format '{{{{.Names}}}}') && [ -n "$running" ]; then

@@ -11,13 +11,6 @@ from atelier.deployment import DAEMON_JSON, Deployment
 from atelier.gpu import upkeep
 from stages.operations import Lines, entries, packages, removed, repository, unless, whole
 
-RUNS_WITH_SETTINGS = (
-    "systemctl is-enabled -q docker && systemctl is-active -q docker "
-    f'&& [ "$(stat -c %Y {DAEMON_JSON})" -lt "$(date -d "$(systemctl show docker -p ActiveEnterTimestamp --value)" +%s)" ] '
-    "&& echo yes"
-)
-"""The daemon reads its settings at start, so one that was up before the file changed has yet to be restarted."""
-
 
 @operation()
 def _daemon_json(deployment: Deployment) -> Iterator[StringCommand]:
@@ -68,7 +61,11 @@ def engine(deployment: Deployment) -> None:
     if deployment.gpu.action != "none":
         unless(name="Let systemd know that order", probe=upkeep.BOOT_FILES_KNOWN, script=upkeep.READ_BOOT_FILES)
     unless(name="Let systemd know what Docker waits for", probe=render.WAITS_KNOWN, script="systemctl daemon-reload")
-    unless(name="Start Docker with its settings", probe=RUNS_WITH_SETTINGS, script=docker_settings.restart_script())
+    unless(
+        name="Start Docker with its settings",
+        probe=docker_settings.taken_probe(),
+        script=docker_settings.restart_script(),
+    )
     _networks(name="Create networks", networks=render.networks(deployment.settings))
 
 

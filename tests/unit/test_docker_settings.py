@@ -87,14 +87,15 @@ def systemctl(tmp_path: Path) -> dict[str, str]:
     settings = tmp_path / "docker" / "daemon.json"
     program = folder / "systemctl"
     refused = f'grep -q "$REFUSES" {settings} 2>/dev/null'
-    program.write_text(f'#!/bin/sh\ncase $1 in is-active) false;; restart) [ -z "$REFUSES" ] || ! {refused};; esac\n')
+    verbs = f'is-active) [ "$RUNS" ];; show) echo "$RUNS";; restart) [ -z "$REFUSES" ] || ! {refused};;'
+    program.write_text(f"#!/bin/sh\ncase $1 in {verbs} esac\n")
     program.chmod(0o755)
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
 def restart(place: Path, systemctl: dict[str, str], refuses: str = "") -> subprocess.CompletedProcess[str]:
     script = docker_settings.restart_script(str(place)).replace("sleep 1", ":")
-    return shell(script, **systemctl, REFUSES=refuses)
+    return shell(script, **{**systemctl, "REFUSES": refuses})
 
 
 def test_a_docker_that_started_needs_no_way_back(place: Path, systemctl: dict[str, str]) -> None:
@@ -132,3 +133,16 @@ def test_a_docker_that_does_not_start_for_another_reason_keeps_its_settings(
     answer = restart(place, systemctl, "ours")
     assert answer.returncode == 1 and "journalctl -u docker" in answer.stderr
     assert place.read_text() == MERGED
+
+
+def test_a_docker_that_was_installed_onto_merged_settings_needs_no_restart_and_no_way_back(
+    place: Path, systemctl: dict[str, str]
+) -> None:
+    merge(place, MERGED)
+    tomorrow = {**systemctl, "RUNS": "tomorrow", "REFUSES": "ours"}
+    assert shell(docker_settings.taken_probe(str(place)), **tomorrow).stdout == ""
+    assert restart(place, tomorrow, "ours").returncode == 0
+    assert place.read_text() == MERGED and not last(place).exists()
+    assert shell(docker_settings.taken_probe(str(place)), **tomorrow).stdout == "yes\n"
+    assert shell(docker_settings.taken_probe(str(place)), **{**tomorrow, "RUNS": "yesterday"}).stdout == ""
+    assert shell(docker_settings.taken_probe(str(place)), **{**tomorrow, "RUNS": ""}).stdout == ""
