@@ -63,6 +63,8 @@ class Journal:
     """Directories that were not there before it."""
     switching: bool = False
     """Directories and containers may have changed places: what was begun with these settings ends with them."""
+    ours: tuple[str, ...] = ()
+    """The containers of ours that were there before it, by id: others of ours make room again where it fails."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def moves(before: Roots | None, after: Roots) -> tuple[Move, ...]:
 
 
 def begin(
-    recorded: Recorded, deployment: Deployment, containers: Iterable[Container], previous: PreviousStack
+    recorded: Recorded, deployment: Deployment, containers: Collection[Container], previous: PreviousStack
 ) -> Journal:
     """What a reorganisation has in mind that begins now."""
     after = roots_of(deployment.settings)
@@ -201,6 +203,7 @@ def begin(
         displaced=_of_ours(recorded, deployment, containers),
         previous=previous.containers,
         owner=_owner(recorded, deployment),
+        ours=tuple(sorted(each.id for each in containers if each.ours)),
     )
 
 

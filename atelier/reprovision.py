@@ -621,8 +621,9 @@ class Work:
         return (*self.journal.displaced, *self.journal.previous)
 
     def _gateway_id(self) -> str:
-        name = self.settings.gateway_container
-        return next((each.id for each in self.survey.found.containers if each.name == name), "")
+        """The gateway that was there before it was begun."""
+        name, before = self.settings.gateway_container, self.journal.ours
+        return next((each.id for each in self.survey.found.containers if each.name == name and each.id in before), "")
 
     def _displace(
         self, script: Callable[[Iterable[Displaced]], str], displaced: Sequence[Displaced], name: str
@@ -736,8 +737,9 @@ class Work:
         back += self.journal.displaced if not moved and gateway == self.gateway else ()
         gone: frozenset[str] = frozenset()
         if back:
-            were = {each.id for each in self.survey.found.containers}
-            fresh = [each.name for each in now if each.ours and each.id not in were]
+            # Those that a run which was killed has made are in the way as well.
+            before = {*self.journal.ours, *(each.id for each in back)}
+            fresh = [each.name for each in now if each.ours and each.id not in before]
             if fresh:
                 self._step("Containers", f"Remove {', '.join(fresh)}", f"docker rm -f {shlex.join(fresh)} >/dev/null")
             gone = self._displace(displacement.back_script, back, "Bring back what stepped aside").gone

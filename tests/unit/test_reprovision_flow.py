@@ -129,8 +129,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Work]:
 
 FOUND = host(record())
 THERE = {each.name: each.id for each in FOUND.containers}
-OURS = Journal(OLD, OLD, (), (replace(ASIDE, id="id-forge-turbo", name="forge-turbo"),))
-THEIRS = Journal(OLD, OLD, (), (), (Displaced("9", "comfyui-qwen", ports=(8188,)),))
+OURS = Journal(OLD, OLD, (), (replace(ASIDE, id="id-forge-turbo", name="forge-turbo"),), ours=(*THERE.values(),))
+THEIRS = Journal(OLD, OLD, (), (), (Displaced("9", "comfyui-qwen", ports=(8188,)),), ours=(*THERE.values(),))
 MOVING = replace(OURS, moves=JOURNAL.moves)
 
 
@@ -226,6 +226,17 @@ def test_what_was_removed_meanwhile_is_not_said_to_run(work: Callable[..., Work]
 
     told = fails(work(Emptied({**THERE}), THEIRS, FOUND))
     assert "comfyui-qwen cannot come back: somebody removed" in told and "as before" not in told
+
+
+def test_what_a_killed_run_has_made_makes_room_as_well(work: Callable[..., Work]) -> None:
+    """Its containers have the names and the ports of those that come back."""
+    there = Host({**THERE, "comfyui-qwen": "id-of-the-killed-run", "gateway": "id-of-its-gateway"})
+    found = replace(FOUND, containers=reprovision.parse_containers(there.run(reprovision.CONTAINERS).stdout))
+    at = work(there, THEIRS, found)
+    assert at.gateway == ""
+    assert "comfyui-qwen run again as before" in fails(at)
+    text = "\n".join(there.done)
+    assert "docker rm -f comfyui-qwen gateway" in text and text.index("docker rm -f") < text.index("step 9")
 
 
 def test_what_a_container_got_since_the_first_look_is_taken_over_before_it_goes(
