@@ -82,15 +82,15 @@ LEFT_BEHIND = {
     "iptables -t raw -A PREROUTING -s 203.0.113.8 -j DROP": "+ rules -A PREROUTING -s 203.0.113.8/32 -j DROP",
     "iptables -P FORWARD DROP": "+ rules :FORWARD DROP",
     "mkdir -p /run/left && mount -t tmpfs none /run/left": "+ mounts /run/left tmpfs",
-    "ip link add left type dummy": "+ links left",
-    "sysctl -q net.ipv6.conf.all.forwarding=1": "+ kernel /proc/sys/net/ipv6/conf/all/forwarding:1",
+    "ip link add left type bridge": "+ links left",
+    "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding": "+ kernel /proc/sys/net/ipv6/conf/all/forwarding:1",
 }
 """What an uninstall could leave, and the line that must tell of it."""
 TAKEN_AWAY = """
 rm -r /etc/left /usr/local/left; chmod 755 /srv/theirs; echo precious >/srv/theirs/file
 apt-get purge -q -y hello >/dev/null; apt-mark -q manual iptables; apt-mark -q hold jq; systemctl enable -q --now theirs.service
 userdel left; iptables -t raw -D PREROUTING -s 203.0.113.8 -j DROP; iptables -P FORWARD ACCEPT; umount /run/left; rmdir /run/left
-ip link delete left; sysctl -q net.ipv6.conf.all.forwarding=0
+ip link delete left; echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
 """
 
 
