@@ -20,7 +20,7 @@ def merge_script(deployed: bool, path: str = DAEMON_JSON) -> str:
     first = "false" if deployed else f"[ -e {place} ]"
     return f"""
 mkdir -p "$(dirname {place})"
-copy() {{ cp -aT {place} "$1{PART}" && mv -fT "$1{PART}" "$1"; }}
+copy() {{ cp -aT {place} "$1{PART}" && {{ [ -L "$1{PART}" ] || sync "$1{PART}"; }} && mv -fT "$1{PART}" "$1"; }}
 [ -e {before} ] || [ -L {before} ] || if {first}; then copy {before}; else : >{before}; fi || exit 1
 rm -f {last}; if [ -e {place} ]; then copy {last}; else : >{last}; fi || exit 1
 umask 077; cat >{part} && chmod 644 {part} || exit 1
