@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("operations.md", "troubleshooting.md")
 HOST = "user@gpu-host"
-NUMBER, UNIT = r"\d[\d.]*", r"\b(?:bytes|MB|GB)\b"
+NUMBER, UNIT, FILES = r"\d[\d.]*", r"\b(?:bytes|MB|GB)\b", r"\bfiles?\b"
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def missing(printed: tuple[str, ...], output: str) -> list[str]:
 
 
 def _pattern(line: str) -> str:
-    parts = re.split(rf"({NUMBER}|{UNIT}|\.\.\.|\s+)", line.strip())
+    parts = re.split(rf"({NUMBER}|{UNIT}|{FILES}|\.\.\.|\s+)", line.strip())
     return "".join(map(_part, parts))
 
 
 def _part(part: str) -> str:
     if part == "...":
         return ".*"
-    for pattern, meant in ((NUMBER, r"[\d.]+"), (UNIT, UNIT), (r"\s+", r"\s+")):
+    for pattern, meant in ((NUMBER, r"[\d.]+"), (UNIT, UNIT), (FILES, FILES), (r"\s+", r"\s+")):
         if re.fullmatch(pattern, part):
             return meant
     return re.escape(part)

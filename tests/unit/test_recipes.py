@@ -55,7 +55,7 @@ def test_a_reader_has_something_of_his_own_in_place_of_an_example() -> None:
 @pytest.mark.parametrize(
     "printed,output,missing",
     [
-        (("Moves", "...", "  12.3 GB in 12 files"), "Moves\n 20480 bytes in 5 files, renamed\n", []),
+        (("Moves", "...", "  12.3 GB in 12 files"), "Moves\n 20480 bytes in 1 file, renamed\n", []),
         (("  a: ... -> b",), "x\na: anything -> b\n", []),
         (("Verdict: passed. 44 checks",), "Verdict: passed. 39 checks", []),
         (("Verdict: passed.",), "Verdict: failed.", ["Verdict: passed."]),
