@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
+from following import follow
 from harness import UNCHANGED, Sandbox, changes, copy_checkout
 
 from atelier import credentials
@@ -111,7 +112,7 @@ def test_a_plan_shows_what_was_edited_and_changes_nothing(host: Edited) -> None:
 
 def test_reprovision_shows_it_and_puts_it_back(host: Edited) -> None:
     other = host.root(THEIRS)
-    answer = host.sandbox.atelier("reprovision", "--sources", "double", expect=1)
+    _, answer = follow("a host edited by hand", host.sandbox, expect=(2, 1))
     expect_edits(answer, host)
     assert re.findall(r"^failed   (\S+)", answer, re.M) == ["drift.files"]
     assert f"Verdict: failed. drift.files: {NOTES} is not ours -> " in answer, "and that alone"

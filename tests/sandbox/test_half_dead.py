@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from following import follow
 from harness import Sandbox
 
 pytestmark = pytest.mark.sandbox
@@ -171,7 +172,7 @@ def test_what_only_a_person_can_mend_is_named_and_nothing_done() -> None:
     finally:
         SANDBOX.root("umount /srv/atelier; dpkg --remove theirs >/dev/null; systemctl unmask -q docker.service")
     # Not started again: that is for the next.
-    output = reprovision()
+    _, output = follow("a host that is half dead", SANDBOX, expect=(2,))
     assert "Docker does not run: it is inactive" in output and repaired(output) == ["Start it"]
     assert SANDBOX.root(RUNNING) == running
     assert set(seconds_away(summary(output)).values()) == {0.0}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from following import follow
 from harness import Sandbox
 
 from atelier import paths
@@ -85,7 +86,7 @@ def test_a_bare_machine_under_a_known_name_takes_credentials_from_here_and_weigh
     folder = paths.secrets_dir(NEW.name)
     shutil.copytree(paths.secrets_dir(OLD.name), folder)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    output = reprovision(NEW, "--old", OLD.name)
+    (output,) = follow("another machine under a known name", NEW, {"user@old-host": OLD.name})
     assert f"{NEW.name} is a machine that was never deployed; the credentials of this computer" in output
     assert files and {path: path.read_bytes() for path in files} == files
 

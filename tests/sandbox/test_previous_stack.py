@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from following import follow
 from hand_made import CONTAINERS, INSIDE, OUTPUTS, ROOT, TOKEN, TREE, answering, put_together, put_together_again
 from harness import UNCHANGED, Sandbox, told
 
@@ -146,7 +147,7 @@ def test_where_ours_fail_the_old_ones_come_back_by_themselves(theirs: dict[str, 
 
 def test_ours_take_their_place_and_nothing_is_fetched(theirs: dict[str, str], shop: str) -> None:
     before = containers()
-    output = SANDBOX.atelier(*REPROVISION)
+    _, output = follow("a stack that was here before", SANDBOX, expect=(2,))
     found = re.search(
         r"Reprovisioned: (.*) fetched, (.*) renamed, (.*) copied; ComfyUI away for (.*) s, Forge away for (.*) s; "
         r"removed: (.*); left over: (.*)\.\n",

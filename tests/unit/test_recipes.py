@@ -1,11 +1,28 @@
 """The recipes of the documents: each is followed by a test of the scenario, whole, and tells what is printed."""
 
+import ast
 import re
 
 import pytest
 import recipes
 
+SCENARIOS = recipes.ROOT / "tests" / "sandbox"
 RECIPES = recipes.read()
+
+
+def followed() -> set[str]:
+    """The titles that the end-to-end tests call `follow` with."""
+    calls = [
+        node
+        for file in SCENARIOS.glob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "follow"
+    ]
+    return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+
+
+def test_every_recipe_is_followed_by_a_test_and_no_test_follows_another() -> None:
+    assert followed() == {*RECIPES}
 
 
 def test_there_is_one_for_each_of_the_eight_scenarios() -> None:
