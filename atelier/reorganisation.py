@@ -321,13 +321,28 @@ def reorganise(
         repairs=found.repairs,
         diffs=tuple(diff for diff in found.diffs if not _is_repaired(diff, found.repairs)),
         left_alone=(*(each for each in found.left_alone if each.what not in told), *_others(found, displaced)),
-        needs={space.mount: space.needed for space in found.relocation.space},
+        needs=_needs(found, deployment),
         fetches=found.fetches,
         sources=deployment.settings.models.sources(),
         obstacles=tuple(obstacles),
     )
     declared = {project.service for project in deployment.projects()}
     return replace(planned, downtime=_downtime(planned, recorded, declared))
+
+
+def _needs(found: Found, deployment: Deployment) -> dict[str, int]:
+    """Bytes by mount point, of a previous stack at most: what an earlier run copied counts as well."""
+    settings, previous = deployment.settings, found.previous
+    needs = {space.mount: space.needed for space in found.relocation.space}
+    for directory, copied in (
+        (settings.outputs_dir or settings.data_root, previous.outputs),
+        (settings.data_root, previous.workflows),
+        (settings.models_dir or settings.data_root, previous.inside),
+    ):
+        mount = deployment.facts.mounts.get(directory, directory)
+        if size := sum(one.bytes for one in copied):
+            needs[mount] = needs.get(mount, 0) + size
+    return needs
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def test_without_a_yes_there_is_a_plan_and_nothing_else(theirs: dict[str, str]) 
         "comfyui-qwen, forge-turbo: from the stop until the successor has started",
         "YES=1",
     )
+    assert re.search(r"\n  Needs\n    \d+ bytes on /\n", output)
     for text in shown:
         assert text in output, text
     assert TOKEN not in output and "Fetches" not in output

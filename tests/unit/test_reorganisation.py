@@ -567,7 +567,7 @@ def test_a_file_that_a_repair_puts_back_is_told_once() -> None:
 
 def test_previous_containers_step_aside_and_what_only_one_has_is_kept() -> None:
     old = Displaced("1", "comfyui-qwen", networks=("comfyui-qwen_default", "bridge"))
-    own = Inside("1", "/app/a.ckpt", "/srv/atelier/previous/a.ckpt")
+    own = Inside("1", "/app/a.ckpt", "/srv/atelier/previous/a.ckpt", 7_000_000)
     stack = PreviousStack(containers=(old,), search=("/m", "/srv/atelier/previous"), inside=(own,))
     found = replace(host(Recorded(created=record().created)), previous=stack)
     found = replace(found, containers=(Container("1", "comfyui-qwen", False, "always", True),), remains=Remains())
@@ -576,6 +576,7 @@ def test_previous_containers_step_aside_and_what_only_one_has_is_kept() -> None:
     assert [kept.what for kept in plan.kept] == ["/srv/atelier/previous"]
     text = "\n".join(plan.lines())
     assert "networks     comfyui-qwen_default (where nobody else is in it)" in text and "bridge" not in text
+    assert sum(plan.needs.values()) == 7_000_000 and "Needs\n  7.0 MB on " in text
 
 
 def test_our_container_is_known_by_the_name_that_an_old_one_had() -> None:
