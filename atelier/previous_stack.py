@@ -17,8 +17,8 @@ from atelier.credentials import TOKEN_FILE
 from atelier.displacement import SUFFIX, Displaced
 from atelier.errors import AtelierError, Finding
 from atelier.importing import Imported
-from atelier.previous_containers import MARK, Seen, Suspects, is_below, sections, service_of
-from atelier.previous_places import IMAGES, INPUTS, WEIGHTS, WORKFLOWS, Kind, Place, Size, Survey, token_files
+from atelier.previous_containers import FOLDER, MARK, Seen, Suspects, is_below, sections, service_of
+from atelier.previous_places import IMAGES, INPUTS, WEIGHTS, WORKFLOWS, Compose, Kind, Place, Size, Survey, token_files
 from atelier.recorded import Roots, roots_of
 from atelier.settings import Settings
 from atelier.ssh import Ssh
@@ -94,6 +94,7 @@ def look(ssh: Ssh, settings: Settings, root: str = "", ours: Roots | None = None
 
     root: what FROM names. ours: the directories that the host has recorded, where it has. Raises AtelierError.
     """
+    root = root and posixpath.normpath(root)
     listing = previous_containers.parse(ssh.run(previous_containers.script(), timeout=120).stdout)
     chosen = previous_containers.suspects(listing, settings, root)
     if not chosen.containers and not root:
@@ -107,7 +108,18 @@ def look(ssh: Ssh, settings: Settings, root: str = "", ours: Roots | None = None
         raise AtelierError(
             f"FROM={root}: there is no such directory on the host", "name the previous stack's directory"
         )
+    if root and not _is_stack(root, told, survey):
+        raise AtelierError(
+            f"FROM={root}: there is neither {FOLDER} with compose files nor shared/models or shared/outputs in it",
+            "name the directory that holds them; everything in it is taken for the previous stack's",
+        )
     return found(chosen, candidates, survey, settings, ours or roots_of(settings))
+
+
+def _is_stack(root: str, told: Iterable[Compose], survey: Survey) -> bool:
+    """Whether a directory looks like a previous stack's: of `/` every container would be."""
+    shared = {f"{root}/shared/models", f"{root}/shared/outputs"} & {*survey.directories}
+    return bool(shared) or any(compose.folder.startswith(f"{root}/{FOLDER}/") for compose in told)
 
 
 def found(chosen: Suspects, candidates: Sequence[Place], survey: Survey, settings: Settings, roots: Roots) -> Found:

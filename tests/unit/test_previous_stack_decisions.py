@@ -632,3 +632,26 @@ def test_a_copy_that_failed_says_why(output: str, why: str) -> None:
 def test_a_stack_without_files_costs_no_question() -> None:
     host = Answering("")
     assert previous_stack.bring(host, SETTINGS, Found(), Narrator()).files == 0 and not host.asked  # type: ignore[arg-type]
+
+
+class Here:
+    """This computer in the place of a host without Docker."""
+
+    def run(self, script: str, **_: object) -> Completed:
+        done = subprocess.run(["sh"], input=f"docker() {{ false; }}\n{script}", capture_output=True, text=True)
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_directory_that_is_no_stack_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Every container that has anything of `/` would have to make room."""
+    for wrong in ("/", str(tmp_path)):
+        with pytest.raises(AtelierError, match="there is neither docker-configurations"):
+            previous_stack.look(Here(), SETTINGS, wrong)
+    with pytest.raises(AtelierError, match="no such directory"):
+        previous_stack.look(Here(), SETTINGS, str(tmp_path / "none"))
+    (tmp_path / "shared/models").mkdir(parents=True)
+    assert previous_stack.look(Here(), SETTINGS, f"{tmp_path}/").roots == (str(tmp_path),)
+    service = tmp_path / "other" / previous_containers.FOLDER / "forge-turbo"
+    service.mkdir(parents=True)
+    (service / "compose.yaml").write_text("services: {}")
+    assert previous_stack.look(Here(), SETTINGS, str(tmp_path / "other")).roots == (str(tmp_path / "other"),)
