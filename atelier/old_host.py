@@ -84,10 +84,7 @@ def through_here(
         f"  {len(offer.files)} of {len(missing)} missing weights, {size}, come from the old host {host} through this computer"
     )
     with models_serve.running(application(offer), "127.0.0.1", 0) as port, new.reverse(port):
-        try:
-            yield with_mirror(deployment, f"http://127.0.0.1:{port}"), offer
-        finally:
-            say(f"  {amount(offer.served)} came from the old host {host}")
+        yield with_mirror(deployment, f"http://127.0.0.1:{port}"), offer
 
 
 def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrator: Narrator) -> int | None:
@@ -109,11 +106,15 @@ def bring(target: Target, address: str, new: Ssh, deployment: Deployment, narrat
         changed = replace(changed, weights=offered)
         if lifecycle.find_weights_obstacles(new, changed, narrator):
             return None  # whoever goes on names them all
+        before = provision.fetched()
         try:
             provision.fetch_weights(target, new, changed, narrator)
         except AtelierError as error:
             narrator.say(f"  {error.message}", style="yellow")
-        return offer.served
+        # What a client that hangs up left unread was sent, and did not come.
+        came = min(offer.served, provision.fetched() - before)
+        narrator.say(f"  {amount(came)} came from the old host {old.destination.host}")
+        return came
 
 
 def _ssh(address: str) -> Ssh:
