@@ -129,7 +129,7 @@ def _packages(facts: Ailments) -> Iterable[Repair]:
         what = named(sorted({*packages.unfinished, *packages.reinstall})) or packages.broken
         yield Repair(
             f"an installation of packages broke off ({what})",
-            "Finish it, without removing any package",
+            "Finish the installation, without removing any package",
             finish_script(packages.reinstall),
             remedy=f"on the host: dpkg --configure -a says why; {AGAIN}",
         )
@@ -158,7 +158,7 @@ def _key(key: Key) -> Repair:
     if key.ours:
         return Repair(
             problem,
-            "Fetch it anew, and compare it with its fingerprint",
+            "Fetch the key anew, and compare it with its fingerprint",
             remedy=f"its owner offers no other under {key.ours.key_url} yet; apt goes on without this repository",
             repository=key.ours,
         )
@@ -192,10 +192,12 @@ def _docker(facts: Ailments) -> Iterable[Repair]:
         state = f"{docker.active} ({docker.result})" if docker.active == "failed" else docker.active
         # Of one that was stopped, what it said last is of something else.
         said = f": {docker.said}" if docker.said and docker.active == "failed" else ""
-        yield Repair(f"Docker does not run: it is {state}{said}", "Start it", START.format(verb="start"), remedy=look)
+        yield Repair(
+            f"Docker does not run: it is {state}{said}", "Start Docker", START.format(verb="start"), remedy=look
+        )
     elif docker.keeps_containers:
         restart = START.format(verb="restart")
-        yield Repair("Docker does not answer", "Restart it; containers run on meanwhile", restart, remedy=look)
+        yield Repair("Docker does not answer", "Restart Docker; containers run on meanwhile", restart, remedy=look)
     else:
         yield Repair(
             "Docker does not answer",
@@ -305,7 +307,9 @@ def _containers(facts: Ailments) -> Iterable[Repair]:
         elif container.name in facts.declared:
             remove = f"docker rm -f -v {shlex.quote(container.name)} >/dev/null"
             look = f"`make logs` and `make doctor` look for the cause; {AGAIN}"
-            yield Repair(problem, "Remove it; the deploy that follows makes it again", remove, remedy=look)
+            yield Repair(
+                problem, f"Remove {container.name}; the deploy that follows makes it again", remove, remedy=look
+            )
 
 
 def _foreign(container: Container, problem: str) -> Repair:

@@ -124,13 +124,13 @@ def test_one_ailment_behind_another_all_that_is_ours_is_repaired_and_nothing_els
     output = reprovision()
     steps = repaired(output)
     assert [step.split(",")[0] for step in steps] == [
-        "Finish it",
+        "Finish the installation",
         "Put ours back",
-        "Remove it; the deploy that follows makes it again",
+        "Remove forge-turbo; the deploy that follows makes it again",
     ]
     assert re.search(r"an installation of packages broke off \(.*jq", output)
     assert f"Docker does not take {DAEMON_JSON}" in output
-    assert re.search(r"the container forge-turbo starts again and again \(exit 1\): remove it", output)
+    assert re.search(r"the container forge-turbo starts again and again \(exit 1\): remove forge-turbo", output)
     # What is not ours.
     assert re.search(r"the container theirs starts again and again \(exit 1\): not touched: it is not ours", output)
     assert "docker update --restart no theirs && docker stop theirs" in output
@@ -173,7 +173,7 @@ def test_what_only_a_person_can_mend_is_named_and_nothing_done() -> None:
         SANDBOX.root("umount /srv/atelier; dpkg --remove theirs >/dev/null; systemctl unmask -q docker.service")
     # Not started again: that is for the next.
     _, output = follow("a host that is half dead", SANDBOX, expect=(2,))
-    assert "Docker does not run: it is inactive" in output and repaired(output) == ["Start it"]
+    assert "Docker does not run: it is inactive" in output and repaired(output) == ["Start Docker"]
     assert SANDBOX.root(RUNNING) == running
     assert set(seconds_away(summary(output)).values()) == {0.0}
 

@@ -45,13 +45,13 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
     ),
     "docker stopped": (
         loaded(active="inactive", said="an error of before"),
-        "Docker does not run: it is inactive: start it",
+        "Docker does not run: it is inactive: start Docker",
         "reset-failed docker",
         False,
     ),
     "docker hangs, containers stay": (
         loaded(active="active", keeps_containers=True),
-        "Docker does not answer: restart it",
+        "Docker does not answer: restart Docker",
         "restart docker",
         False,
     ),
@@ -99,7 +99,7 @@ REPAIRED: dict[str, tuple[Ailments, str, str, bool]] = {
     ),
     "ours restarts for ever": (
         replace(WELL, containers=(Container("forge-turbo", True, 14, 1),), declared=frozenset({"forge-turbo"})),
-        "the container forge-turbo starts again and again (exit 1): remove it; the deploy that follows makes it again",
+        "the container forge-turbo starts again and again (exit 1): remove forge-turbo; the deploy that follows makes it again",
         "docker rm -f -v forge-turbo",
         False,
     ),
@@ -122,7 +122,7 @@ def test_what_is_repaired(facts: Ailments, told: str, script: str, asks: bool) -
 def test_a_key_of_ours_is_fetched_anew() -> None:
     (repair,) = repairs.plan(replace(WELL, keys=(Key("https://download.docker.com/linux/debian", "f", OURS),)))
     assert repair.repository is OURS and not repair.script
-    assert "has expired: fetch it anew, and compare it with its fingerprint" in repair.lines()[0]
+    assert "has expired: fetch the key anew, and compare it with its fingerprint" in repair.lines()[0]
 
 
 LEFT: dict[str, tuple[Ailments, str, str, bool]] = {
@@ -216,7 +216,7 @@ def test_room_comes_before_packages_before_docker_before_containers() -> None:
 
 def test_of_a_dead_docker_on_a_full_disk_it_is_not_said_that_nothing_can_be_freed() -> None:
     facts = replace(FULL, docker=Docker(load="loaded", active="failed", result="exit-code"))
-    assert [repair.what for repair in repairs.plan(facts)] == ["Start it"]
+    assert [repair.what for repair in repairs.plan(facts)] == ["Start Docker"]
 
 
 @pytest.mark.parametrize(("freed", "stops"), [(4 * GB, True), (5 * GB, False)])
