@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,11 +17,13 @@ import pytest
 from test_deployment import deployment
 
 from atelier import models_serve, old_host, recorded
+from atelier.console import Narrator
 from atelier.errors import AtelierError
 from atelier.models import Weight
 from atelier.old_host import Offer
 from atelier.settings import Settings
 from atelier.ssh import Completed, Destination, Ssh
+from stages import provision
 from weights import pieces
 from weights.store import PIECE, File, Store
 from weights.verify import verify
@@ -229,6 +232,22 @@ def test_without_an_old_host_the_deployment_is_as_it_was(answers: Any, told: str
     with old_host.through_here(Old(answers), New(), MISSING, said.append) as (changed, offer):
         assert changed == MISSING and offer is None
     assert told in said[0] and said[0].endswith("they come from huggingface.co")
+
+
+@pytest.mark.parametrize(("sent", "fetched", "came"), [(14, 7, "7 bytes"), (3, 7, "3 bytes")])
+def test_what_came_is_counted_and_not_what_a_client_left_unread(
+    sent: int, fetched: int, came: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted, offers = [100, 100 + fetched], list[Offer]()
+    look = old_host.look
+    monkeypatch.setattr(old_host, "look", lambda *given: offers.append(look(*given)) or offers[0])
+    monkeypatch.setattr(old_host, "_ssh", lambda _: Old([record(), WEIGHT.sha256]))
+    monkeypatch.setattr(old_host.lifecycle, "find_weights_obstacles", lambda *_: [])
+    monkeypatch.setattr(provision, "fetched", lambda: counted.pop(0))
+    monkeypatch.setattr(provision, "fetch_weights", lambda *_: setattr(offers[0], "served", sent))
+    target = SimpleNamespace(destination=Destination("new"), name="new")
+    assert old_host.bring(target, "old", New(), MISSING, Narrator()) == min(sent, fetched)
+    assert f"  {came} came from the old host old" in capsys.readouterr().out
 
 
 def test_with_all_weights_there_the_old_host_is_not_asked() -> None:
