@@ -164,7 +164,7 @@ def suspects(listing: Listing, settings: Settings, root: str = "") -> Suspects:
     return Suspects(
         chosen,
         tuple(roots),
-        tuple(_obstacles([seen for seen, _, _ in chosen])),
+        (*_obstacles([seen for seen, _, _ in chosen]), *_namesakes(listing, chosen, settings)),
         tuple(
             f"{folder} looks like a previous stack that no container comes from: FROM={folder} takes over what is in it"
             for folder in unnamed
@@ -177,7 +177,7 @@ def reason(seen: Seen, settings: Settings, root: str = "") -> str:
     if OUR_LABEL in seen.labels:
         return ""
     services = settings.enabled()
-    names = {service.container for service in services.values()} | {settings.gateway_container}
+    names = {service.container for service in services.values()}
     if seen.name.removesuffix(SUFFIX) in names:
         return f"ours gets the name {seen.name.removesuffix(SUFFIX)}"
     if root and any(is_below(path, root) for path in (seen.folder, *(mount.source for mount in seen.mounts))):
@@ -224,4 +224,15 @@ def _obstacles(going: Sequence[Seen]) -> Iterator[Finding]:
             yield Finding(
                 f"{each.name} was started with --rm: stopped it is gone, and could not come back",
                 f"docker stop {each.name}, where nobody needs it any more",
+            )
+
+
+def _namesakes(listing: Listing, chosen: Sequence[tuple[Seen, str, str]], settings: Settings) -> Iterator[Finding]:
+    """A previous stack had no gateway: whatever has that name is somebody else's."""
+    name, going = settings.gateway_container, {seen.id for seen, _, _ in chosen}
+    for each in listing.containers:
+        if each.name == name and OUR_LABEL not in each.labels and each.id not in going:
+            yield Finding(
+                f"a container is called {name}, which is to be the gateway's name, and is somebody else's",
+                f"set gateway_container to another name, or rename that one: docker rename {name} NAME",
             )

@@ -98,7 +98,7 @@ def look(ssh: Ssh, settings: Settings, root: str = "", ours: Roots | None = None
     listing = previous_containers.parse(ssh.run(previous_containers.script(), timeout=120).stdout)
     chosen = previous_containers.suspects(listing, settings, root)
     if not chosen.containers and not root:
-        return Found(notes=chosen.notes)
+        return Found(obstacles=chosen.obstacles, notes=chosen.notes)
     told = previous_places.parse_compose(ssh.run(previous_places.compose_script(chosen.roots), timeout=60).stdout)
     candidates = previous_places.places(chosen, told)
     survey = previous_places.parse_survey(

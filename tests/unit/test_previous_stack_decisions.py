@@ -133,11 +133,18 @@ GPU_WITH_MODELS = replace(FORGE, name="painter", published=(), gpu=True)
         (replace(GPU_WITH_MODELS, gpu=False), ""),
         (replace(GPU_WITH_MODELS, mounts=(Mount("/data/shared/models-of-cars", "/m"),)), ""),
         (Seen("1", "web", published=((80, 80),)), ""),
-        (Seen("1", "gateway"), "ours gets the name gateway"),
+        (Seen("1", "gateway"), ""),
     ],
 )
 def test_which_containers_are_a_previous_stacks(one: Seen, why: str) -> None:
     assert reason(one, SETTINGS) == why
+
+
+def test_somebody_elses_gateway_stays_and_its_name_is_asked_for() -> None:
+    (finding,) = suspects(Listing((Seen("1", "gateway"),)), SETTINGS).obstacles
+    assert "called gateway" in finding.problem and "gateway_container" in finding.remedy
+    assert not suspects(Listing((Seen("1", "gateway", labels={"atelier.config": "1"}),)), SETTINGS).obstacles
+    assert not suspects(Listing((replace(COMFYUI, name="gateway"),)), SETTINGS).obstacles, "it is the stack's"
 
 
 def test_a_root_that_is_named_tells_its_containers() -> None:
