@@ -108,7 +108,9 @@ def script(recorded: Recorded, roots: Roots) -> str:
     places = (roots.outputs_dir, roots.users())
     folders = [path for path in recorded.ours("directories") if str(PurePosixPath(path).parent) in places]
     of_users = [f"find -H {shlex.quote(path)} -xdev -mindepth 1" for path in sorted(folders)]
-    others = f"! -uid {recorded.service_uid} -prune -printf '%p\\0'" if recorded.service_uid is not None else "-false"
+    # Docker leaves an empty directory of root's where it mounts one into another.
+    is_foreign = f"! -uid {recorded.service_uid} -prune ! \\( -type d -empty \\) -printf '%p\\0'"
+    others = "-false" if recorded.service_uid is None else is_foreign
     checks = "; ".join(
         f"iptables -w -t {table} -C {rest} && printf '%s\\0' {shlex.quote(rule)}"
         for rule in sorted(RULES)

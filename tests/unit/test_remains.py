@@ -70,6 +70,7 @@ def test_sizes_and_what_others_have_in_the_services_directories(tmp_path: Path) 
     roots = Roots("/nonexistent", str(tmp_path), f"{tmp_path}/models", f"{tmp_path}/out puts")
     folder = tmp_path / "out puts/comfyui"
     (folder / "inner").mkdir(parents=True)
+    (folder / "where Docker mounts").mkdir()
     (folder / "inner/image.png").write_bytes(b"a" * 100_000)
     (tmp_path / "models/vae").mkdir(parents=True)
     (tmp_path / "models/vae/a b.safetensors").write_bytes(b"a" * 300)

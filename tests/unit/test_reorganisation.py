@@ -460,6 +460,7 @@ def test_the_removals_do_what_they_say(tmp_path: Path) -> None:
 def test_of_data_only_what_is_the_service_user_s_is_purged(own: bool, linked: bool, tmp_path: Path) -> None:
     folder, weight, outside = tmp_path / "out puts", tmp_path / "weight", tmp_path / "outside"
     (folder / "inner dir").mkdir(parents=True)
+    (folder / "where Docker mounts").mkdir()
     outside.mkdir()
     kept = [folder / "inner dir/im age.png", folder / "of $HOME `it`.png", outside / "file"]
     for file in (*kept, weight):
@@ -474,7 +475,7 @@ def test_of_data_only_what_is_the_service_user_s_is_purged(own: bool, linked: bo
     for _ in range(2):
         for step in reorganisation.removal_steps(plan, uid):
             subprocess.run(["sh", "-ec", step.script], input=step.stdin, check=True)
-    assert not weight.exists() and (outside / "file").exists()
+    assert not weight.exists() and (outside / "file").exists() and not (folder / "where Docker mounts").exists()
     if own:
         assert folder.exists() is linked and not any(file.exists() for file in kept[:2])
         assert not linked or list(folder.iterdir()) == []
