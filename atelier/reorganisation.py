@@ -570,7 +570,8 @@ RMDIR = 'xargs -0r sh -c \'for d; do [ ! -d "$d" ] || [ -L "$d" ] || rmdir --ign
 EMPTY = """xargs -0r sh -c 'u=$1; shift; for d; do
   [ -d "$d" ] || { rm -f -- "$d" || exit 1; continue; }
   find -H "$d" -xdev -mindepth 1 ! -uid $u -prune -o ! -type d -execdir rm -f -- "{}" + || exit 1
-  { find -H "$d" -xdev -mindepth 1 ! -uid $u ! "(" -type d -empty ")" -prune -o -type d -print0 | sort -rz; [ -L "$d" ] || printf "%s\\0" "$d"; } |
+  { find -H "$d" -xdev -mindepth 1 ! -uid $u ! "(" -type d -empty ")" -prune -o -type d -print0 | sort -rz
+    [ -L "$d" ] || printf "%s\\0" "$d"; } |
     xargs -0r sh -c "for e; do mountpoint -q -- \\"\\$e\\" || rmdir --ignore-fail-on-non-empty -- \\"\\$e\\" || exit 1; done" _ || exit 1
 done' _"""
 """Takes the user id: files go where they lie, of a directory what is that user's; what others have in it stays, with its directory,
