@@ -31,6 +31,7 @@ from atelier.uninstall_packages import (
     is_gpu_package,
     named,
     our_packages,
+    stop_script,
 )
 from weights.progress import NOTE
 from weights.store import INCOMING
@@ -344,6 +345,7 @@ def _packages(recorded: Recorded, roots: Roots, remains: Remains, packages: Pack
     if script := _stop_gpu_script(names):
         steps.append(Step("Units", "Stop what serves the GPUs", script))
     if names:
+        steps.append(Step("Units", "Stop what these packages run", stop_script(names)))
         steps.append(Step("Packages", f"Remove {len(names)} packages", apt.purge_script(names)))
     told = {"packages": tuple(name for name in names if name not in packages.brought), BROUGHT: packages.brought}
     left = _docker_leftovers(recorded, remains, going) if goes else Plan()

@@ -183,6 +183,16 @@ echo ::recommends; dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Recom
 """
 
 
+def stop_script(names: Sequence[str]) -> str:
+    """Shell that stops the units of packages that go: not every package does so itself when it is removed."""
+    unit = "s#^\\(/usr\\)\\?/lib/systemd/system/\\([^/@]*\\.\\(service\\|socket\\|path\\|timer\\)\\)$#\\2#p"
+    return f"""
+for u in $(dpkg-query -L {shlex.join(names)} 2>/dev/null | sed -n '{unit}'); do
+  ! systemctl is-active -q "$u" || systemctl stop "$u" || exit 1
+done
+"""
+
+
 def parse_simulation(output: str) -> Simulation:
     """What `simulate_script` printed."""
     sections = {name: text for name, _, text in (part.partition("\n") for part in output.split("::")[1:])}

@@ -546,6 +546,22 @@ def test_units_that_somebody_elses_containers_may_use_stay_as_they_are() -> None
     assert why(plan)[f"the unit {REFRESH}"] == "somebody else's containers may use it: db"
 
 
+def test_what_a_package_runs_is_stopped_before_it_goes(tmp_path: Path) -> None:
+    host = f"""
+    dpkg_query() {{ shift; for p; do case $p in
+      upgrades) printf '/.\\n/lib/systemd/system/upgrades.service\\n/usr/lib/systemd/system/upgrades@.service\\n';;
+      docker.io) printf '/usr/lib/systemd/system/docker.socket\\n/usr/lib/systemd/system/idle.timer\\n/usr/bin/docker\\n';;
+      *) echo "dpkg-query: package '$p' is not installed" >&2; false;; esac; done; }}
+    systemctl() {{ if [ $1 = stop ]; then echo $2 >>{tmp_path}/stopped; else [ $3 != idle.timer ]; fi; }}
+    """
+    script = uninstall_packages.stop_script(["upgrades", "docker.io", "gone"]).replace("dpkg-query", "dpkg_query")
+    done = subprocess.run(["sh", "-c", host + script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "stopped").read_text().split() == ["upgrades.service", "docker.socket"]
+    order = [step.name for step in decide(record(), THERE).steps]
+    assert order.index("Stop what these packages run") == order.index("Remove 3 packages") - 1
+
+
 STOPS = {
     "the toolkit": (["nvidia-container-toolkit-base"], {"nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"}),
     "the driver": (["nvidia-persistenced", "nvidia-driver-cuda"], {PERSISTENCE}),
