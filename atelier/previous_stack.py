@@ -198,8 +198,9 @@ def _own_files(seen: Seen, survey: Survey) -> list[str]:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether it is a path as Docker tells them. Part of a name with a line break may look like one that leads elsewhere."""
-    return path.startswith("/") and posixpath.normpath(path) == path
+    """Whether it is a path as Docker tells them. Part of a name with a line break may look like one that leads elsewhere, and
+    one that is no UTF-8 arrives as the name of nothing."""
+    return path.startswith("/") and posixpath.normpath(path) == path and "\ufffd" not in path
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:

@@ -727,6 +727,11 @@ class Work:
             with contextlib.suppress(AtelierError):
                 told = self._come_back()
             raise AtelierError(f"{error.message}{told}", error.hint) from None
+        except Exception:
+            # A fault of ours: it must not cost anybody what ran before.
+            with contextlib.suppress(AtelierError):
+                self.narrator.say(f"  It failed.{self._come_back()}", style="yellow")
+            raise
 
     def _come_back(self) -> str:
         """Bring back what the data or the gateway have not left behind; in words, where that leaves the host."""

@@ -421,6 +421,7 @@ def test_a_docker_that_does_not_answer_is_no_container_without_weights(
     "file,keeps,inside",
     [
         ("?", True, False),
+        ("/app/loras/\ufffd.safetensors", True, False),
         ("/opt/webui/embeddings/mine.pt", False, True),
         ("/app/input/portrait.png", False, True),
         ("/app/output/a.png", False, False),

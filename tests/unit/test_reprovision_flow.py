@@ -257,6 +257,13 @@ def test_what_a_container_got_since_the_first_look_is_taken_over_before_it_goes(
     assert kept.keeps and "step 9" not in reprovision.displacement.remove_script([kept])
 
 
+def test_a_fault_of_ours_brings_them_back_as_well(work: Callable[..., Work]) -> None:
+    there = Host({**THERE, "gateway": "id-fresh"})
+    with pytest.raises(ZeroDivisionError), work(there, THEIRS, FOUND)._coming_back():
+        _ = 1 / 0
+    assert "step 9" in there.done[1]
+
+
 def test_an_interrupt_brings_nothing_back(work: Callable[..., Work], capsys: pytest.CaptureFixture[str]) -> None:
     there = Host(THERE)
     with pytest.raises(KeyboardInterrupt), work(there, THEIRS, FOUND)._coming_back():
