@@ -6,6 +6,7 @@ The tests share one sandbox and run in their order; each leaves it healthy.
 import io
 import os
 import re
+import shlex
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -178,12 +179,21 @@ def test_what_only_a_person_can_mend_is_named_and_nothing_done() -> None:
     assert set(seconds_away(summary(output)).values()) == {0.0}
 
 
+EARLIER_IMAGE = """
+import json, pathlib
+place = pathlib.Path("/srv/atelier/state/manifest.json")
+manifest = json.loads(place.read_text())
+manifest["created"]["images"] = sorted({*manifest["created"]["images"], "atelier/comfyui:old"})
+place.write_text(json.dumps(manifest, indent=1) + chr(10))
+"""
+"""Run in a guest: the image as an earlier deploy would have recorded it. No name makes it ours."""
 FILL = "f=$(df -B1 --output=avail / | tail -n 1); fallocate -l $((f - 60000000)) /home/theirs.bin"
 
 
 def test_of_a_full_disk_ours_is_freed_after_a_yes_and_what_is_not_ours_is_named() -> None:
     SANDBOX.root(
         "head -c 800M /dev/zero >/home/r && tar -C /home -c r | docker import - atelier/comfyui:old >/dev/null && rm /home/r; "
+        f"python3 -c {shlex.quote(EARLIER_IMAGE)}; "
         f"mkdir -p {INCOMING}; head -c 400M /dev/zero >{NOBODYS}; {FILL}"
     )
     there = f"docker image ls -q atelier/comfyui:old; ls {NOBODYS}"
