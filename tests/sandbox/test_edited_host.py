@@ -30,7 +30,7 @@ sed -i 's/^services:/services:  # by hand/' {COMPOSE}
 sed -i '1i # https://me:{IN_TEXT}@mirror.example/' {COMPOSE}
 printf 'SOMEBODY={IN_ENV}\\n' >>{ENV}
 f=$(find {CREDENTIALS} -type f | sort | head -n 1); printf ' {IN_CREDENTIALS}' >>"$f"; echo "$f"
-sed -i 's/^\\[Service\\]/[Service]\\nNice=19/' {UNIT}
+sed -i 's/^Nice=10$/Nice=19/' {UNIT}
 python3 - <<'X'
 import json
 with open("{DAEMON_JSON}") as file:
@@ -95,7 +95,7 @@ def expect_edits(answer: str, host: Edited) -> None:
     assert {*diffs} == {COMPOSE, ENV, UNIT, DAEMON_JSON, host.credential}, back
     assert "-services:  # by hand" in diffs[COMPOSE] and "+services:" in diffs[COMPOSE]
     assert "-# https://[hidden]@mirror.example/" in diffs[COMPOSE]
-    assert "-Nice=19" in diffs[UNIT]
+    assert "-Nice=19" in diffs[UNIT] and "+Nice=10" in diffs[UNIT]
     assert '-  "live-restore": false' in diffs[DAEMON_JSON] and '+  "live-restore": true' in diffs[DAEMON_JSON]
     assert "-SOMEBODY=[hidden]" in diffs[ENV] and diffs[host.credential] == "differs\n"
     alone = section(answer, "Leaves alone")
@@ -123,7 +123,7 @@ def test_reprovision_shows_it_and_puts_it_back(host: Edited) -> None:
     settings = json.loads(host.root(f"cat {DAEMON_JSON}"))
     assert settings["live-restore"] is True and IN_PROXY in settings["proxies"]["http-proxy"]
     unit = host.root("systemctl show -p Nice,NeedDaemonReload atelier-monitor.service").split()
-    assert {*unit} == {"Nice=0", "NeedDaemonReload=no"}
+    assert {*unit} == {"Nice=10", "NeedDaemonReload=no"}
     assert host.root(THEIRS) == other
 
 
