@@ -178,8 +178,10 @@ def save_script(tag: str, directory: str) -> str:
     """
     place, archive = shlex.quote(directory), shlex.quote(archive_name(tag))
     same_image = shlex.quote(archive_name(tag).rpartition("-")[0])
+    # Several hosts may share the directory (sandboxes do).
     return (
-        f"mkdir -p {place} && cd {place} && docker save --output {archive}.part {tag} && mv {archive}.part {archive} "
+        f'mkdir -p {place} && cd {place} && part={archive}."$(uname -n)".part '
+        f'&& docker save --output "$part" {tag} && mv "$part" {archive} '
         f"&& ls -t {same_image}-*.tar | tail -n +{KEPT_ARCHIVES + 1} | xargs -r rm -f --"
     )
 

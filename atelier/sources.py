@@ -268,8 +268,9 @@ def _double_commit(directory: Path) -> str:
         with tempfile.TemporaryDirectory() as temporary:
             commit = _make_repository(directory, Path(temporary) / "repository")
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.with_suffix(".part").write_text(commit, encoding="ascii")
-        remembered.with_suffix(".part").rename(remembered)
+        part = remembered.with_suffix(f".{os.getpid()}.part")
+        part.write_text(commit, encoding="ascii")
+        part.rename(remembered)
     return remembered.read_text(encoding="ascii")
 
 

@@ -6,6 +6,7 @@ The names of the tensors are the ones by which the real applications recognise a
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -66,4 +67,6 @@ def write(path: Path, kind: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = model(kind)
     if not path.exists() or path.read_bytes() != content:
-        path.write_bytes(content)
+        part = path.with_suffix(f".{os.getpid()}.part")  # another sandbox may be reading, or writing the same
+        part.write_bytes(content)
+        part.rename(path)

@@ -639,3 +639,25 @@ def test_the_archives_used_last_are_kept(tmp_path: Path) -> None:
         os.utime(place / f"atelier-comfyui-{number}.tar", (number, number))
     kept = {path.name for path in place.iterdir()}
     assert kept == {"atelier-forge-0.tar", *(f"atelier-comfyui-{number}.tar" for number in (1, 3, 4, 5))}
+
+
+def test_two_hosts_keep_the_same_image_in_one_directory_at_once(tmp_path: Path) -> None:
+    """Sandboxes share theirs: one may put its archive in place just before the other does."""
+    (tmp_path / "bin").mkdir()
+    programs = {
+        "docker": f'echo whole >"$3"; [ ! -p "{tmp_path}/gate" ] || cat "{tmp_path}/gate"',
+        "uname": 'echo "$HOST_NAME"',
+    }
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = ["sh", "-c", images.save_script("atelier/comfyui:1", str(tmp_path / "archives"))]
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with subprocess.Popen(command, env={**environment, "HOST_NAME": "first"}) as first:
+        with gate.open("w"):  # opens when the first has written its archive
+            gate.rename(tmp_path / "passed")
+            subprocess.run(command, env={**environment, "HOST_NAME": "second"}, check=True, timeout=30)
+    assert first.returncode == 0
+    assert [path.read_text() for path in (tmp_path / "archives").iterdir()] == ["whole\n"]
