@@ -1,6 +1,7 @@
 """No way to the containers but the gateway's published ports, also for another machine on the same network segment."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from atelier import paths
 
 pytestmark = pytest.mark.sandbox
 
-HOST = Sandbox("sandbox-direct")
+HOST = Sandbox(f"sandbox-direct-{os.getpid()}")
 SEGMENT_ADDRESS = "10.213.0.2"  # the host's, on the segment that it shares with the neighbour
 PROBE = """
 import socket, sys
