@@ -27,7 +27,8 @@ say "Preparing .venv (once, about half a minute) ..."
 rm -rf .venv
 if command -v uv >/dev/null; then
     uv venv -q --python "$python" .venv
-    UV_LINK_MODE=copy uv pip install -q --python .venv/bin/python --require-hashes -r locks/requirements.txt
+    # As pip does: under PYTHONDONTWRITEBYTECODE each command would compile what it imports again.
+    UV_LINK_MODE=copy uv pip install -q --compile-bytecode --python .venv/bin/python --require-hashes -r locks/requirements.txt
     uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
 else
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then

@@ -4,10 +4,17 @@ Tests that need a part which this computer lacks are skipped with the reason; un
 """
 
 import os
+import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 import side_by_side
+
+if sys.dont_write_bytecode:
+    # Who wants none beside the sources: elsewhere, since compiling takes longer than all else before the first test.
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode = False
 
 LONG = 5
 """Seconds from which on a test is told of."""
