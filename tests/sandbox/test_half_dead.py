@@ -192,11 +192,11 @@ FILL = "f=$(df -B1 --output=avail / | tail -n 1); fallocate -l $((f - 60000000))
 
 def test_of_a_full_disk_ours_is_freed_after_a_yes_and_what_is_not_ours_is_named() -> None:
     SANDBOX.root(
-        "head -c 800M /dev/zero >/home/r && tar -C /home -c r | docker import - atelier/comfyui:old >/dev/null && rm /home/r; "
-        f"python3 -c {shlex.quote(EARLIER_IMAGE)}; "
-        f"mkdir -p {INCOMING}; head -c 400M /dev/zero >{NOBODYS}; {FILL}"
+        "set -e; head -c 800M /dev/zero >/home/r; tar -C /home -c r | docker import - atelier/comfyui:old >/dev/null; rm /home/r; "
+        "tar -C /etc -c hostname | docker import - atelier/comfyui:theirs >/dev/null; "
+        f"python3 -c {shlex.quote(EARLIER_IMAGE)}; mkdir -p {INCOMING}; head -c 400M /dev/zero >{NOBODYS}; {FILL}"
     )
-    there = f"docker image ls -q atelier/comfyui:old; ls {NOBODYS}"
+    there = f"docker image ls -q atelier/comfyui; ls {NOBODYS}"
     before = SANDBOX.root(there)
     refused = reprovision(expect=1)
     assert "nothing was changed" in refused and "YES=1" in refused
@@ -208,6 +208,7 @@ def test_of_a_full_disk_ours_is_freed_after_a_yes_and_what_is_not_ours_is_named(
     assert parts.endswith("remove begun transfers of weights that nothing asks for, 0.4 GB")
     assert "remove images of ours that nothing uses, up to" in images and images.endswith(": atelier/comfyui:old")
     assert SANDBOX.root(f"docker image ls -q atelier/comfyui:old; ls {NOBODYS} 2>/dev/null || echo gone") == "gone"
+    assert SANDBOX.root("docker image ls -q atelier/comfyui:theirs") != "", "no deploy recorded it: it is not ours"
     SANDBOX.root(f"ls /home/theirs.bin; rm /home/theirs.bin; {FILL}")
     try:
         output = reprovision("--yes", expect=1)
