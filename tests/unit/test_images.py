@@ -655,9 +655,11 @@ def test_two_hosts_keep_the_same_image_in_one_directory_at_once(tmp_path: Path) 
     environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    with subprocess.Popen(command, env={**environment, "HOST_NAME": "first"}) as first:
-        with gate.open("w"):  # opens when the first has written its archive
-            gate.rename(tmp_path / "passed")
-            subprocess.run(command, env={**environment, "HOST_NAME": "second"}, check=True, timeout=30)
+    with (
+        subprocess.Popen(command, env={**environment, "HOST_NAME": "first"}) as first,
+        gate.open("w"),  # opens when the first has written its archive
+    ):
+        gate.rename(tmp_path / "passed")
+        subprocess.run(command, env={**environment, "HOST_NAME": "second"}, check=True, timeout=30)
     assert first.returncode == 0
     assert [path.read_text() for path in (tmp_path / "archives").iterdir()] == ["whole\n"]
