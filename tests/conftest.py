@@ -40,6 +40,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """After Ctrl-C all processes remove the machines that they made, which may take longer than the usual 10 s."""
+    config.pluginmanager.getplugin("dsession").nodemanager.EXIT_TIMEOUT = 120
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     from xdist.scheduler import LoadScopeScheduling
 
