@@ -3,6 +3,7 @@
 Tests that need a part which this computer lacks are skipped with the reason; under REQUIRE_SANDBOX=1 a skip is a failure.
 """
 
+import contextlib
 import os
 import sys
 from collections import Counter, defaultdict
@@ -18,6 +19,8 @@ if sys.dont_write_bytecode:
 
 LONG = 5
 """Seconds from which on a test is told of."""
+ENDING = 120
+"""Seconds at most until a process has ended."""
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -39,10 +42,14 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option.loadscopereorder = False
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """After Ctrl-C all processes remove the machines that they made, which may take longer than the usual 10 s."""
-    config.pluginmanager.getplugin("dsession").nodemanager.EXIT_TIMEOUT = 120
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """After Ctrl-C each process removes the machines that it made, for which pytest-xdist leaves it 5 s."""
+    distributed = session.config.pluginmanager.getplugin("dsession")
+    if distributed and exitstatus == pytest.ExitCode.INTERRUPTED:
+        for process in list(distributed._active_nodes):
+            with contextlib.suppress(Exception):  # it ended with an error, or not in time
+                process.channel.waitclose(ENDING)
 
 
 @pytest.hookimpl(optionalhook=True)
