@@ -76,6 +76,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
         report.longrepr = f"skipped although REQUIRE_SANDBOX=1: {call.excinfo.value if call.excinfo else 'no reason'}"
 
 
+@pytest.hookimpl(trylast=True)  # when there is a terminal reporter
 def pytest_configure(config: pytest.Config) -> None:
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):  # the processes beside the first have none
         config.pluginmanager.register(Pace(terminal))
@@ -101,7 +102,9 @@ class Pace:
             return
         outcome = "failed" if any(phase.failed for phase in phases) else phases[-2].outcome
         parts = ", ".join(f"{phase.when} {phase.duration:.0f} s" for phase in phases if phase.duration >= LONG)
-        self.terminal.ensure_newline()
+        if self.terminal._width_of_current_line:
+            self.terminal.currentfspath = None
+            self.terminal.line("")
         self.terminal.write_line(f"{outcome}  {report.nodeid}  {seconds:.0f} s ({parts})")
 
     def pytest_terminal_summary(self) -> None:
