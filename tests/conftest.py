@@ -29,16 +29,16 @@ def is_worker(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Side by side where nobody said otherwise (-n), and nobody wants to look on."""
+    """In as many processes as somebody said (-n), or as are right; in one where somebody wants to look on."""
     if not config.pluginmanager.hasplugin("xdist"):  # -p no:xdist
         return
     option = config.option
-    looks_on = option.usepdb or option.capture == "no"
-    if is_worker(config) or option.numprocesses is not None or option.dist != "no" or option.tx or looks_on:
+    if is_worker(config) or option.dist != "no" or option.tx:
         return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
-    option.numprocesses = side_by_side.processes(config.args, len(os.sched_getaffinity(0)), memory)
-    option.dist = "loadfile"
+    if option.numprocesses is None and not option.usepdb and option.capture != "no":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
+        option.numprocesses = side_by_side.processes(config.args, len(os.sched_getaffinity(0)), memory)
+    option.dist = "loadfile"  # also with -n: tests of a file build on each other
     option.loadscopereorder = False
 
 

@@ -13,16 +13,19 @@ TOGETHER = {
 }
 """Files that share what is made once in a process run in one, in the order of their names."""
 LONGEST_FIRST = (
-    "test_rotate.py",
     "test_reprovision.py",
+    "test_rotate.py",
     "test_previous_stack.py",
     "test_sabotage_run.py",
     "test_uninstall.py",
-    "test_deploy.py",
     "test_half_dead.py",
+    "test_new_machine.py",
+    "test_deploy.py",
+    "test_edited_host.py",
     "test_weights_on_a_host.py",
     "test_gpu.py",
     "test_monitoring.py",
+    "test_migration.py",
     "test_tls.py",
 )
 """End-to-end tests; the others come after them. `make test` ends with how long each took."""
