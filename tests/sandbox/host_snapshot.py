@@ -60,10 +60,12 @@ print(
             "manual": lines("apt-mark showmanual"),
             "holds": lines("apt-mark showhold"),
             "units": lines("systemctl list-unit-files --no-legend --no-pager | awk '{print $1, $2}'"),
-            # Without what comes and goes by itself: systemd's own, sessions, what a timer started.
+            # What runs, listens or waits: what ran once may have done so at the first boot alone. Without what comes and goes
+            # by itself: systemd's own, sessions, what a timer started.
             "running": lines(
-                "systemctl list-units --state=active --type=service,socket,path,timer --plain --no-legend --no-pager "
-                "| awk '{print $1}' | grep -vE '^(systemd-|user|session|run-|ssh(d)?@|getty|console-getty|dbus|apt-|dpkg-|e2scrub)'"
+                "systemctl list-units --type=service,socket,path,timer --plain --no-legend --no-pager "
+                "| awk '$4 ~ /^(running|listening|waiting)$/ {print $1}' "
+                "| grep -vE '^(systemd-|user|session|run-|ssh(d)?@|getty|console-getty|dbus|apt-|dpkg-|e2scrub)'"
             ),
             "failed": lines("systemctl list-units --failed --plain --no-legend --no-pager"),
             "users": lines("getent passwd; getent group; getent shadow | cut -d: -f1,2"),
