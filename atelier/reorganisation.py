@@ -167,7 +167,7 @@ def count(number: int, what: str) -> str:
 
 def amount(size: int) -> str:
     """A number of bytes, for people."""
-    if size >= 10**8:
+    if size >= 10**9:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 10**5 else f"{size} bytes"
 

@@ -545,6 +545,13 @@ def test_the_plan_says_where_weights_come_from(mirrors: list[str], hub: bool, to
     assert f"  7.0 MB of weights from {told}" in plan.lines()
 
 
+@pytest.mark.parametrize(
+    ("size", "told"), [(99_999, "99999 bytes"), (125_165_568, "125.2 MB"), (1_000_000_000, "1.0 GB")]
+)
+def test_what_was_copied_is_told_to_a_few_hundredths(size: int, told: str) -> None:
+    assert reorganisation.amount(size) == told
+
+
 def test_the_summary_says_what_it_came_to() -> None:
     plan = planned(declared(**REMOVED), record(), host(record()))
     line = reorganisation.summary(plan, Amounts(renamed=12_300_000_000), {"comfyui": "away for 4.2 s"})
