@@ -805,8 +805,8 @@ class Work:
     def _removals(self) -> dict[str, tuple[str, ...]]:
         """What was removed: of the networks of a previous stack, those that nobody else was in."""
         removals = dict(self.plan.removals)
-        networks = {*removals.pop("networks", ()), *self.removed_networks}
-        return {**removals, "networks": tuple(sorted(networks))} if networks else removals
+        networks = tuple(sorted({*removals.get("networks", ()), *self.removed_networks}))
+        return {**removals, "networks": networks} if networks else removals  # in the plan's order
 
     def _say_summary(self, watch: Watch, seconds: float) -> None:
         from stages import provision
