@@ -294,6 +294,14 @@ class Merge:
                 else:
                     self._note(one, found)
                     break
+        if self.joined and len(names) > 1:
+            self._wait_for_changed(names)
+
+    def _wait_for_changed(self, names: list[Entry]) -> None:
+        """A rename of one name changes the file's time of change: what was found of those that stay holds no more."""
+        stay = [one for one in names if look(Place(self.move.source, one.name))]
+        if len(stay) < len(names):
+            self._wait(stay)
 
     def _look_again(self, into: str) -> bool:
         """What has the name: ours, or one that came meanwhile, or one whose name means the same to the file system."""
