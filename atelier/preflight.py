@@ -45,7 +45,7 @@ def findings(deployment: Deployment, now: float, unreachable: Mapping[str, str])
     facts, settings = deployment.facts, deployment.settings
     return [
         *_system(facts, now),
-        *_record(facts, settings),
+        *contradictions(facts, settings),
         *_packages(facts),
         *_users(facts, settings),
         *(_space(facts, "this deploy", _deploy_needs(deployment)) or _least_space(facts, settings)),
@@ -61,7 +61,7 @@ def weights_findings(deployment: Deployment, now: float, unreachable: Mapping[st
     """All reasons why bringing the weights alone would fail; the parameters are those of findings()."""
     return [
         *_system(deployment.facts, now),
-        *_record(deployment.facts, deployment.settings),
+        *contradictions(deployment.facts, deployment.settings),
         *_packages(deployment.facts),
         *_users(deployment.facts, deployment.settings),
         *_space(deployment.facts, "this fetch", _weights_needs(deployment)),
@@ -99,7 +99,7 @@ def _system(facts: HostFacts, now: float) -> list[Finding]:
     return found
 
 
-def _record(facts: HostFacts, settings: Settings) -> list[Finding]:
+def contradictions(facts: HostFacts, settings: Settings) -> list[Finding]:
     """What the host has recorded and this deploy would contradict: a later release, a reprovision under way, data elsewhere."""
     if refusal := recorded.later(int(facts.schema or 0), facts.release):
         return [refusal]

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from atelier import credentials as store
-from atelier import lifecycle, paths
+from atelier import lifecycle, paths, preflight
 from atelier.comfyui import ComfyUI
 from atelier.console import Narrator
 from atelier.credentials import Account, Credentials, Former
@@ -364,7 +364,9 @@ class Rotation:
         return rotation
 
     def require_nothing_else(self) -> None:
-        """Raises AtelierError when this checkout would change more on the host than credentials."""
+        """Raises AtelierError when this checkout would change more on the host than credentials, or a reprovision is under way."""
+        for found in preflight.contradictions(self.deployment.facts, self.target.settings):
+            raise AtelierError(found.problem, found.remedy)
         record = read_deployed(self.ssh, self.target.settings)
         known: list[Sequence[Project]] = []
         if self.former.credentials:

@@ -419,6 +419,17 @@ def test_a_rotation_goes_on_from_wherever_one_was_killed(
     stage().rotation.require_nothing_else()
 
 
+def test_no_rotation_beside_an_unfinished_reprovision(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(RECORD, monkeypatch)
+    begun = stage().rotation
+    facts = replace(begun.deployment.facts, reorganising=True)
+    with pytest.raises(AtelierError, match="not finished") as raised:
+        replace(begun, deployment=replace(begun.deployment, facts=facts)).require_nothing_else()
+    assert "make reprovision" in str(raised.value)
+
+
 def test_a_rotation_brings_no_other_images_or_settings(
     stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
