@@ -129,6 +129,13 @@ class Reorganisation:
         """The moves of which something is left to do."""
         return tuple(move for move in self.moves if move.how != "nothing")
 
+    def prepares_data(self) -> str:
+        """What is done with data while the services run, in words; empty where all is renamed whole."""
+        how = {move.how for move in self.moves}
+        if "copy" in how:
+            return "Copy and verify what crosses file systems"
+        return "Compare what has the same name in both places" if "merge" in how else ""
+
     def stops_services(self) -> bool:
         """Whether the services must not write while the directories change places; one that is renamed whole takes them along."""
         return bool(self.owner) or any(move.how in ("copy", "merge") for move in self.moves)

@@ -532,8 +532,8 @@ class Work:
         if outcome.restart:
             raise RestartNeededError(self.target.name, outcome.restart)
         self._adopt(before.settings, self.survey.found.previous)
-        if self.plan.pending():
-            self._relocate("copy", "Copy and verify what crosses file systems")
+        if step := self.plan.prepares_data():
+            self._relocate("copy", step)
 
     def _adopt(self, settings: Settings, previous: PreviousStack) -> None:
         """What a previous stack has, while it runs, and once more when nobody writes to it."""

@@ -349,7 +349,7 @@ def test_killed_while_names_change_the_next_run_finishes(host: Host) -> None:
 
 def test_a_removed_service_leaves_its_data_until_it_is_purged(host: Host) -> None:
     images = "/srv/renamed/outputs/forge"
-    host.root(f"echo image >{images}/a.png; chown 10001: {images}/a.png; echo mine >{images}/notes.txt")
+    host.root(f"echo image >{images}/a.png; chown 10001:10001 {images}/a.png; echo mine >{images}/notes.txt")
     host.declare(services={"comfyui": {"container": "painter"}, "forge": {"enabled": False}})
     came = summary(host.reprovision("--yes"))
     assert (came.fetched, came.copied) == (0, 0) and "containers forge-turbo.previous" in came.removed

@@ -337,6 +337,20 @@ def test_services_stop_only_where_they_could_write_to_the_old_place(how: str, st
     assert ("all services" in plan.downtime) is stops and plan.needs_consent()
 
 
+@pytest.mark.parametrize(
+    "how,step",
+    [
+        (["rename"], ""),
+        (["rename", "switched"], ""),
+        (["merge", "rename"], "Compare what has the same name in both places"),
+        (["merge", "copy"], "Copy and verify what crosses file systems"),
+    ],
+)
+def test_only_what_is_copied_or_merged_takes_time_before_the_services_stop(how: list[str], step: str) -> None:
+    found = replace(host(record()), relocation=Plan(tuple(move(one) for one in how), (), ()))
+    assert planned(declared(models_dir="/big/models"), record(), found).prepares_data() == step
+
+
 def test_what_the_moves_cannot_do_is_an_obstacle() -> None:
     found = replace(host(record()), relocation=Plan((), (), ("/srv/atelier/models/x is a mount point",)))
     plan = planned(declared(models_dir="/big/models"), record(), found)
