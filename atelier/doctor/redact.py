@@ -107,7 +107,7 @@ _ORDINARY = (
 _WORD = rf"{_ORDINARY}{_STATE}[^\s,;:&\"'<>()\[\]}}{{=][^\s,;&\"'<>)\]}}]*"
 _OPAQUE = r"(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Za-z])(?!(?:0x)?(?:[0-9A-F]{8}|[0-9A-F]{16}|[0-9A-F]{40})\b)"
 """Letters and digits, and no fingerprint of a public key as gpg writes it."""
-_VALUE = r"(?:\\*\"[^\"\n]*\"|\\*'[^'\n]*'|[^\s,;&\"'<>)\]}]+)"
+_VALUE = rf"(?:{re.escape(HIDDEN)}|\\*\"[^\"\n]*\"|\\*'[^'\n]*'|[^\s,;&\"'<>)\]}}]+)"
 
 SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)

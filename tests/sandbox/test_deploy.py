@@ -236,6 +236,7 @@ def test_a_changed_setting_is_exactly_that_change(moved: Sandbox) -> None:
         assert "comfyui-qwen" in plan(moved, expect=2)
         output = moved.deploy()
     assert changes(output) == [
+        "Record what will be created",  # the sums of the files as well
         "Render the files of comfyui-qwen",
         "Start comfyui-qwen and wait until it is healthy",
         "Record what runs",

@@ -696,6 +696,12 @@ def test_a_known_secret_goes_in_each_spelling(spelling: str) -> None:
     assert redact.Redactor((TRICKY,))(f"before {spelling} after") == "before [hidden] after"
 
 
+@pytest.mark.parametrize("text", ["TOKEN=opensesame", "key: opensesame", "pass=opensesame", "PASSWORD='open sesame'"])
+def test_what_was_hidden_before_stays_as_it_is(text: str) -> None:
+    hide = redact.Redactor(())
+    assert "sesame" not in hide(text) and hide(hide(text)) == hide(text)
+
+
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("before", [b"", b"u", b"us", b"user:"])
 def test_a_known_secret_goes_from_within_base64(encode: Callable[[bytes], bytes], before: bytes) -> None:
