@@ -95,6 +95,7 @@ def test_a_further_name_concerns_the_gateway_alone(sandbox: Sandbox) -> None:
     output = sandbox.deploy()
     assert "ca.crt is made anew for" in output and "users import it again" in output
     assert changes(output) == [
+        "Record what will be created",  # the sums of the files as well
         "Put the secret files in place",
         "Render the files of gateway",
         "Start gateway and wait until it is healthy",
