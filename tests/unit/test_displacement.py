@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ class Host:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        (folder / "docker").write_text(f'#!/bin/sh\nexec {sys.executable} -SE {FAKE} "$@"\n')
+        (folder / "docker").write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, '-SE', str(FAKE)])} "$@"\n')
         (folder / "docker").chmod(0o755)
         (folder / "sleep").write_text("#!/bin/sh\n")
         (folder / "sleep").chmod(0o755)

@@ -1,6 +1,7 @@
 """The state of every earlier release is carried forward: read from what a real host of each schema recorded."""
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def documents(schema: int, settings: Settings) -> dict[str, str]:
     assert tree.is_dir(), (
         f"record a host of schema {schema} with the last commit that wrote it: tests/recorded/record.py"
     )
-    script = recorded.script(settings, str(tree))
+    script = recorded.script(settings, shlex.quote(str(tree)))
     return recorded.documents(subprocess.run(["sh", "-u", "-c", script], capture_output=True, text=True).stdout)
 
 

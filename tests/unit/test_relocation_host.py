@@ -1,6 +1,7 @@
 """The program that moves data, as it gets to a host and answers: real shell, real files."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def told_here(content: bytes, folder: Path) -> bytes:
 
 
 def ask(verb: str, library: Path, job: Path) -> tuple[int, relocation_host.Answer]:
-    script = relocation_host.shell(verb, str(job), str(library)).replace("/usr/bin/python3", sys.executable)
+    script = relocation_host.shell(verb, str(job), str(library)).replace("/usr/bin/python3", shlex.quote(sys.executable))
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={})
     *told, last = done.stdout.splitlines()
     assert all(relocation_host.is_progress(line) for line in told)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -428,7 +429,7 @@ class Local:
     destination = Destination("box")
 
     def run(self, script: str, *, stdin: bytes = b"", **_: object) -> Completed:
-        shell = script.replace("/usr/bin/python3", sys.executable)
+        shell = script.replace("/usr/bin/python3", shlex.quote(sys.executable))
         done = subprocess.run(["sh", "-c", shell], input=stdin, capture_output=True)
         return Completed(done.returncode, done.stdout.decode(), done.stderr.decode())
 
