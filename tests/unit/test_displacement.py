@@ -24,7 +24,8 @@ class Host:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        (folder / "docker").write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, '-SE', str(FAKE)])} "$@"\n')
+        fake = shlex.join([sys.executable, "-SE", str(FAKE)])
+        (folder / "docker").write_text(f'#!/bin/sh\nexec {fake} "$@"\n')
         (folder / "docker").chmod(0o755)
         (folder / "sleep").write_text("#!/bin/sh\n")
         (folder / "sleep").chmod(0o755)

@@ -1,7 +1,6 @@
 """The state of every earlier release is carried forward: read from what a real host of each schema recorded."""
 
 import json
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -25,8 +24,9 @@ def documents(schema: int, settings: Settings) -> dict[str, str]:
     assert tree.is_dir(), (
         f"record a host of schema {schema} with the last commit that wrote it: tests/recorded/record.py"
     )
-    script = recorded.script(settings, shlex.quote(str(tree)))
-    return recorded.documents(subprocess.run(["sh", "-u", "-c", script], capture_output=True, text=True).stdout)
+    script = recorded.script(settings, tree.name)
+    done = subprocess.run(["sh", "-u", "-c", script], cwd=TREES, capture_output=True, text=True)
+    return recorded.documents(done.stdout)
 
 
 def test_every_schema_has_a_migration() -> None:

@@ -30,7 +30,9 @@ def told_here(content: bytes, folder: Path) -> bytes:
 
 
 def ask(verb: str, library: Path, job: Path) -> tuple[int, relocation_host.Answer]:
-    script = relocation_host.shell(verb, str(job), str(library)).replace("/usr/bin/python3", shlex.quote(sys.executable))
+    script = relocation_host.shell(verb, str(job), str(library)).replace(
+        "/usr/bin/python3", shlex.quote(sys.executable)
+    )
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={})
     *told, last = done.stdout.splitlines()
     assert all(relocation_host.is_progress(line) for line in told)
