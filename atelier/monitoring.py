@@ -23,6 +23,7 @@ STRANGERS = {"comfyui": "/prompt", "forge": "/sdapi/v1/samplers"}
 LATE_SECONDS = 30
 """What two intervals may be exceeded by before a look counts as late."""
 ACTIVE = "active"
+FAILED = "failed"
 FORMER = "former "
 
 
@@ -137,11 +138,11 @@ def probed(settings: Settings) -> list[str]:
 
 
 def probe_script(settings: Settings) -> str:
-    """Shell that prints `active` where the timer runs, and metrics that lie where none are wanted now."""
+    """Shell that prints `active` where the timer runs, `failed` where the last look did, and metrics that lie where none are wanted."""
     wanted = settings.monitoring.textfile_dir if settings.monitoring.enabled else ""
     config = shlex.quote(f"{directory(settings)}/config.json")
     return (
-        f"systemctl is-active -q {TIMER} && echo {ACTIVE}; "
+        f"systemctl is-active -q {TIMER} && echo {ACTIVE}; systemctl is-failed -q {SERVICE} && echo {FAILED}; "
         f'd=$(sed -n \'s/^ "textfile_dir": "\\(.*\\)",$/\\1/p\' {config}); '
         f'[ -z "$d" ] || [ "$d" = {shlex.quote(wanted)} ] || [ ! -e "$d/{METRICS}" ] || echo "{FORMER}$d/{METRICS}"'
     )

@@ -197,6 +197,11 @@ def test_a_timer_that_does_not_run_is_started(told: Told, link: bool, timer: boo
     assert carried_out(told, deployment()) == [monitoring.START_SCRIPT]
 
 
+def test_after_a_look_that_failed_another_is_taken(told: Told) -> None:
+    placed(told, deployment(), says="failed")
+    assert carried_out(told, deployment()) == [monitoring.START_SCRIPT]
+
+
 def test_changed_settings_are_told_and_the_timer_goes_by_them(told: Told) -> None:
     placed(told, deployment())
     commands = carried_out(told, deployment(monitoring={"interval": 90}))
